@@ -1,0 +1,21 @@
+"""compresskit compresses neural networks from YAML recipes. Importing it is cheap: torch is loaded on first use."""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "fuse", "load"]
+
+_HOMES = {
+    "load": ("compresskit.storage.checkpoint", "load_network"),
+    "fuse": ("compresskit.passes.fuse", "fuse"),
+    "evaluate": ("compresskit.training.evaluation", "evaluate"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'compresskit' has no attribute {name!r}")
+    from importlib import import_module
+
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

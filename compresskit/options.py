@@ -1,0 +1,13 @@
+"""The one form of extension: a choice that a recipe can name is a small frozen class whose fields are its options."""
+
+from dataclasses import dataclass
+from typing import TypeVar, dataclass_transform
+
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def option(cls: type[T]) -> type[T]:
+    """Frozen keyword-only dataclass that refuses unknown keys when a recipe is validated against it."""
+    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return dataclass(frozen=True, kw_only=True)(cls)

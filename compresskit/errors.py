@@ -14,6 +14,9 @@ CompresskitError          exit status 1 unless said otherwise
 A message says where, what was given, what is allowed and what to do next, in one line.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class CompresskitError(Exception):
     """Base of all errors that are the user's to act on; the command line prints it as one line."""
@@ -63,3 +66,12 @@ class TargetMissed(CompresskitError):
     """The work is done and saved, but a target stated in the recipe was not reached."""
 
     exit_status = 3
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """What a message says behind an unknown name: the nearest names, or the first few where none is near."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"there are: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"

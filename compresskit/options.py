@@ -8,6 +8,5 @@ T = TypeVar("T")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def option(cls: type[T]) -> type[T]:
-    """Frozen keyword-only dataclass that refuses unknown keys when a recipe is validated against it."""
-    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    """Frozen keyword-only dataclass. A recipe may give any of its fields, and nothing else."""
     return dataclass(frozen=True, kw_only=True)(cls)

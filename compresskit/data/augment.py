@@ -1,0 +1,49 @@
+"""Random flips and shifts of a whole batch of images at once, each image with its own draw."""
+
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+from torch.nn.functional import pad
+
+from compresskit.options import option
+
+
+@option
+class Augment:
+    """Random changes to the training images, drawn anew for each image in each epoch."""
+
+    flip: bool = False  # mirror left to right with probability 1/2
+    crop: Annotated[int, Ge(0)] = 0  # pixels added on each side before a random crop of the old size
+    pad_mode: Literal["zeros", "reflect"] = "zeros"  # black pixels (before normalisation), or the image mirrored
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count, 3) for each image: 1 if mirrored else 0, rows and columns of its shift in -crop .. crop."""
+        mirrored = torch.randint(1 + self.flip, (count, 1), generator=generator)
+        shifts = torch.randint(-self.crop, self.crop + 1, (count, 2), generator=generator)
+        return torch.cat([mirrored, shifts], 1)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """The images (N, C, H, W), of any type, changed by their draws (N, 3).
+
+        One gather with the flip folded into its index. On a CPU, uint8 256 x 3 x 32 x 32, it took half the time of
+        windows picked from `unfold`, and less against slicing image by image or grouping equal shifts.
+        """
+        height, width = images.shape[2:]
+        mirrored, down, right = draws.unsqueeze(2).unbind(1)
+        columns = torch.arange(width, device=images.device)
+        rows = torch.arange(height, device=images.device) + down
+        columns = torch.where(mirrored > 0, width - 1 - columns, columns) + right
+        if self.pad_mode == "reflect":
+            rows, columns = _reflect(rows, height), _reflect(columns, width)
+        outside = ((rows < 0) | (rows >= height))[:, :, None] | ((columns < 0) | (columns >= width))[:, None]
+        index = (rows[:, :, None] * width + columns[:, None]).masked_fill(outside, height * width)
+        # What lies outside reads the one zero that is added behind the last pixel
+        pixels = pad(images.flatten(2), (0, 1))
+        return pixels.gather(2, index.flatten(1)[:, None].expand(-1, images.shape[1], -1)).view(images.shape)
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Indices mirrored at the first and the last pixel, which are not repeated."""
+    return size - 1 - (size - 1 - index.abs()).abs()

@@ -1,0 +1,17 @@
+"""The data sets that a recipe can name."""
+
+from compresskit.data.arrays import Arrays
+from compresskit.data.dataset import Source
+from compresskit.data.folders import ImageFolder
+from compresskit.data.mini import MnistMini
+from compresskit.data.named import CIFAR10, CIFAR100, MNIST, FashionMNIST
+
+DATASETS: dict[str, type[Source]] = {
+    "mnist-mini": MnistMini,
+    "mnist": MNIST,
+    "fashion-mnist": FashionMNIST,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "image-folder": ImageFolder,
+    "arrays": Arrays,
+}

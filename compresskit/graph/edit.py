@@ -1,0 +1,52 @@
+"""Surgery: a new network in which one layer stands where a chain was."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from compresskit.graph.chains import Chain
+
+
+def replace_chain(
+    network: fx.GraphModule, chain: Chain, layer: nn.Module, *, flatten: bool = False, pad: Sequence[int] = ()
+) -> fx.GraphModule:
+    """Copy of `network` with `layer` in the place of `chain`, under the name `chain.name`.
+
+    flatten: the source is flattened behind its batch dimension before the layer. pad: of the source, as
+    torch.nn.functional.pad takes it (negative crops), where no padding of the layer would align it.
+    Modules that nothing calls any more are dropped.
+    """
+    network = copy.deepcopy(network)
+    graph = network.graph
+    nodes = {node.name: node for node in graph.nodes}
+    target, value = nodes[chain.target], nodes[chain.source]
+    scope = target.meta.get("scope", "")
+    network.add_submodule(chain.name, layer)
+    with graph.inserting_before(target):
+        if flatten:
+            value = graph.call_function(torch.flatten, (value, 1))
+            value.meta["scope"] = scope
+        if pad:
+            value = graph.call_function(functional.pad, (value, list(pad)))
+            value.meta["scope"] = scope
+        fused = graph.call_module(chain.name, (value,))
+        fused.meta["scope"] = scope
+    target.replace_all_uses_with(fused)
+    for name in reversed(chain.nodes):
+        graph.erase_node(nodes[name])
+    network.delete_all_unused_submodules()
+    graph.lint()
+    network.recompile()
+    return network
+
+
+def reset_parameters(network: fx.GraphModule, seed: int) -> fx.GraphModule:
+    """`network` itself, each layer drawn anew by torch's default initialisation from `seed`."""
+    torch.manual_seed(seed)
+    for module in network.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    return network

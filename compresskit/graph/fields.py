@@ -1,0 +1,105 @@
+"""Receptive fields: which positions of a source each position of a value sees, one spatial dimension at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from compresskit.graph.chains import Chain
+
+WINDOWED = (nn.Conv1d, nn.Conv2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
+WINDOWED_FUNCTIONS = {"max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """Position p of the value sees the source from stride * p + lo to stride * p + hi, both included."""
+
+    stride: int
+    lo: int
+    hi: int
+
+    def behind(self, kernel: int, stride: int, padding: int, dilation: int) -> "Field":
+        """Field of the output of a window operation on this value (FuseInit's stride s1 r1 s2, offset exact)."""
+        return Field(
+            self.stride * stride,
+            self.lo - self.stride * padding,
+            self.hi + self.stride * ((kernel - 1) * dilation - padding),
+        )
+
+    def joined(self, other: "Field") -> "Field":
+        """Field of an elementwise function of two values."""
+        return Field(self.stride, min(self.lo, other.lo), max(self.hi, other.hi))
+
+    def seeing(self, size_in: int, size_out: int) -> "Field":
+        """The part of the field that meets the source, of `size_in` positions, for some of `size_out` positions."""
+        return Field(self.stride, max(self.lo, -self.stride * (size_out - 1)), min(self.hi, size_in - 1))
+
+    def window(self, kernel: int | None) -> tuple[int, int]:
+        """(kernel, padding before) of a convolution that sees the middle `kernel` positions of the field, or all."""
+        width = self.hi - self.lo + 1
+        kernel = kernel or width
+        return kernel, -(self.lo + (width - kernel) // 2)
+
+
+Fields = tuple[Field, ...]
+
+
+def receptive_fields(network: fx.GraphModule, chain: Chain, shapes: dict[str, tuple[int, ...]]) -> Fields | None:
+    """Field of the chain's target for each spatial dimension; None where a value in between sees the whole map.
+
+    Elementwise nodes and those that keep the size of the map pass the field on; branches of a residual join, and a
+    branch that sees the whole map (squeeze and excitation) does not widen the others.
+    """
+    source = next(node for node in network.graph.nodes if node.name == chain.source)
+    dimensions = len(shapes[chain.source]) - 2
+    fields: dict[fx.Node, Fields | None] = {source: (Field(1, 0, 0),) * dimensions}
+    for node in network.graph.nodes:
+        if node.name in chain.nodes:
+            fields[node] = _after(network, node, fields, shapes)
+    return next(field for node, field in fields.items() if node.name == chain.target)
+
+
+def _after(
+    network: fx.GraphModule, node: fx.Node, fields: dict[fx.Node, Fields | None], shapes: dict[str, tuple[int, ...]]
+) -> Fields | None:
+    inputs = [(parent, field) for parent in node.all_input_nodes if (field := fields.get(parent)) is not None]
+    if not inputs:
+        return None
+    joined = inputs[0][1]
+    for _, other in inputs[1:]:
+        if [field.stride for field in other] == [field.stride for field in joined]:
+            joined = tuple(a.joined(b) for a, b in zip(joined, other, strict=True))
+    window = _window(network, node)
+    if window is not None:
+        sizes = zip(*(_per_dimension(option, len(joined)) for option in window), strict=True)
+        return tuple(field.behind(*size) for field, size in zip(joined, sizes, strict=True))
+    same = shapes.get(node.name, ())[2:] == shapes.get(inputs[0][0].name, ())[2:]
+    return joined if same and node.name in shapes else None
+
+
+def _window(network: fx.GraphModule, node: fx.Node) -> tuple[Any, ...] | None:
+    """(kernel, stride, padding, dilation) of a convolution or pooling, as the module or the call gives them."""
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        if not isinstance(module, WINDOWED):
+            return None
+        options = [getattr(module, name, default) for name, default in _DEFAULTS.items()]
+    elif getattr(node.target, "__name__", "") in WINDOWED_FUNCTIONS:
+        given = dict(zip(_DEFAULTS, node.args[1:], strict=False)) | node.kwargs
+        options = [given.get(name, default) for name, default in _DEFAULTS.items()]
+    else:
+        return None
+    kernel, stride, padding, dilation = options
+    if padding == "same":  # torch pads the larger half behind
+        spans = zip(kernel, _per_dimension(dilation, len(kernel)), strict=True)
+        padding = tuple((k - 1) * d // 2 for k, d in spans)
+    return kernel, stride or kernel, 0 if padding == "valid" else padding, dilation
+
+
+_DEFAULTS: dict[str, Any] = {"kernel_size": 1, "stride": None, "padding": 0, "dilation": 1}
+
+
+def _per_dimension(option: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
+    return (option,) * dimensions if isinstance(option, int) else tuple(option)

@@ -1,0 +1,45 @@
+"""The one grammar that names layers in recipes."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import fx, nn
+
+from compresskit.errors import RecipeError, near_names
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+KINDS: dict[str, tuple[type[nn.Module], ...]] = {"@conv": _CONVOLUTIONS, "@linear": (nn.Linear,)}
+
+
+def select(network: fx.GraphModule, selectors: Sequence[str]) -> list[str]:
+    """Names of the convolutions and linear layers that any of the selectors means, in the order of the network.
+
+    A selector is an exact name, `re:` and a pattern that the whole name must match, `@conv` or `@linear`.
+    Raises RecipeError for a selector that means nothing, with the nearest names.
+    """
+    called = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    modules = {name: network.get_submodule(name) for name in called}
+    layers = {name: module for name, module in modules.items() if isinstance(module, (*_CONVOLUTIONS, nn.Linear))}
+    chosen = {name for selector in selectors for name in _matches(selector, layers)}
+    return [name for name in layers if name in chosen]
+
+
+def _matches(selector: str, layers: Mapping[str, nn.Module]) -> list[str]:
+    if selector.startswith("@"):
+        if selector not in KINDS:
+            raise RecipeError(
+                f"layer selector {selector!r}: allowed are {', '.join(KINDS)}, re:PATTERN and exact names"
+            )
+        found = [name for name, module in layers.items() if isinstance(module, KINDS[selector])]
+    elif selector.startswith("re:"):
+        try:
+            pattern = re.compile(selector.removeprefix("re:"))
+        except re.error as error:
+            raise RecipeError(f"layer selector {selector!r}: no regular expression ({error})") from error
+        found = [name for name in layers if pattern.fullmatch(name)]
+    else:
+        found = [name for name in layers if name == selector]
+    if not found:
+        nearest = near_names(selector.removeprefix("re:"), layers)
+        raise RecipeError(f"layer selector {selector!r}: no convolution or linear layer is named so; {nearest}")
+    return found

@@ -1,0 +1,76 @@
+"""Models of the user's own, from a function or class named in the recipe."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from compresskit.errors import RecipeError, near_names
+from compresskit.models.weights import check_fit, load_weights
+from compresskit.options import option
+
+
+@option
+class Factory:
+    """What a function or class of yours returns: `kind: package.module:factory` for short."""
+
+    kind: Literal["factory"] = "factory"
+    target: str  # "package.module:factory", looked for in the current directory too
+    arguments: dict[str, Any] = field(default_factory=dict)  # num_classes is filled in from the data if it is taken
+    weights: str | None = None  # file with a state dict to start from: .safetensors, or as torch.save writes it
+
+    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Raises RecipeError for a target that cannot be found or called, or whose model does not take the data."""
+        factory = _find(self.target)
+        model = self._call(factory, outputs)
+        if not isinstance(model, nn.Module):
+            raise RecipeError(
+                f"model.target: {self.target} returned a {type(model).__name__}; it must return a torch.nn.Module"
+            )
+        if self.weights is not None:
+            load_weights(model, Path(self.weights))
+        check_fit(model, self.target, input_shape, outputs)
+        return model
+
+    def _call(self, factory: Callable[..., Any], outputs: int) -> Any:
+        signature = inspect.signature(factory)
+        filled = {"num_classes": outputs} if "num_classes" in signature.parameters else {}
+        arguments = filled | self.arguments
+        try:
+            signature.bind(**arguments)
+        except TypeError as error:
+            raise RecipeError(f"model.arguments: {self.target}{signature} does not take them: {error}") from error
+        try:
+            return factory(**arguments)
+        except TypeError as error:
+            raise RecipeError(f"model.target: {self.target} raised TypeError: {error}") from error
+
+
+def _find(target: str) -> Callable[..., Any]:
+    module_name, colon, name = target.partition(":")
+    if not (module_name and colon and name):
+        raise RecipeError(f"model.target: {target!r} was given; write 'package.module:factory'")
+    if os.getcwd() not in sys.path:  # an installed program, unlike `python -m`, does not look there
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise RecipeError(
+                f"model.target: there is no module {error.name!r}; run compresskit from the folder that holds it, or "
+                "install its package"
+            ) from error
+        raise RecipeError(f"model.target: {module_name} imports {error.name!r}, which is not installed") from error
+    factory = getattr(module, name, None)
+    if factory is None:
+        raise RecipeError(f"model.target: {module_name} has no {name!r}; {near_names(name, vars(module))}")
+    if not callable(factory):
+        raise RecipeError(f"model.target: {target} is a {type(factory).__name__}; it must be a function or a class")
+    found: Callable[..., Any] = factory
+    return found

@@ -1,0 +1,209 @@
+"""A traced network computes what the module does, in eval and in train mode, and leaves the module as it was."""
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from compresskit.errors import UnsupportedModelError
+from compresskit.graph.stochastic_depth import StochasticDepth
+from compresskit.graph.trace import trace
+from compresskit.graph.windows import WindowAttention
+from tests.graph.nets import INPUTS, Plain, Residual, batch, make
+
+
+class Dropping(nn.Module):
+    def __init__(self, call, always: bool = False) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.call, self.always = call, always
+
+    def forward(self, x):
+        return self.call(self.fc(x), p=0.5, training=self.training or self.always)
+
+
+class Nested(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Linear(6, 6), inner
+
+    def forward(self, x):
+        return self.inner(self.stem(x))
+
+
+def function(forward) -> nn.Module:
+    """A module with a forward written for one test."""
+    return type("Given", (nn.Module,), {"forward": forward})()
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_outputs_are_those_of_the_module(kind):
+    net = make(kind)
+    assert torch.equal(trace(net)(batch(kind)), net(batch(kind)))
+
+
+def test_scope_is_the_submodule_whose_forward_made_the_call():
+    nodes = {node.name: node for node in trace(make(Residual)).graph.nodes}
+    assert nodes["add"].meta["scope"] == "block1"
+    assert nodes["block1_conv1"].meta["scope"] == "block1"
+    assert nodes["stem"].meta["scope"] == ""
+    assert nodes["flatten"].meta["scope"] == ""
+
+
+def test_mode_of_every_submodule_is_kept():
+    net = make(Residual).train()
+    net.block1.norm1.eval()
+    network = trace(net)
+    assert net.training
+    assert network.training
+    assert not net.block1.norm1.training
+    assert net.block1.norm2.training
+    assert not trace(make(Plain)).training
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "shape"),
+    [
+        (F.dropout, nn.Dropout, (6,)),
+        (F.dropout1d, nn.Dropout1d, (3, 6)),
+        (F.dropout2d, nn.Dropout2d, (3, 2, 6)),
+        (F.dropout3d, nn.Dropout3d, (3, 2, 2, 6)),
+        (F.alpha_dropout, nn.AlphaDropout, (6,)),
+        (F.feature_alpha_dropout, nn.FeatureAlphaDropout, (3, 2, 2, 6)),
+    ],
+)
+def test_functional_dropout_becomes_a_module(call, kind, shape):
+    net = Dropping(call)
+    network = trace(net)
+    x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
+    assert [type(module) for module in network.modules() if isinstance(module, kind)] == [kind]
+    assert torch.equal(network.eval()(x), net.eval()(x))
+    torch.manual_seed(3)
+    expected = net.train()(x)
+    torch.manual_seed(3)
+    assert torch.equal(network.train()(x), expected)
+    assert not torch.equal(expected, net.eval()(x))
+
+
+def test_dropout_that_eval_mode_does_not_stop_stays_as_it_is():
+    network = trace(Dropping(F.dropout, always=True))
+    assert [node.target for node in network.graph.nodes if node.op == "call_function"] == [F.dropout]
+
+
+def test_new_modules_are_named_after_the_place_of_the_call():
+    assert "inner.dropout" in dict(trace(Nested(Dropping(F.dropout))).named_modules())
+
+
+@pytest.mark.parametrize("mode", ["row", "batch"])
+@pytest.mark.parametrize("p", [0.4, 1.0])
+def test_stochastic_depth_draws_as_torchvision_does(mode, p):
+    from torchvision.ops import StochasticDepth as Original
+
+    net = Nested(Original(p, mode))
+    network = trace(net)
+    assert isinstance(network.get_submodule("inner"), StochasticDepth)  # the name that it had
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(network.eval()(x), net.eval()(x))
+    torch.manual_seed(1)
+    expected = net.train()(x)
+    torch.manual_seed(1)
+    assert torch.equal(network.train()(x), expected)
+
+
+def test_layers_of_our_own_stay_whole_when_traced_again():
+    network = trace(trace(Nested(StochasticDepth(0.5, "row"))))
+    assert isinstance(network.get_submodule("inner"), StochasticDepth)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("shift", "size"), [((0, 0), (6, 6)), ((2, 2), (7, 10)), ((2, 2), (4, 9)), ((2, 2), (4, 4)), ((1, 2), (12, 5))]
+)
+def test_window_attention_equals_torchvision(version, shift, size):
+    from torchvision.models import swin_transformer
+
+    kind = swin_transformer.ShiftedWindowAttention if version == 1 else swin_transformer.ShiftedWindowAttentionV2
+    torch.manual_seed(0)
+    net = kind(8, [4, 4], list(shift), 2, attention_dropout=0.3, dropout=0.3)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter)
+    network = trace(net)
+    assert any(isinstance(module, WindowAttention) for module in network.modules())
+    x = torch.randn(2, *size, 8)
+    assert torch.equal(network.eval()(x), net.eval()(x))
+    torch.manual_seed(1)
+    expected = net.train()(x)
+    torch.manual_seed(1)
+    assert torch.equal(network.train()(x), expected)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+def test_merging_patches_equals_torchvision(size):
+    from torchvision.models.swin_transformer import PatchMerging
+
+    net = PatchMerging(3).eval()
+    x = torch.randn(2, *size, 3)
+    assert torch.equal(trace(net)(x), net(x))
+
+
+def test_arguments_after_the_batch_keep_their_defaults():
+    network = trace(function(lambda self, x, scale=3, mask=None: x * scale if mask is None else x))
+    assert [node.target for node in network.graph.nodes if node.op == "placeholder"] == ["x"]
+    assert torch.equal(network(torch.ones(2)), torch.full((2,), 3.0))
+
+
+def test_half_precision_weights_become_float_in_a_copy():
+    net = nn.Sequential(nn.Linear(3, 2)).to(torch.bfloat16)
+    assert next(trace(net).parameters()).dtype == torch.float32
+    assert net[0].weight.dtype == torch.bfloat16
+    assert next(trace(make(Plain)).parameters()).dtype == torch.float64
+
+
+def test_a_traced_network_can_be_traced_again():
+    network = trace(make(Residual))
+    again = trace(network)
+    assert isinstance(again, fx.GraphModule)
+    assert torch.equal(again(batch(Residual)), network(batch(Residual)))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return self.fc(x)
+        return x
+
+
+def test_the_submodule_and_the_line_that_stop_the_trace_are_named():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(Branching()))
+    with pytest.raises(
+        UnsupportedModelError, match=r"submodule 1\.0.*test_trace\.py:\d+ `if x\.sum\(\) > 0:`.*control flow"
+    ):
+        trace(net)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda self, x: {"out": x}, "returns a dict"),
+        (lambda self, x: (x, x), "returns a tuple"),
+        (lambda self, x, y: x + y, "missing 1 required positional argument: 'y'"),
+        (lambda self, x: torch.fft.fft(x), r"node fft_fft: asks for '\S*fft_fft', .* allowed functions"),
+        (lambda self, x: x.cuda(), "asks for 'cuda', which is not in the list of allowed methods of tensors"),
+        (lambda self, x: x + x.grad, "asks for 'grad', which is not in the list of allowed attributes"),
+        (lambda self, x: x.to(torch.device("cpu")), "a checkpoint cannot hold its argument device"),
+    ],
+)
+def test_what_no_checkpoint_could_hold_is_refused_before_any_work(forward, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        trace(function(forward))
+
+
+def test_a_layer_with_a_hook_is_refused():
+    net = nn.Sequential(nn.Linear(2, 2))
+    net[0].register_forward_hook(lambda module, inputs, output: output + 1)
+    with pytest.raises(UnsupportedModelError, match="^0: it has a forward hook"):
+        trace(net)

@@ -1,0 +1,218 @@
+"""Checkpoints: a network, its masks and how it came to be, in one file that runs no code when it is read."""
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, fx, nn
+
+from compresskit.errors import CheckpointError, UnsupportedModelError
+from compresskit.graph.table import from_table, named_tensors, to_table
+from compresskit.storage.atomic import atomic_write
+
+FORMAT = "compresskit checkpoint"
+VERSION = 1
+_SHOWN = 5  # names of tensors in a message
+_PLAIN = ("model", "input_shape", "task", "preprocessing", "history")
+
+
+@dataclass
+class Checkpoint:
+    """What model.pt holds.
+
+    network: of one input batch and one output tensor.   model: the recipe's section that the first network was built
+    from.   input_shape: of one sample, without the batch.   task: "classification" or "regression".
+    preprocessing: {"mean": [...], "std": [...]} for each channel, or {}.   history: one entry for each verb that was
+    run, oldest first.   masks: bool, True = keep.
+    """
+
+    network: fx.GraphModule
+    model: dict[str, Any]
+    input_shape: tuple[int, ...]
+    task: str
+    preprocessing: dict[str, Any]
+    history: list[dict[str, Any]]
+    masks: dict[str, Tensor] = field(default_factory=dict)
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes the checkpoint, whole or not at all; the same content gives the same bytes.
+
+    Raises UnsupportedModelError for a network that could not be loaded again, ResourceError when the disk is full.
+    """
+    table = to_table(checkpoint.network)
+    tensors = _values(checkpoint.network)
+    if problems := _misfits(from_table(table), tensors):
+        raise UnsupportedModelError(f"{path}: the tensors do not fit the options of their modules: {problems}")
+    plain = {name: getattr(checkpoint, name) for name in _PLAIN}
+    masks = {name: _compact(mask) for name, mask in checkpoint.masks.items()}
+    names, mask_names, graph, plain = _canonical([list(tensors), list(masks), table, plain])
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "graph": graph,
+        "tensors": dict(zip(names, tensors.values(), strict=True)),
+        "masks": dict(zip(mask_names, masks.values(), strict=True)),
+        **plain,
+    }
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        _write(content, file)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """The checkpoint at `path`, its network in eval mode on `device`.
+
+    Raises CheckpointError for a file that is missing, damaged, of another origin or of a newer compresskit, and for a
+    graph that asks for anything outside the closed lists.
+    """
+    content = _read(path, device)
+    try:
+        network = from_table(content["graph"])
+        tensors, masks = content["tensors"], content["masks"]
+        plain = {name: content[name] for name in _PLAIN}
+        plain["input_shape"] = tuple(plain["input_shape"])
+        if problems := _misfits(network, tensors):
+            raise CheckpointError(f"its tensors do not fit its graph: {problems}; take another copy of the file")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: the checkpoint is incomplete ({error!r}); take another copy of it") from error
+    _fill(network, tensors)
+    return Checkpoint(network, masks=masks, **plain)
+
+
+def load_network(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
+    """The network of the checkpoint at `path`, in eval mode on `device`. Raises CheckpointError."""
+    return load(Path(path), device).network
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of the file, in hexadecimal."""
+    with _readable(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _values(network: fx.GraphModule) -> dict[str, Tensor]:
+    """The tensors by name; a parameter with two names is one tensor under both, which pickle keeps so."""
+    values: dict[int, Tensor] = {}
+    return {name: values.setdefault(id(t), _compact(t)) for name, t in named_tensors(network)}
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """On the CPU, and without what lies around it in memory where it is a part of a larger tensor."""
+    value = tensor.detach().cpu().contiguous()
+    return value if value.nbytes == value.untyped_storage().nbytes() else value.clone()
+
+
+def _canonical(plain: list[Any]) -> Any:
+    """An equal copy of plain data whose objects are shared or not by their content alone, since pickle shows that."""
+    return json.loads(json.dumps(plain))
+
+
+def _write(content: dict[str, Any], file: BinaryIO) -> None:
+    """To a file, not a path, which torch would write into it; a full disk raises OSError, as it does elsewhere."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # torch's archive writer, on closing, about what it could not write
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
+
+
+def _fill(network: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
+    """Puts the tensors in their places; one that has two names becomes one parameter with two names."""
+    parameters: dict[int, nn.Parameter] = {}
+    for name, _ in list(named_tensors(network)):
+        owner, _, attribute = name.rpartition(".")
+        module, value = network.get_submodule(owner), tensors[name]
+        if attribute in module._parameters:
+            parameter = nn.Parameter(value, requires_grad=value.is_floating_point())
+            module._parameters[attribute] = parameters.setdefault(id(value), parameter)
+        else:
+            module._buffers[attribute] = value
+
+
+def _misfits(network: fx.GraphModule, tensors: Mapping[str, Any]) -> str:
+    """What is missing, superfluous or of another shape or kind of number than the network has it; "" if nothing."""
+    wanted = dict(named_tensors(network))
+    strange = {name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)}
+    both = [name for name in wanted if name in tensors.keys() - strange]
+    wrong = [name for name in both if tensors[name].shape != wanted[name].shape]
+    kinds = [name for name in both if tensors[name].is_floating_point() != wanted[name].is_floating_point()]
+    found = {
+        "missing": [name for name in wanted if name not in tensors],
+        "not in the graph": [name for name in tensors if name not in wanted],
+        "no tensor": sorted(strange & wanted.keys()),
+        "wrong shape": [f"{name} {tuple(tensors[name].shape)} for {tuple(wanted[name].shape)}" for name in wrong],
+        "wrong type": [f"{name} {tensors[name].dtype}" for name in kinds],
+    }
+    return "; ".join(f"{what}: {_shorten(names)}" for what, names in found.items() if names)
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+    """Everything in the file, of which nothing was looked at yet but where it comes from and its version."""
+    _check_archive(path)
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: it holds Python objects, which are never run; save its state_dict() with torch.save and give "
+            "that file as `weights` of a torchvision or factory model"
+        ) from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # what torch.save did not write can fail in any way when it is read as if it had
+        raise CheckpointError(f"{path}: it cannot be read ({error}); {_OTHER_COPY}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: it is no compresskit checkpoint; a plain state dict goes into `weights` of a torchvision or "
+            "factory model"
+        )
+    version = content.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise CheckpointError(
+            f"{path}: it was written by a newer compresskit (format {version}, this one reads up to {VERSION}); "
+            "update compresskit"
+        )
+    return content
+
+
+_OTHER_COPY = "it is cut off or damaged, so take another copy or run the command again that wrote it"
+
+
+def _check_archive(path: Path) -> None:
+    """Looks at the file as a zip archive, with its checksums, which torch does not check."""
+    with _readable(path), path.open("rb") as file:
+        start = file.read(2)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            if start == b"PK":
+                raise CheckpointError(f"{path}: {_OTHER_COPY}") from error
+            raise CheckpointError(f"{path}: it is no compresskit checkpoint; name the model.pt of a run") from error
+    if damaged:
+        raise CheckpointError(f"{path}: {damaged} fails its checksum; {_OTHER_COPY}")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; name the model.pt of a run that has ended") from error
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path}: it is a folder; name the model.pt in it") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: it cannot be read ({error.strerror}); check its permissions") from error

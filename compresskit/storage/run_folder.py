@@ -1,0 +1,138 @@
+"""The folder of a run: fixed names, nothing overwritten unasked, and what is needed to repeat the run."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from compresskit.errors import ResourceError, RunFolderError
+from compresskit.storage.atomic import atomic_write
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where one run of one verb writes. Names in it: model.pt, best.pt, report.json, report.md, recipe.yaml, ..."""
+
+    path: Path
+
+    def copy(self, source: Path, name: str) -> None:
+        with atomic_write(self.path / name) as temporary:
+            shutil.copyfile(source, temporary)
+
+    def write_text(self, name: str, text: str) -> None:
+        with atomic_write(self.path / name) as temporary:
+            temporary.write_text(text)
+
+
+def open_run_folder(
+    path: Path, verb: str, recipe: dict[str, Any], *, force: bool, resume: bool, inputs: Sequence[Path] = ()
+) -> RunFolder:
+    """Makes the folder of a run, or takes the one that is there when the user said what should become of it.
+
+    force: an earlier run's files are removed first; a folder that holds no run is never cleared.
+    resume: the earlier run must be of the same verb and recipe. inputs: checkpoints read, none may lie in the folder.
+    Raises RunFolderError naming the folder and the way out.
+    """
+    for source in inputs:
+        if path.resolve() in (source.resolve(), *source.resolve().parents):
+            raise RunFolderError(f"{path}: it holds the input {source}; write elsewhere with --out")
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path}: it is a file, not a folder; write elsewhere with --out")
+    occupied = path.is_dir() and any(path.iterdir())
+    if occupied and resume:
+        _check_same_run(path, verb, recipe)
+    elif occupied and force:
+        _clear(path)
+    elif occupied:
+        raise RunFolderError(f"{path}: it is not empty; use --force to start over, --resume to go on, or another --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        folder = RunFolder(path)
+        if not (occupied and resume):
+            folder.write_text(RECORD, json.dumps({"verb": verb, "recipe": recipe, **provenance()}, indent=2) + "\n")
+    except PermissionError as error:
+        raise RunFolderError(f"{path}: no permission to write there; write elsewhere with --out") from error
+    return folder
+
+
+def provenance() -> dict[str, Any]:
+    """Command line, versions, git revision of the working directory and platform."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": {name: _version(name) for name in ("compresskit", "torch", "torchvision", "numpy")},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git": _git_revision(),
+    }
+
+
+def check_disk(path: Path, nbytes: int) -> None:
+    """Raises ResourceError when the disk of `path` has less than `nbytes` free."""
+    existing = next(folder for folder in (path, *path.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < nbytes:
+        raise ResourceError(
+            f"{path}: {nbytes / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free; "
+            "free some space or write elsewhere with --out"
+        )
+
+
+def _check_same_run(path: Path, verb: str, recipe: dict[str, Any]) -> None:
+    record = _read_record(path)
+    if record["verb"] != verb:
+        raise RunFolderError(f"{path}: it holds a run of '{record['verb']}', not of '{verb}'; use another --out")
+    changed = sorted(_differences(record["recipe"], recipe))
+    if changed:
+        raise RunFolderError(
+            f"{path}: the run there had another recipe (changed: {', '.join(changed)}); "
+            "resume with the same recipe and overrides, or start over with --force"
+        )
+
+
+def _clear(path: Path) -> None:
+    _read_record(path)
+    for entry in path.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((path / RECORD).read_text())
+        return {"verb": record["verb"], "recipe": record["recipe"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{path}: it holds files, but no run of compresskit ({RECORD}); use another --out"
+        ) from error
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            found
+            for name in {*old, *new}
+            for found in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [key]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _git_revision() -> str | None:
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

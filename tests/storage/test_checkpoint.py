@@ -1,0 +1,255 @@
+"""A checkpoint comes back as it was, whole or with a word on what is wrong with it."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+import compresskit
+from compresskit.errors import CheckpointError, ResourceError, UnsupportedModelError
+from compresskit.graph.trace import trace
+from compresskit.storage.checkpoint import Checkpoint, file_hash, load, save
+from tests.graph.nets import INPUTS, Plain, batch, make
+from tests.storage.zoo import all_names, load_elsewhere, store
+
+HISTORY = [{"verb": "train", "recipe": {"epochs": 3, "lr": 1e-3}, "metrics": {"accuracy": 0.1 + 0.2}, "parent": None}]
+
+
+def checkpoint(kind=Plain, **changes) -> Checkpoint:
+    """Built anew each time, so that equal content comes as different objects."""
+    content = {
+        "network": trace(make(kind)),
+        "model": {"kind": "convnet", "channels": (3, 4)},
+        "input_shape": INPUTS[kind],
+        "task": "classification",
+        "preprocessing": {"mean": [0.5, 0.25], "std": [1.0, 2.0]},
+        "history": json.loads(json.dumps(HISTORY)),
+    }
+    return Checkpoint(**(content | changes))
+
+
+@pytest.fixture
+def path(tmp_path):
+    save(checkpoint(), tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+def rewrite(path, change) -> None:
+    """Changes what the file holds, past all checks of `save`."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_everything_comes_back(kind, tmp_path):
+    masks = {"conv1.weight": torch.tensor([True, False])}
+    original = checkpoint(kind, masks=masks)
+    save(original, tmp_path / "model.pt")
+    back = load(tmp_path / "model.pt")
+    assert torch.equal(back.network(batch(kind)), original.network(batch(kind)))
+    assert not back.network.training
+    assert back.model == {"kind": "convnet", "channels": [3, 4]}
+    assert back.input_shape == INPUTS[kind]
+    assert (back.task, back.preprocessing, back.history) == ("classification", original.preprocessing, HISTORY)
+    assert torch.equal(back.masks["conv1.weight"], masks["conv1.weight"])
+    assert all(p.dtype == torch.float64 and p.requires_grad and p.is_leaf for p in back.network.parameters())
+
+
+def test_compresskit_load_gives_the_network(path):
+    network = compresskit.load(str(path))
+    assert isinstance(network, nn.Module)
+    assert not network.training
+    assert torch.equal(network(batch(Plain)), make(Plain)(batch(Plain)))
+
+
+def test_loading_draws_no_random_numbers(path):
+    state = torch.get_rng_state()
+    load(path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_same_content_gives_the_same_bytes(path, tmp_path):
+    save(checkpoint(), tmp_path / "other name.pt")
+    save(load(path), tmp_path / "again.pt")
+    code = (
+        "from tests.storage.test_checkpoint import checkpoint, save; from pathlib import Path; import sys; "
+        "save(checkpoint(), Path(sys.argv[1]))"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "elsewhere.pt")], check=True, env=environment)
+    assert len({file_hash(file) for file in tmp_path.glob("*.pt")}) == 1
+    assert len(list(tmp_path.glob("*.pt"))) == 4
+    save(checkpoint(task="regression"), tmp_path / "different.pt")
+    assert file_hash(tmp_path / "different.pt") != file_hash(path)
+
+
+def test_tied_weights_stay_tied_and_are_stored_once(tmp_path):
+    net = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50))
+    net[1].weight = net[0].weight
+    save(checkpoint(network=trace(net)), tmp_path / "model.pt")
+    back = load(tmp_path / "model.pt").network
+    assert back.get_submodule("0").weight is back.get_submodule("1").weight
+    assert len(list(back.parameters())) == 3
+    assert (tmp_path / "model.pt").stat().st_size < 4 * 50 * 50 * 1.9
+
+
+def test_a_part_of_a_larger_tensor_is_stored_alone(tmp_path):
+    net = nn.Sequential(nn.Linear(10, 3))
+    net[0].weight = nn.Parameter(torch.randn(100000, 10)[:3])
+    save(checkpoint(network=trace(net)), tmp_path / "model.pt")
+    assert (tmp_path / "model.pt").stat().st_size < 20000
+    assert torch.equal(load(tmp_path / "model.pt").network.get_submodule("0").weight, net[0].weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_kept(value, tmp_path):
+    net = make(Plain)
+    net.fc1.weight.data[0, 0] = value
+    save(checkpoint(network=trace(net)), tmp_path / "model.pt")
+    back = load(tmp_path / "model.pt").network.get_submodule("fc1").weight
+    assert torch.equal(back.nan_to_num(7, 8), net.fc1.weight.nan_to_num(7, 8))
+
+
+def test_integer_buffers_keep_their_type(path):
+    assert load(path).network.get_submodule("norm1").num_batches_tracked.dtype == torch.int64
+
+
+def test_options_that_do_not_fit_the_weights_are_refused_on_saving(tmp_path):
+    net = make(Plain)
+    net.fc2.weight = nn.Parameter(net.fc2.weight[:2])
+    with pytest.raises(UnsupportedModelError, match=r"wrong shape: fc2.weight \(2, 5\) for \(3, 5\)"):
+        save(checkpoint(network=trace(net)), tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def zipped(path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "no tensors here")
+
+
+def test_every_cut_of_the_file_is_noticed(path):
+    data = path.read_bytes()
+    for size in (0, 1, 2, 100, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(CheckpointError, match=r"model.pt: .*(cut off|no compresskit checkpoint)"):
+            load(path)
+
+
+def test_a_flipped_bit_in_a_tensor_is_noticed(path):
+    with zipfile.ZipFile(path) as archive:
+        member = max(archive.infolist(), key=lambda info: info.file_size)
+        content = archive.read(member)
+    data = bytearray(path.read_bytes())
+    data[data.index(content) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="fails its checksum; it is cut off or damaged"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.unlink(), "no such file; name the model.pt"),
+        (lambda path: (path.unlink(), path.mkdir()), "it is a folder; name the model.pt in it"),
+        (lambda path: path.write_text("model: {kind: mlp}"), "no compresskit checkpoint; name the model.pt"),
+        (lambda path: torch.save(make(Plain).state_dict(), path), "a plain state dict goes into `weights`"),
+        (lambda path: torch.save(make(Plain), path), "Python objects, which are never run"),
+        (lambda path: torch.save([1, 2], path), "no compresskit checkpoint"),
+        (zipped, "it cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint(path, write, message):
+    write(path)
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_a_pickle_that_would_run_code_does_not(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": "compresskit checkpoint", "version": 1, "graph": Evil()}, path)
+    with pytest.raises(CheckpointError, match="never run"):
+        load(path)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(version=2), "newer compresskit .format 2, this one reads up to 1.; update compresskit"),
+        (lambda c: c.update(version=None), "newer compresskit"),
+        (lambda c: c.pop("history"), "incomplete .KeyError..history"),
+        (lambda c: c.update(input_shape=3), "incomplete"),
+        (lambda c: c.update(tensors=None), "incomplete"),
+        (lambda c: c["tensors"].pop("fc1.bias"), "missing: fc1.bias"),
+        (lambda c: c["tensors"].update(extra=torch.ones(1)), "not in the graph: extra"),
+        (lambda c: c["tensors"].update({"fc1.bias": torch.ones(6)}), r"wrong shape: fc1.bias \(6,\) for \(5,\)"),
+        (lambda c: c["tensors"].update({"fc1.bias": torch.ones(5).int()}), "wrong type: fc1.bias torch.int32"),
+        (lambda c: c["tensors"].update({"fc1.bias": [1]}), "no tensor: fc1.bias"),
+        (lambda c: c["tensors"].clear(), "missing: conv1.weight, .* and 8 more"),
+        (lambda c: c["graph"]["nodes"][3].update(target="os.system"), "'os.system', which is not in the list"),
+    ],
+)
+def test_a_checkpoint_with_other_content(path, change, message):
+    rewrite(path, change)
+    with pytest.raises(CheckpointError, match=f"{path.name}: .*{message}"):
+        load(path)
+
+
+def test_hash_of_a_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        file_hash(tmp_path / "model.pt")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("width", [130, 200, 1000])  # fails in the last bytes, or long before
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(small_disk, width):
+    path = small_disk / "model.pt"
+    save(checkpoint(), path)
+    before = file_hash(path)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        save(checkpoint(network=trace(nn.Sequential(nn.Linear(width, width)))), path)
+    assert file_hash(path) == before
+    assert os.listdir(small_disk) == ["model.pt"]
+
+
+FAMILIES = [
+    *("densenet121", "efficientnet_b0", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf"),
+    *("resnet18", "shufflenet_v2_x0_5", "squeezenet1_1", "googlenet", "convnext_tiny", "swin_t", "swin_v2_t"),
+]
+
+
+def test_torchvisions_families_load_without_torchvision(tmp_path):
+    """The rest of the families (AlexNet, VGG, ViT, MaxViT, Inception) are large; the sweep below has them."""
+    for name in FAMILIES:
+        store(name, tmp_path / name)
+    load_elsewhere(*(tmp_path / name for name in FAMILIES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", all_names())
+def test_every_torchvision_classifier_loads_without_torchvision(name, tmp_path):
+    store(name, tmp_path / name)
+    load_elsewhere(tmp_path / name)
+    (tmp_path / name / "model.pt").unlink()  # the largest take gigabytes

@@ -1,0 +1,71 @@
+"""Several processes as one: who am I, and sums over all. Started by torchrun, or alone."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from compresskit.errors import ResourceError
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that share a run. The default is one process alone, for which every method does nothing."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that writes files and reports."""
+        return self.rank == 0
+
+    def device(self, kind: str) -> torch.device:
+        """Device of this process, one GPU each. kind: cpu or cuda."""
+        return torch.device(kind, self.local_rank) if kind == "cuda" else torch.device(kind)
+
+    def sum_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces each tensor by its sum over the processes, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces each tensor by that of the main process, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def barrier(self) -> None:
+        """Waits until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Ends the connection; to be called once by who called `connect`, as `contextlib.closing` does."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
+
+def connect(kind: str) -> Group:
+    """Joins the processes that torchrun started; a process alone is a group of one.
+
+    kind: cpu (gloo) or cuda (NCCL, one GPU a process). Raises ResourceError if there are more processes than GPUs.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Group()
+    group = Group(int(os.environ["RANK"]), world, int(os.environ["LOCAL_RANK"]))
+    if kind == "cuda":
+        if group.local_rank >= torch.cuda.device_count():
+            raise ResourceError(
+                f"torchrun: process {group.local_rank} of this machine has no GPU, there are "
+                f"{torch.cuda.device_count()}; start fewer with --nproc-per-node, or use --device cpu"
+            )
+        torch.cuda.set_device(group.local_rank)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    return group

@@ -1,0 +1,157 @@
+"""Training from the first epoch to the last, or from where an earlier run was stopped."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, fx
+
+from compresskit.data.dataset import DataSet, Split
+from compresskit.errors import ConvergenceError, RecipeError
+from compresskit.training import state
+from compresskit.training.distributed import Group
+from compresskit.training.evaluation import METRICS, evaluate
+from compresskit.training.metrics_log import MetricsLog
+from compresskit.training.options import Training
+from compresskit.training.trainer import Trainer
+
+log = logging.getLogger("compresskit")
+
+
+class Progress(Protocol):
+    """Who wants to hear how far a run is; called in the main process alone."""
+
+    def on_step(self, epoch: int, step: int, steps: int) -> None:
+        """Step `step` of `steps` of epoch `epoch` is done, both counted from 1."""
+        ...
+
+    def on_epoch(self, row: Mapping[str, float]) -> None:
+        """An epoch is done, evaluated and saved."""
+        ...
+
+
+@dataclass(frozen=True)
+class History:
+    """What training did. rows: those of metrics.csv. monitor: the column that picks the best epoch.
+
+    best_epoch: counted from 1, the first of several equal ones. best_state: its state dict, on the CPU.
+    seconds: of training and evaluation, summed over the runs that it took.
+    """
+
+    rows: list[dict[str, float]]
+    monitor: str
+    best_epoch: int
+    best_metric: float
+    best_state: dict[str, Tensor]
+    seconds: float
+
+
+def fit(
+    network: fx.GraphModule,
+    data: DataSet,
+    options: Training,
+    *,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+    resume: bool = False,
+    group: Group = Group(),  # noqa: B008
+    progress: Progress | None = None,
+) -> History:
+    """Trains `network` in place, on `device`; afterwards it holds the last weights, and History the best.
+
+    The best epoch is that of the validation split, or of the test set where there is none. After each epoch the main
+    process replaces in `folder` metrics.csv, state.pt and, if it was the best so far, best-weights.pt, each file whole.
+    resume: goes on from state.pt, if there is one, and ends with the tensors of a run that was never stopped.
+    Equal arguments give equal tensors on the same machine, as far as torch's own operations do.
+
+    Raises RecipeError if the options do not fit the data or the device, RunFolderError if state.pt was made for
+    another run, ConvergenceError if a loss is not finite (state.pt is then that of the epoch before).
+    """
+    network.to(device)
+    monitor = _Monitor(data, options)
+    trainer = Trainer(network, data, options, seed, device, group)
+    made_for = state.fingerprint(network, data, options, seed, device, group.world)
+    record = _start(folder, made_for, trainer, resume=resume)
+    first = len(record.rows)
+    if first == 0 and data.validation is None and group.is_main:
+        log.warning("no validation split: the best epoch is picked by the test set; set data.validation")
+    with closing(
+        MetricsLog(folder, tensorboard=options.tensorboard and group.is_main, first_epoch=first + 1)
+    ) as metrics:
+        for epoch in range(first, options.epochs):
+            row = _run_epoch(epoch, trainer, monitor, progress)
+            is_best = record.add(row, monitor.column, higher_is_better=monitor.higher_is_better)
+            if group.is_main:
+                if is_best:
+                    state.save_best(folder, network)
+                metrics.write(record.rows)
+                state.save(folder, made_for, record, trainer.state_dict())  # last: only now is the epoch done
+                if progress is not None:
+                    progress.on_epoch(row)
+    group.barrier()  # the main process has written the best weights
+    seconds = sum(row["seconds"] for row in record.rows)
+    best = state.load_best(folder)
+    return History(record.rows, monitor.column, record.best_epoch, record.best_metric, best, seconds)
+
+
+class _Monitor:
+    """The split that is evaluated after each epoch, and the column of its figures that picks the best."""
+
+    def __init__(self, data: DataSet, options: Training) -> None:
+        metrics = METRICS[data.task]
+        name: str = options.monitor or next(iter(metrics))
+        if name not in metrics:
+            raise RecipeError(
+                f"monitor: {name} was given, but the data set is for {data.task}; use {' or '.join(metrics)}"
+            )
+        self._prefix = "test" if data.validation is None else "val"
+        self._split: Split = data.test if data.validation is None else data.validation
+        self._task = data.task
+        self.column = f"{self._prefix}_{name}"
+        self.higher_is_better = metrics[name].higher_is_better
+
+    def figures(self, trainer: Trainer) -> dict[str, float]:
+        """Raises ConvergenceError at one that is not finite: the last steps may have ruined the weights."""
+        figures = evaluate(trainer.network, self._split, task=self._task, device=trainer.device, group=trainer.group)
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise ConvergenceError(
+                    f"training: {self._prefix}_{name} is {value}; lower optimizer.lr, or set clip_norm"
+                )
+        return {f"{self._prefix}_{name}": value for name, value in figures.items()}
+
+
+def _start(folder: Path, made_for: Mapping[str, object], trainer: Trainer, *, resume: bool) -> state.Record:
+    """Record of the epochs done already, with the trainer as it was behind them."""
+    stopped = state.load(folder, made_for) if resume else None
+    if stopped is None:
+        if trainer.group.is_main:
+            state.clear(folder)
+        return state.Record()
+    record, trainers_part = stopped
+    trainer.load_state_dict(trainers_part)
+    return record
+
+
+def _run_epoch(epoch: int, trainer: Trainer, monitor: _Monitor, progress: Progress | None) -> dict[str, float]:
+    """Trains for one epoch and evaluates; returns its row of metrics.csv."""
+    began = time.perf_counter()
+    trained = trainer.train_epoch(epoch, _on_step(epoch, trainer, progress))
+    rate = trained.pop("images_per_second")
+    watched = monitor.figures(trainer)
+    seconds = time.perf_counter() - began
+    place = {"epoch": epoch + 1, "step": (epoch + 1) * trainer.steps}
+    return {**place, **trained, **watched, "seconds": seconds, "images_per_second": rate}
+
+
+def _on_step(epoch: int, trainer: Trainer, progress: Progress | None) -> Callable[[int], None]:
+    if progress is None or not trainer.group.is_main:
+        return lambda step: None
+    return lambda step: progress.on_step(epoch + 1, step, trainer.steps)

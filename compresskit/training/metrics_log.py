@@ -1,0 +1,46 @@
+"""metrics.csv of a run, and its TensorBoard files when asked."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compresskit.errors import RecipeError
+from compresskit.storage.atomic import atomic_write
+
+
+class MetricsLog:
+    """Writes the figures of each epoch under `folder`.
+
+    first_epoch: TensorBoard takes back the events of it and later ones, which a run that was killed has left.
+    Raises RecipeError if `tensorboard` is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool, first_epoch: int) -> None:
+        self._path = folder / "metrics.csv"
+        self._board = _open_board(folder / "tensorboard", first_epoch) if tensorboard else None
+
+    def write(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Writes the whole table anew, so that a resumed run leaves each epoch in it once; the last row is new."""
+        with atomic_write(self._path) as temporary, temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, fieldnames=list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+        if self._board is not None:
+            for name, value in rows[-1].items():
+                self._board.add_scalar(name, value, global_step=int(rows[-1]["epoch"]))
+            self._board.flush()
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_board(folder: Path, first_epoch: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RecipeError(
+            "tensorboard: true was given, but the package is missing; pip install compresskit[tensorboard]"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=first_epoch)

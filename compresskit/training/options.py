@@ -1,0 +1,34 @@
+"""What a recipe's `train` and `finetune` sections say about training."""
+
+from typing import Annotated, Literal
+
+from annotated_types import Gt
+
+from compresskit.options import option
+from compresskit.training.losses import Loss
+from compresskit.training.optimizers import SGD, Optimizer
+from compresskit.training.schedules import Cosine, Schedule
+
+
+@option
+class Training:
+    """Training by stochastic gradients, from the first epoch to the last."""
+
+    epochs: Annotated[int, Gt(0)] = 10
+    batch_size: Annotated[int, Gt(0)] = 128  # of all processes together
+    optimizer: Optimizer = SGD()
+    schedule: Schedule = Cosine()
+    loss: Loss | None = None  # default: cross-entropy for classes, mse for numbers
+    decay_bias_and_norm: bool = True  # false: weight decay spares parameters of one dimension
+    clip_norm: Annotated[float, Gt(0)] | None = None  # largest 2-norm of the whole gradient; a larger one is scaled
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of forward passes; float16 needs CUDA
+    compile: bool = False  # torch.compile: slow first step, faster afterwards
+    monitor: Literal["accuracy", "loss", "mae", "mse"] | None = None  # picks the best epoch; default accuracy or mae
+    tensorboard: bool = False  # write the metrics for TensorBoard, too
+
+    def __post_init__(self) -> None:
+        if self.schedule.warmup >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup: {self.schedule.warmup:g} epochs do not fit before the end of {self.epochs}; "
+                "warm up for less, or train for more epochs"
+            )

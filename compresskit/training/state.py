@@ -1,0 +1,128 @@
+"""What a run needs to go on after it was killed: one file, whole after every epoch, for one set of options."""
+
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compresskit.data.dataset import DataSet, digest
+from compresskit.errors import RunFolderError
+from compresskit.storage.atomic import atomic_write
+from compresskit.training.options import Training
+
+VERSION = 1
+STATE = "state.pt"
+BEST = "best-weights.pt"
+
+
+@dataclass
+class Record:
+    """How far a run is. rows: one for each finished epoch; best_epoch: counted from 1, 0 before the first."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_metric: float = math.nan
+
+    def add(self, row: dict[str, float], column: str, *, higher_is_better: bool) -> bool:
+        """Appends the row of an epoch; returns whether it is the best so far by that column."""
+        self.rows.append(row)
+        metric = row[column]
+        is_best = self.best_epoch == 0 or (metric > self.best_metric if higher_is_better else metric < self.best_metric)
+        if is_best:
+            self.best_epoch, self.best_metric = len(self.rows), metric
+        return is_best
+
+
+def fingerprint(
+    network: nn.Module, data: DataSet, options: Training, seed: int, device: torch.device, world: int
+) -> dict[str, Any]:
+    """All that the final tensors depend on, as plain values."""
+    weights = network.state_dict()
+    return {
+        **asdict(options),
+        "seed": seed,
+        "device": device.type,
+        "processes": world,
+        "data": data.fingerprint,
+        "starting weights": digest(
+            *((name, *tensor.shape) for name, tensor in weights.items()), *map(_bytes, weights.values())
+        ),
+    }
+
+
+def save(folder: Path, made_for: Mapping[str, Any], record: Record, trainer: Mapping[str, Any]) -> None:
+    """Replaces the state of the run by the present one."""
+    _write(folder / STATE, {"version": VERSION, "made_for": dict(made_for), **vars(record), "trainer": dict(trainer)})
+
+
+def save_best(folder: Path, network: nn.Module) -> None:
+    """Keeps the weights as the best so far."""
+    _write(folder / BEST, {name: tensor.cpu() for name, tensor in network.state_dict().items()})
+
+
+def load_best(folder: Path) -> dict[str, Tensor]:
+    """The state dict kept last, on the CPU."""
+    weights: dict[str, Tensor] = _read(folder / BEST)
+    return weights
+
+
+def load(folder: Path, made_for: Mapping[str, Any]) -> tuple[Record, dict[str, Any]] | None:
+    """Record and trainer's state of a run that was stopped; None if it did not finish an epoch.
+
+    Raises RunFolderError if the file is damaged, or was made for other options, data, seed or weights.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return None
+    state = _read(path)
+    if state.get("version") != VERSION:
+        raise RunFolderError(
+            f"{path}: format {state.get('version')} is unknown, {VERSION} is read; start anew with --force"
+        )
+    differences = list(_differences(state["made_for"], made_for))
+    if differences:
+        raise RunFolderError(
+            f"{path}: made for another run: {'; '.join(differences)}; "
+            "resume with what it was made for, or start anew with --force"
+        )
+    return Record(state["rows"], state["best_epoch"], state["best_metric"]), state["trainer"]
+
+
+def clear(folder: Path) -> None:
+    """Forgets an earlier run in the same folder."""
+    (folder / STATE).unlink(missing_ok=True)
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in dict.fromkeys([*then, *now]):
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} was {_short(old)}, is {_short(new)}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 64 else f"{text[:12]}..."  # 64: a hash
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error}); start anew with --force") from error

@@ -1,0 +1,101 @@
+"""Choosing what to fuse: every chain and block is a candidate, and its moments say what it would cost."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from compresskit.errors import UnsupportedModelError
+from compresskit.graph.chains import WEIGHTED, candidates
+from compresskit.graph.counting import count
+from compresskit.numerics.fusion import Fusion
+from compresskit.numerics.moments import Moments
+from compresskit.passes.fuse import solve
+from compresskit.passes.fuse_options import Fuse, Until, share
+from compresskit.passes.fusible import Fusible, prepare
+from compresskit.passes.moments import Request
+
+Gather = Callable[[fx.GraphModule, Sequence[Request]], dict[str, Moments]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A chain that could be fused, and the layer that would stand in for it."""
+
+    fusible: Fusible
+    fusion: Fusion
+
+
+@dataclass(frozen=True)
+class Size:
+    """What `until` counts: weighted layers, multiply-accumulates of one sample, parameters."""
+
+    layers: int
+    macs: int
+    params: int
+
+
+def size(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Size:
+    counts = count(network, input_shape)
+    layers = sum(isinstance(module, WEIGHTED) for module in network.modules())
+    return Size(layers, counts.macs, counts.parameters)
+
+
+def rank_candidates(
+    network: fx.GraphModule, input_shape: tuple[int, ...], options: Fuse, gather: Gather, memory: float
+) -> tuple[list[Candidate], dict[str, str]]:
+    """All candidates, smallest unexplained share first; and the chains left alone, with the reason.
+
+    memory: bytes that the moments of one chain may take.
+    """
+    fusibles, skipped = [], {}
+    for chain in candidates(network, options.max_layers):
+        try:
+            fusible = prepare(network, chain, input_shape, options.kernel)
+        except UnsupportedModelError as error:
+            skipped[str(chain)] = str(error)
+            continue
+        if fusible.request.nbytes > memory:
+            skipped[str(chain)] = (
+                f"its moments take {fusible.request.nbytes / 1e9:.1f} GB of {memory / 1e9:.1f} allowed"
+            )
+        else:
+            fusibles.append(fusible)
+    moments = gather(network, [fusible.request for fusible in fusibles])
+    ranked = [Candidate(f, solve(f, moments[f.request.name], options)) for f in fusibles]
+    return sorted(ranked, key=lambda candidate: candidate.fusion.unexplained), skipped
+
+
+def unmet(until: Until, now: Size, original: Size) -> set[str]:
+    """The figures of `until` that `now` does not reach yet, of layers, macs and params."""
+    goals = {
+        "layers": until.layers if until.layers is not None else now.layers,
+        "macs": share(until.macs) * original.macs if until.macs else now.macs,
+        "params": share(until.params) * original.params if until.params else now.params,
+    }
+    return {name for name, goal in goals.items() if getattr(now, name) > goal}
+
+
+def choose(ranked: Sequence[Candidate], until: Until, now: Size, original: Size) -> Candidate | None:
+    """The next candidate to fuse, None when `until` is reached or nothing that is allowed brings it nearer.
+
+    Of those that shrink a figure not reached yet, the one with the smallest unexplained share for each share of that
+    figure saved; with an error alone as the limit, the one with the smallest unexplained share.
+    """
+    wanted = unmet(until, now, original)
+    only_error = until.layers is None and until.macs is None and until.params is None
+    allowed = [c for c in ranked if until.error is None or c.fusion.unexplained <= until.error]
+    if only_error:
+        return allowed[0] if allowed else None
+    gains = [(_gain(candidate.fusible, wanted, original), candidate) for candidate in allowed]
+    helpful = [(gain, candidate) for gain, candidate in gains if gain > 0]
+    return min(helpful, key=lambda entry: entry[1].fusion.unexplained / entry[0])[1] if helpful else None
+
+
+def _gain(fusible: Fusible, wanted: set[str], original: Size) -> float:
+    saved = {
+        "layers": (len(fusible.chain.layers) - 1) / original.layers,
+        "macs": fusible.saved_macs / original.macs,
+        "params": fusible.saved_params / original.params,
+    }
+    return min((saved[name] for name in wanted), default=0.0)

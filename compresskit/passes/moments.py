@@ -1,0 +1,72 @@
+"""Moments of activations, taken in one pass over the data for several layers at once."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from compresskit.graph.capture import capture
+from compresskit.graph.shapes import evaluating
+from compresskit.numerics.moments import MomentSums
+from compresskit.numerics.patches import Patches
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Moments of node `target` given node `source`, under a name.
+
+    patches: the windows of the source that a convolution reads; None for features in the last dimension, or flattened
+    behind the batch dimension where `flatten`. features: of one group; outputs: of the target, all groups.
+    """
+
+    name: str
+    source: str
+    target: str
+    patches: Patches | None
+    flatten: bool
+    features: int
+    outputs: int
+
+    @property
+    def groups(self) -> int:
+        return self.patches.groups if self.patches else 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums: 8 for each entry of the second and the cross moments."""
+        return 8 * (self.groups * self.features**2 + self.outputs * (self.features + 2))
+
+    def zeros(self, device: torch.device | str) -> MomentSums:
+        return MomentSums.zeros(self.features, self.outputs, self.groups, device=device)
+
+
+def collect(
+    network: fx.GraphModule,
+    requests: Sequence[Request],
+    batches: Batches,
+    sums: dict[str, MomentSums],
+    *,
+    teacher: fx.GraphModule | None = None,
+    after_batch: Callable[[], None] = lambda: None,
+) -> None:
+    """Adds the moments of every batch to `sums`, by name of the request.
+
+    Sources are read off `network` (the student) and targets off `teacher`, where one is given: so a compressed net
+    can be fitted to the original's outputs. Both run in eval mode. `after_batch` is called behind each batch.
+    """
+    student_reads = sorted({r.source for r in requests} | ({r.target for r in requests} if teacher is None else set()))
+    teacher_reads = sorted({r.target for r in requests}) if teacher is not None else []
+    student = capture(network, student_reads)
+    original = capture(teacher, teacher_reads) if teacher is not None else None
+    with torch.inference_mode(), evaluating(student), evaluating(original or student):
+        for inputs, _ in batches:
+            sources = dict(zip(student_reads, student(inputs), strict=True))
+            targets = dict(zip(teacher_reads, original(inputs), strict=True)) if original is not None else sources
+            for request in requests:
+                source = sources[request.source]
+                x = source.flatten(1) if request.flatten else source
+                sums[request.name].add(x, targets[request.target], request.patches)
+            after_batch()

@@ -1,0 +1,205 @@
+"""The command line: one short function a verb. Home of typer. Nothing here imports torch before a verb runs."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from compresskit import __version__
+from compresskit.errors import CompresskitError, RecipeError, TargetMissed
+
+if TYPE_CHECKING:
+    from compresskit.commands.result import Result
+    from compresskit.commands.session import Arguments, Progress
+
+app = typer.Typer(
+    name="compresskit",
+    help="Compress neural networks from YAML recipes.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+INTERRUPTED = 130
+
+Recipe = Annotated[Path, typer.Argument(help="Recipe file, YAML.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes to the recipe: train.epochs=3, ~fuse.retrain.", show_default=False
+    ),
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", "-c", help="model.pt, or the folder of a run with all its trials.")
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to.  [runs/NAME-VERB]")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="In place of the recipe's.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
+Force = Annotated[bool, typer.Option("--force", help="Remove the run in the folder first.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Neither progress nor table.")]
+Json = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")]
+File = Annotated[Path, typer.Argument(help="A checkpoint.", show_default=False)]
+
+
+@app.command()
+def train(
+    recipe: Recipe, overrides: Overrides = None, out: Out = None, device: Device = "auto", seed: Seed = None,
+    resume: Resume = False, force: Force = False, dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Train a new network."""
+    from compresskit.commands import train as command
+
+    arguments = _arguments(recipe, overrides, None, out, device, seed, resume, force, dry_run)
+    _run(lambda progress: command.run(arguments, progress), quiet, json)
+
+
+@app.command()
+def fuse(
+    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
+    device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
+    dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Fuse neighbouring layers of a trained network into one, and retrain."""
+    from compresskit.commands import fuse as command
+
+    arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
+    _run(lambda progress: command.run(arguments, progress), quiet, json)
+
+
+@app.command()
+def finetune(
+    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
+    device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
+    dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Train a checkpoint further."""
+    from compresskit.commands import finetune as command
+
+    arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
+    _run(lambda progress: command.run(arguments, progress), quiet, json)
+
+
+@app.command()
+def evaluate(
+    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
+    device: Device = "auto", force: Force = False, quiet: Quiet = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Test metric, size and latency of a checkpoint; writes only where --out says."""
+    from compresskit.commands import evaluate as command
+
+    arguments = _arguments(recipe, overrides, checkpoint, out, device, None, False, force, False)
+    _run(lambda progress: command.run(arguments, progress), quiet, json)
+
+
+@app.command()
+def inspect(file: File, quiet: Quiet = False, json: Json = False) -> None:
+    """What a checkpoint holds and how it came to be."""
+    from compresskit.commands import inspect as command
+
+    _run(lambda progress: command.run(file), quiet, json)
+
+
+@app.command()
+def validate(
+    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, device: Device = "auto",
+    quiet: Quiet = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Check a recipe: keys, data, model, one batch of every verb."""
+    from compresskit.commands import validate as command
+
+    arguments = _arguments(recipe, overrides, checkpoint, None, device, None, False, False, True)
+    _run(lambda progress: command.run(arguments, progress), quiet, json)
+
+
+@app.command()
+def show(
+    topic: Annotated[str, typer.Argument(help="models, datasets, recipes or layers.", show_default=False)],
+    checkpoint: Checkpoint = None, quiet: Quiet = False, json: Json = False,
+) -> None:  # fmt: skip
+    """What a recipe can name, and the layers of a checkpoint."""
+    from compresskit.commands import show as command
+
+    _run(lambda progress: command.run(topic, checkpoint), quiet, json)
+
+
+def _absent(verb: str) -> Callable[[typer.Context], None]:
+    def refuse(context: typer.Context) -> None:
+        _fail(
+            RecipeError(
+                f"{verb}: this verb is not there yet in compresskit {__version__}; there are: {', '.join(PRESENT)}"
+            )
+        )
+
+    refuse.__doc__ = "Not there yet."
+    return refuse
+
+
+PRESENT = ("train", "fuse", "finetune", "evaluate", "inspect", "validate", "show")
+for _verb in ("expand", "prune", "reconstruct", "spectra", "export"):
+    _settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command(_verb, context_settings=_settings)(_absent(_verb))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"compresskit {__version__}")
+        raise typer.Exit
+
+
+def _arguments(
+    recipe: Path, overrides: list[str] | None, checkpoint: Path | None, out: Path | None, device: str,
+    seed: int | None, resume: bool, force: bool, dry_run: bool,
+) -> "Arguments":  # fmt: skip
+    from compresskit.commands.session import Arguments
+
+    if resume and force:
+        _fail(RecipeError("--resume, --force: one keeps the run in the folder, the other removes it; give one of them"))
+    return Arguments(
+        recipe, tuple(overrides or ()), checkpoint, out, device, seed, resume=resume, force=force, dry_run=dry_run
+    )
+
+
+def _run(command: "Callable[[Progress], Result]", quiet: bool, as_json: bool) -> None:
+    """Runs a command, publishes its result, and ends with the exit status that tells how it went."""
+    from compresskit.report import TerminalProgress, publish
+
+    main_process = os.environ.get("RANK", "0") == "0"
+    quiet = quiet or not main_process
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with TerminalProgress(quiet=quiet) as progress:
+            result = command(progress)
+        if main_process:
+            publish(result, as_json=as_json, quiet=quiet)
+        missed = [target for target in result.targets if not target.met]
+        if missed:
+            raise TargetMissed("; ".join(f"{t.name}: {t.asked} was asked for, {t.got} was reached" for t in missed))
+    except CompresskitError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; --resume goes on from the last saved state", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(error: CompresskitError) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_status)
+
+
+def main() -> None:
+    """Entry point of the shell command."""
+    app()

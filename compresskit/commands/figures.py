@@ -1,0 +1,83 @@
+"""The figures that every report shows: parameters, multiply-accumulates, latency, bytes."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from compresskit.commands.result import Figure
+from compresskit.graph.counting import count
+from compresskit.graph.shapes import evaluating
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one network. macs: of one sample. latency: milliseconds of a forward pass, median. nbytes: of its file."""
+
+    metrics: dict[str, float]
+    parameters: int
+    macs: int
+    latency: float
+    nbytes: int
+
+
+def figures(
+    network: fx.GraphModule,
+    input_shape: tuple[int, ...],
+    metrics: dict[str, float],
+    device: torch.device,
+    path: Path,
+    batch: int,
+    repeats: int,
+) -> Figures:
+    counts = count(network, input_shape)
+    milliseconds = latency(network, input_shape, device, batch, repeats)
+    return Figures(metrics, counts.parameters, counts.macs, milliseconds, path.stat().st_size if path.exists() else 0)
+
+
+def latency(
+    network: fx.GraphModule, input_shape: tuple[int, ...], device: torch.device, batch: int, repeats: int
+) -> float:
+    """Median time in milliseconds of a forward pass in eval mode, after three that are not counted."""
+    inputs = torch.zeros(batch, *input_shape, device=device)
+    times = []
+    with torch.inference_mode(), evaluating(network):
+        for _ in range(repeats + 3):
+            _wait(device)
+            start = time.perf_counter()
+            network(inputs)
+            _wait(device)
+            times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[3:])
+
+
+def compared(before: list[Figures], after: list[Figures], batch: int, device: torch.device) -> list[Figure]:
+    """The rows of the report's first table, one value a trial; `before` may be empty."""
+    names = list(after[0].metrics)
+    rows = [
+        Figure(f"test {name}", tuple(f.metrics[name] for f in before), tuple(f.metrics[name] for f in after))
+        for name in names
+    ]
+    rows += [
+        Figure("parameters", tuple(f.parameters for f in before), tuple(f.parameters for f in after), "count"),
+        Figure("MACs", tuple(f.macs for f in before), tuple(f.macs for f in after), "count"),
+        Figure("file", tuple(f.nbytes for f in before), tuple(f.nbytes for f in after), "bytes"),
+    ]
+    label = f"latency, batch {batch}, {device.type}"
+    return [*rows, Figure(label, tuple(f.latency for f in before), tuple(f.latency for f in after), "ms")]
+
+
+def slower(rows: list[Figure]) -> list[str]:
+    """A note where the net did not get faster: fewer multiply-accumulates do not always save time."""
+    (row,) = [row for row in rows if row.format == "ms"]
+    if not row.before or statistics.fmean(row.after) < statistics.fmean(row.before):
+        return []
+    return ["latency did not drop: at this batch size something else than multiplying takes the time"]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,48 @@
+"""`compresskit inspect`: what a checkpoint holds, and how it came to be."""
+
+from pathlib import Path
+from typing import Any
+
+from compresskit.commands.plan import layer_table
+from compresskit.commands.result import Figure, Result, Table
+from compresskit.graph.counting import count
+from compresskit.storage.checkpoint import file_hash, load
+
+
+def run(path: Path) -> Result:
+    """Sizes, layers and history; no data set is needed."""
+    checkpoint = load(path)
+    counts = count(checkpoint.network, checkpoint.input_shape)
+    result = Result("inspect", str(path))
+    result.figures = [
+        Figure("parameters", (), (counts.parameters,), "count"),
+        Figure("MACs", (), (counts.macs,), "count"),
+        Figure("file", (), (path.stat().st_size,), "bytes"),
+    ]
+    rows = [_entry(entry) for entry in checkpoint.history]
+    history = Table("history", ("verb", "seed", "metrics", "command", "torch", "git"), rows)
+    result.tables = [layer_table(checkpoint.network, checkpoint.input_shape), history]
+    result.notes = [
+        f"{checkpoint.task} of inputs {'×'.join(map(str, checkpoint.input_shape))}, model {checkpoint.model['kind']}",
+        f"sha256 {file_hash(path)}",
+    ]
+    if checkpoint.preprocessing:
+        result.notes.append(
+            f"inputs are normalised: mean {_short('mean', checkpoint)}, std {_short('std', checkpoint)}"
+        )
+    result.details = {
+        "model": checkpoint.model,
+        "preprocessing": checkpoint.preprocessing,
+        "history": checkpoint.history,
+    }
+    return result
+
+
+def _entry(entry: dict[str, Any]) -> tuple[Any, ...]:
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in entry["metrics"].items())
+    revision = (entry["git"] or "")[:8]
+    return entry["verb"], entry["seed"], metrics, " ".join(entry["command"]), entry["versions"]["torch"], revision
+
+
+def _short(key: str, checkpoint: Any) -> str:
+    return " ".join(f"{value:.4g}" for value in checkpoint.preprocessing[key])

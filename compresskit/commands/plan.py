@@ -1,0 +1,55 @@
+"""Dry runs: one batch through the whole of a command's work, and what it would take, without a file written."""
+
+import copy
+
+import torch
+from torch import fx
+
+from compresskit.commands.result import Figure, Result, Table
+from compresskit.commands.session import Session, run_path
+from compresskit.commands.trials import check_room
+from compresskit.errors import ConvergenceError
+from compresskit.graph.counting import count
+from compresskit.training.losses import loss_for
+from compresskit.training.options import Training
+
+
+def plan_training(current: Session, network: fx.GraphModule, options: Training) -> Result:
+    """One batch forward and backward on a copy of the network, and the size of what lies ahead."""
+    data = current.data
+    check_room(current, network, run_path(current))
+    trial = copy.deepcopy(network).train()
+    inputs, targets = next(data.train.batches(min(options.batch_size, len(data.train)), current.device, seed=0))
+    loss = loss_for(data.task, options.loss)(trial(inputs), targets)
+    torch.autograd.backward(loss)
+    if not torch.isfinite(loss):
+        raise ConvergenceError(
+            f"{current.verb}: the loss of the first batch is {float(loss)}; check the data and the model"
+        )
+    steps = -(-len(data.train) // options.batch_size) * options.epochs
+    counts = count(network, data.input_shape)
+    result = Result(current.verb, f"{current.recipe.name} (dry run)")
+    result.figures = [
+        Figure("parameters", (), (counts.parameters,), "count"),
+        Figure("MACs", (), (counts.macs,), "count"),
+        Figure("training samples", (), (len(data.train),), "count"),
+        Figure("steps", (), (steps * current.recipe.trials,), "count"),
+        Figure("loss of the first batch", (), (float(loss),)),
+    ]
+    result.tables = [layer_table(network, data.input_shape)]
+    result.notes = ["nothing was written"]
+    return result
+
+
+def layer_table(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Table:
+    """A row for each layer that has parameters or multiplies."""
+    counts = count(network, input_shape)
+    rows = [
+        (layer.name, layer.kind, _times(layer.weight_shape), _times(layer.output_shape), layer.parameters, layer.macs)
+        for layer in counts.layers
+    ]
+    return Table("layers", ("layer", "kind", "weight", "output", "parameters", "MACs"), rows)
+
+
+def _times(shape: tuple[int, ...] | None) -> str:
+    return "×".join(map(str, shape)) if shape else ""

@@ -1,0 +1,61 @@
+"""What a command found out, as plain data: the report renders it, and knows nothing else of the command."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Format = Literal["number", "count", "bytes", "ms"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A quantity before and after the command, one value a trial; `before` is empty where there was nothing before."""
+
+    name: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    format: Format = "number"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns. A tuple of numbers in a cell holds one value a trial."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that the recipe asked for, and what came of it."""
+
+    name: str
+    asked: str
+    got: str
+    met: bool
+
+
+@dataclass
+class Result:
+    """The whole of a report.
+
+    folder: where files were written, None if nothing was. skipped: by layer, the reason why it was left alone.
+    checks: by name, the largest difference found on one batch after a step that claims to keep the function.
+    details: what only report.json holds, under stable keys.
+    """
+
+    verb: str
+    title: str
+    folder: Path | None = None
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    checks: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-able form, the content of report.json."""
+        return asdict(self) | {"folder": str(self.folder) if self.folder else None}

@@ -1,0 +1,34 @@
+"""`compresskit show`: what a recipe can name, and the layers of a network as selectors see them."""
+
+from dataclasses import fields
+from pathlib import Path
+
+from compresskit.commands.plan import layer_table
+from compresskit.commands.result import Result, Table
+from compresskit.data.registry import DATASETS
+from compresskit.errors import RecipeError
+from compresskit.models.registry import MODELS
+from compresskit.recipes.describe import describe
+from compresskit.recipes.schema import Recipe
+from compresskit.storage.checkpoint import load
+
+TOPICS = ("models", "datasets", "recipes", "layers")
+
+
+def run(topic: str, checkpoint: Path | None) -> Result:
+    if topic not in TOPICS:
+        raise RecipeError(f"show: {topic!r} was given; allowed: {', '.join(TOPICS)}")
+    result = Result("show", topic)
+    if topic == "layers":
+        if checkpoint is None:
+            raise RecipeError("show layers: name a checkpoint with --checkpoint")
+        found = load(checkpoint)
+        result.tables = [layer_table(found.network, found.input_shape)]
+    elif topic == "recipes":
+        rows = [tuple(row) for section in fields(Recipe) for row in describe(Recipe, section.name)]
+        result.tables = [Table("keys of a recipe", ("key", "value", "default", "meaning"), rows)]
+    else:
+        registry = MODELS if topic == "models" else DATASETS
+        rows = [(kind, (cls.__doc__ or "").split("\n")[0]) for kind, cls in registry.items()]
+        result.tables = [Table(topic, ("kind", "what it is"), rows)]
+    return result

@@ -1,0 +1,16 @@
+"""`compresskit train`: a new network from the recipe's model and data."""
+
+from compresskit.commands.plan import plan_training
+from compresskit.commands.result import Result
+from compresskit.commands.session import Arguments, Progress, session, with_folder
+from compresskit.commands.trials import train_trials
+
+
+def run(arguments: Arguments, progress: Progress) -> Result:
+    """Trains `trials` networks from random weights; writes model.pt, best.pt and metrics.csv for each."""
+    with session("train", arguments, ("model", "data", "train"), progress) as current:
+        options = current.recipe.section("train")
+        start = current.fresh(0)
+        if arguments.dry_run:
+            return plan_training(current, start.network, options)
+        return train_trials(with_folder(current), options, current.fresh)

@@ -1,0 +1,163 @@
+"""Training a network, or one for each trial, and keeping what came of it."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from compresskit.commands.figures import Figures, compared
+from compresskit.commands.result import Result, Table
+from compresskit.commands.session import MODEL, Progress, Session, Start, trial_folder
+from compresskit.storage.checkpoint import Checkpoint, save
+from compresskit.storage.run_folder import check_disk
+from compresskit.training.loop import History, fit
+from compresskit.training.options import Training
+
+BEST = "best.pt"
+STATE_COPIES = 6  # weights on disk: model, best, best weights, and the state with up to two moments of the optimiser
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one trial ended with."""
+
+    seed: int
+    path: Path
+    before: Figures | None
+    after: Figures
+    best: dict[str, float]
+    history: History
+    reloaded: float
+
+
+class EpochProgress:
+    """Tells a command's progress what the training loop does."""
+
+    def __init__(self, progress: Progress, label: str, epochs: int) -> None:
+        self._progress, self._epochs, self._label = progress, epochs, label
+        self._note = ""
+        self._started = False
+
+    def on_step(self, epoch: int, step: int, steps: int) -> None:
+        if not self._started:
+            self._progress.start(self._label, self._epochs * steps)
+            self._started = True
+        self._progress.update((epoch - 1) * steps + step, self._note)
+
+    def on_epoch(self, row: Mapping[str, float]) -> None:
+        shown = {name: value for name, value in row.items() if name.endswith(("accuracy", "mae"))}
+        self._note = " ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self._progress.log(f"{self._label}: epoch {row['epoch']:.0f} of {self._epochs}, {self._note}")
+
+
+def train_network(
+    current: Session, network: fx.GraphModule, options: Training, seed: int, folder: Path, label: str
+) -> History:
+    """Trains `network` in place with its state in `folder`; goes on from there when the run is resumed."""
+    progress = EpochProgress(current.progress, label, options.epochs)
+    return fit(
+        network,
+        current.data,
+        options,
+        seed=seed,
+        device=current.device,
+        folder=folder,
+        resume=current.arguments.resume,
+        group=current.group,
+        progress=progress,
+    )
+
+
+def train_trials(current: Session, options: Training, start: Callable[[int], Start]) -> Result:
+    """Trains one network for each trial; the best of them by what training monitors becomes the run's model.pt."""
+    count = current.recipe.trials
+    assert current.folder is not None
+    trials = [_train_trial(current, options, start(trial), trial, count) for trial in range(count)]
+    if count > 1 and current.group.is_main:
+        _promote(current, trials)
+    return _result(current, options, trials)
+
+
+def check_room(current: Session, network: fx.GraphModule, folder: Path) -> None:
+    """Raises ResourceError if the disk cannot hold what all trials will write."""
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    check_disk(folder, STATE_COPIES * current.recipe.trials * weights)
+
+
+def _train_trial(current: Session, options: Training, start: Start, trial: int, count: int) -> Trial:
+    seed, folder = current.recipe.seed + trial, trial_folder(current, trial, count)
+    if trial == 0 and current.group.is_main:
+        check_room(current, start.network, folder)
+    before = None
+    if start.path is not None:
+        before = current.figures(start.network, current.evaluate(start.network), start.path)
+    label = f"{current.verb} {trial + 1} of {count}" if count > 1 else current.verb
+    history = train_network(current, start.network, options, seed, folder, label)
+    metrics = current.evaluate(start.network)
+    keep(current, start.network, folder / MODEL, seed, metrics, start)
+    best = copy.deepcopy(start.network)
+    best.load_state_dict(history.best_state)
+    best_metrics = current.evaluate(best)
+    keep(current, best, folder / BEST, seed, best_metrics, start)
+    after = current.figures(start.network, metrics, folder / MODEL)
+    reloaded = current.reload_difference(start.network, folder / MODEL)
+    return Trial(seed, folder / MODEL, before, after, best_metrics, history, reloaded)
+
+
+def keep(
+    current: Session, network: fx.GraphModule, path: Path, seed: int, metrics: dict[str, float], start: Start
+) -> Checkpoint:
+    """Writes a checkpoint whose history is the parent's, with this command behind it."""
+    data, parent = current.data, start.checkpoint
+    checkpoint = Checkpoint(
+        network=network,
+        model=parent.model if parent else asdict(current.recipe.section("model")),
+        input_shape=data.input_shape,
+        task=data.task,
+        preprocessing={"mean": list(data.mean), "std": list(data.std)},
+        history=[*(parent.history if parent else []), current.history(seed, metrics, start.path)],
+    )
+    if current.group.is_main:
+        save(checkpoint, path)
+    current.group.barrier()
+    return checkpoint
+
+
+def _promote(current: Session, trials: list[Trial]) -> None:
+    """Copies the best trial's checkpoints to the top of the run folder, where a Makefile looks for them."""
+    assert current.folder is not None
+    best = best_trial(trials)
+    for name in (MODEL, BEST):
+        current.folder.copy(best.path.with_name(name), name)
+
+
+def best_trial(trials: list[Trial]) -> Trial:
+    """The trial with the best last epoch by the metric that training monitors."""
+    monitor = trials[0].history.monitor
+    sign = 1 if monitor.endswith("accuracy") else -1
+    return max(trials, key=lambda trial: sign * trial.history.rows[-1][monitor])
+
+
+def _result(current: Session, options: Training, trials: list[Trial]) -> Result:
+    before = [trial.before for trial in trials if trial.before is not None]
+    metric = next(iter(trials[0].best))
+    rows: list[tuple[Any, ...]] = [
+        (t.seed, t.after.metrics[metric], t.best[metric], t.history.best_epoch, t.history.seconds) for t in trials
+    ]
+    columns = ("seed", f"test {metric}, last", f"test {metric}, best epoch", "best epoch", "seconds")
+    result = Result(current.verb, current.recipe.name, current.folder.path if current.folder else None)
+    batch = current.recipe.report.latency_batch
+    result.figures = compared(before, [trial.after for trial in trials], batch, current.device)
+    result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
+    result.tables = [Table(f"{current.verb}: {options.epochs} epochs", columns, rows)]
+    if current.data.validation is None:
+        result.notes.append("best epoch chosen on the test set; set `data.validation` for an honest choice")
+    if len(trials) > 1:
+        result.notes.append(
+            f"model.pt is that of seed {best_trial(trials).seed}, the best by {trials[0].history.monitor}"
+        )
+    result.details = {"trials": [{"seed": t.seed, "rows": t.history.rows} for t in trials]}
+    return result

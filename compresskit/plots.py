@@ -1,0 +1,56 @@
+"""Plots of a report, as PNG files. Home of matplotlib."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from compresskit.storage.atomic import atomic_write
+
+Curves = Sequence[Sequence[float]]
+
+
+def learning_curves(path: Path, curves: Mapping[str, tuple[Curves, Curves]], metric: str) -> None:
+    """One panel a network: `metric` by epoch, fused against random, mean and standard deviation over trials.
+
+    curves: by the network's name, one curve for each trial; a fused one starts at epoch 0, before any retraining.
+    """
+    figure = Figure(figsize=(4.2 * len(curves), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for panel, (name, (fused, random)) in zip(panels, curves.items(), strict=True):
+        _band(panel, fused, 0, "fused", "tab:blue")
+        _band(panel, random, 1, "from random", "tab:orange")
+        panel.set(title=name, xlabel="epoch", ylabel=metric)
+        panel.legend(frameon=False)
+        panel.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def candidates(path: Path, points: Sequence[tuple[str, float, int]]) -> None:
+    """Unexplained share against the multiply-accumulates saved, a point for each chain that could be fused."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    panel = figure.subplots()
+    panel.scatter([saved for _, _, saved in points], [share for _, share, _ in points], color="tab:blue")
+    for name, share, saved in points:
+        panel.annotate(name, (saved, share), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    panel.set(xlabel="MACs saved", ylabel="unexplained share of the variance", xscale="symlog")
+    panel.margins(x=0.15)
+    panel.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _band(panel: Axes, curves: Curves, first: int, label: str, colour: str) -> None:
+    if not curves:
+        return
+    values = np.array(curves)
+    epochs = np.arange(first, first + values.shape[1])
+    mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+    panel.plot(epochs, mean, color=colour, label=label, marker=".")
+    panel.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

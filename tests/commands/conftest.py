@@ -1,0 +1,70 @@
+"""Running the program: the installed one in a process of its own, or the same app in this one, which is quicker."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from typer.testing import CliRunner
+
+from compresskit.cli import app
+
+RECIPE = """\
+model: {kind: convnet, channels: [4, 8]}
+data: {kind: mnist-mini, limit: 600, validation: 200}
+train: {epochs: 2, batch_size: 64, optimizer: {kind: adam, lr: 5e-3}}
+finetune: {epochs: 1, batch_size: 64, optimizer: {kind: adam, lr: 1e-3}}
+fuse:
+  layers: [[conv2, head]]
+  held_out: 200
+report: {latency_repeats: 2}
+"""
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def program(*arguments: object, cwd: Path) -> Outcome:
+    """The program as a shell starts it."""
+    command = [str(Path(sys.executable).with_name("compresskit")), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment(), timeout=300)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "net.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """The app in this process, started in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Outcome:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+        return Outcome(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with net.yaml and a finished run of `train` in runs/net-train."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "net.yaml").write_text(RECIPE)
+    done = program("train", "net.yaml", cwd=folder)
+    assert done.status == 0, done.err
+    return folder

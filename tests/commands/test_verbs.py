@@ -1,0 +1,146 @@
+"""What the verbs promise beyond the chain: dry runs, trials, choosing, resuming, and what can be shown."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from compresskit.storage.checkpoint import load
+from tests.commands.conftest import environment
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.parametrize("verb", ["train", "fuse", "finetune"])
+def test_a_dry_run_checks_and_writes_nothing(call, recipe, trained, verb):
+    source = [] if verb == "train" else ["-c", trained / "runs/net-train"]
+    outcome = call(verb, recipe, *source, "--dry-run")
+    assert outcome.status == 0, outcome.err
+    assert "nothing was written" in outcome.out
+    assert [path.name for path in recipe.parent.iterdir()] == ["net.yaml"]
+
+
+def test_validate_tries_every_section(call, recipe, trained):
+    outcome = call("validate", recipe)
+    assert outcome.status == 0
+    assert "its layers can be checked only with --checkpoint" in outcome.out
+    whole = call("validate", recipe, "-c", trained / "runs/net-train", "--json")
+    sections = json.loads(whole.out)["tables"][0]["rows"]
+    assert sections == [["train", "ready"], ["fuse", "ready"], ["finetune", "ready"]]
+    assert [path.name for path in recipe.parent.iterdir()] == ["net.yaml"]
+
+
+def test_auto_shows_its_candidates_and_stops_in_a_dry_run(call, recipe, trained):
+    outcome = call("fuse", recipe, "fuse.layers=auto", "-c", trained / "runs/net-train", "--dry-run", "--json")
+    rows = json.loads(outcome.out)["tables"][0]["rows"]
+    assert {row[0] for row in rows} == {"conv1+conv2", "conv2+head"}
+    assert [row[3] for row in rows] == sorted(row[3] for row in rows)
+
+
+def test_auto_fuses_until_the_target_is_met(call, recipe, trained):
+    until = ("fuse.layers=auto", "fuse.until={layers: 1}")
+    outcome = call("fuse", recipe, *until, "-c", trained / "runs/net-train", "--out", "one")
+    assert outcome.status == 0, outcome.err
+    assert report(Path("one"))["targets"] == [{"name": "layers", "asked": "1", "got": "1", "met": True}]
+    assert (Path("one") / "candidates.png").exists()
+
+
+def test_a_target_that_is_missed_is_exit_status_3_and_the_work_is_saved(call, recipe, trained):
+    until = ("fuse.layers=auto", "fuse.until={macs: 1%}")
+    outcome = call("fuse", recipe, *until, "-c", trained / "runs/net-train", "--out", "some")
+    assert outcome.status == 3
+    assert "macs: 1% was asked for" in outcome.err
+    assert (Path("some") / "model.pt").exists()
+    assert not report(Path("some"))["targets"][0]["met"]
+
+
+def test_an_error_limit_allows_nothing_worse(call, recipe, trained):
+    until = ("fuse.layers=auto", "fuse.until={error: 1e-9}")
+    outcome = call("fuse", recipe, *until, "-c", trained / "runs/net-train", "--out", "none")
+    assert outcome.status == 2
+    assert "no chain was fused" in outcome.err
+
+
+def test_trials_have_a_folder_each_and_a_spread_in_the_report(call, recipe):
+    small = ("trials=2", "train.epochs=1", "data.limit=200", "data.validation=100")
+    assert call("train", recipe, *small, "--quiet").status == 0
+    fused = call("fuse", recipe, *small, "-c", "runs/net-train")
+    assert fused.status == 0, fused.err
+    assert "±" in fused.out
+    first, second = (load(f"runs/net-fuse/trial-{trial}/model.pt") for trial in (1, 2))
+    assert first.history[0]["seed"] == 0
+    assert second.history[0]["seed"] == 1
+    assert Path("runs/net-fuse/model.pt").exists()
+    too_many = call("fuse", recipe, *small, "trials=3", "-c", "runs/net-train", "--out", "x")
+    assert "3 were asked for" in too_many.err
+
+
+def test_quiet_says_nothing(call, recipe):
+    outcome = call("train", recipe, "train.epochs=1", "--quiet")
+    assert (outcome.status, outcome.out, outcome.err) == (0, "", "")
+
+
+def test_a_killed_chain_goes_on_and_ends_the_same(call, recipe, trained, tmp_path):
+    """`fuse` with two steps and retraining, killed once its first step is done."""
+    options = ["fuse.layers=[[conv2, head], [conv1, head]]", "fuse.retrain={epochs: 2, batch_size: 64}"]
+    arguments = ["fuse", "net.yaml", *options, "-c", str(trained / "runs/net-train")]
+    assert call(*arguments, "--out", "whole").status == 0
+    command = [sys.executable, "-m", "compresskit", *arguments, "--out", "killed"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed/step-2/retrain/state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed/model.pt").exists()
+    step = (tmp_path / "killed/step-1/step.json").stat().st_mtime_ns
+    resumed = call(*arguments, "--out", "killed", "--resume")
+    assert resumed.status == 0, resumed.err
+    assert (tmp_path / "killed/step-1/step.json").stat().st_mtime_ns == step
+    whole, again = (load(tmp_path / name / "model.pt").network.state_dict() for name in ("whole", "killed"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(again[name], tensor, rtol=0, atol=0)
+
+
+def test_an_interrupt_is_status_130_and_says_how_to_go_on(recipe, tmp_path):
+    command = [sys.executable, "-m", "compresskit", "train", "net.yaml", "train.epochs=200"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "runs/net-train/state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; --resume goes on from the last saved state" in errors
+
+
+@pytest.mark.parametrize(
+    ("topic", "words"),
+    [("models", "lenet-300-100"), ("datasets", "mnist-mini"), ("recipes", "fuse.until.macs")],
+)
+def test_show(call, topic, words):
+    assert words in call("show", topic, "--json").out
+
+
+def test_show_layers(call, trained):
+    assert "conv2" in call("show", "layers", "-c", trained / "runs/net-train/model.pt").out
+    assert "--checkpoint" in call("show", "layers").err
+    assert "allowed: models, datasets, recipes, layers" in call("show", "nonsense").err
+
+
+def test_inspect_says_how_a_net_came_to_be(call, trained):
+    out = call("inspect", trained / "runs/net-train/model.pt").out
+    assert "compresskit train net.yaml" in out
+    assert "sha256" in out
+
+
+def test_version(call):
+    assert call("--version").out.startswith("compresskit 0.1")

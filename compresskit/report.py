@@ -77,8 +77,8 @@ def cell(value: Any) -> str:
 def spread(values: Sequence[float | None]) -> str:
     """`mean ± standard deviation` of several trials (n - 1 in the denominator), the value itself of one."""
     numbers = [float(value) for value in values if value is not None]
-    if len(numbers) < 2:
-        return _number(numbers[0]) if numbers else ""
+    if len(numbers) < 2 or not all(map(math.isfinite, numbers)):
+        return _number(statistics.fmean(numbers)) if numbers else ""
     mean, deviation = statistics.fmean(numbers), statistics.stdev(numbers)
     if abs(mean) < 10:
         return f"{mean:.4f} ± {deviation:.4f}"

@@ -22,6 +22,7 @@ def plan_training(current: Session, network: fx.GraphModule, options: Training) 
     inputs, targets = next(data.train.batches(min(options.batch_size, len(data.train)), current.device, seed=0))
     loss = loss_for(data.task, options.loss)(trial(inputs), targets)
     torch.autograd.backward(loss)
+    loss = loss.detach()
     if not torch.isfinite(loss):
         raise ConvergenceError(
             f"{current.verb}: the loss of the first batch is {float(loss)}; check the data and the model"

@@ -43,7 +43,7 @@ class Cholesky:
         Inputs of variance zero get weight zero (the minimum norm), so a dead pixel does not spoil the factorisation.
         """
         cxx = _ridged(dense(cxx), self.ridge)
-        alive = cxx.diagonal() > 0
+        alive = _alive(cxx.diagonal())
         block = cxx if bool(alive.all()) else cxx[alive][:, alive]
         factor, failed = torch.linalg.cholesky_ex(block)
         if block.numel() == 0 or bool(failed) or _nearly_singular(factor):
@@ -88,7 +88,7 @@ class ConjugateGradient:
         """
         diagonal = cxx.diagonal()
         shift = self.ridge * diagonal.mean()
-        inverse = torch.where(diagonal > 0, 1 / (diagonal + shift).clamp(min=torch.finfo(cyx.dtype).tiny), 0.0)
+        inverse = torch.where(_alive(diagonal), 1 / (diagonal + shift), 0.0)
         bound = self.tol * cyx.norm(dim=1)
         weight, residual = torch.zeros_like(cyx), cyx.clone()
         direction = residual * inverse
@@ -119,6 +119,11 @@ def _ridged(cxx: Tensor, ridge: float) -> Tensor:
     if ridge == 0:
         return cxx
     return cxx + ridge * cxx.diagonal().mean() * torch.eye(len(cxx), dtype=cxx.dtype, device=cxx.device)
+
+
+def _alive(diagonal: Tensor) -> Tensor:
+    """Inputs that vary by more than rounding: a tap that sees only padding may not come out as an exact zero."""
+    return diagonal > CUT * diagonal.max()
 
 
 def _nearly_singular(factor: Tensor) -> bool:

@@ -63,7 +63,7 @@ def test_the_table_says_what_the_user_would_ask(chain):
     ):
         assert words in table
     assert "conv2 + head" in table
-    assert "10×196" in table  # 4 maps of 7x7 into 10 classes
+    assert "10×784" in table  # 4 maps of 14x14 into 10 classes
 
 
 def test_the_report_in_markdown_has_the_same_tables(chain):

@@ -42,6 +42,14 @@ def test_dead_inputs_get_weight_zero(kind):
     assert solution.rank in (FEATURES - 2, None)
 
 
+@pytest.mark.parametrize("kind", ["cholesky", "cg"])
+def test_inputs_of_rounding_alone_are_dead(kind):
+    cxx = torch.diag(torch.tensor([1.0, 2.0, 1e-16])).double()
+    solution = SOLVERS[kind]()(cxx, torch.tensor([[1.0, 1.0, 1e-17]]).double())
+    torch.testing.assert_close(solution.weight, torch.tensor([[1.0, 0.5, 0.0]]).double(), rtol=1e-7, atol=0)
+    assert solution.method == kind
+
+
 @pytest.mark.parametrize("kind", ["cholesky", "eigh"])
 def test_fewer_samples_than_inputs_give_the_minimum_norm(kind):
     cxx, cyx, x, y = problem(8)

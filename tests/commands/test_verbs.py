@@ -75,7 +75,7 @@ def test_trials_have_a_folder_each_and_a_spread_in_the_report(call, recipe):
     fused = call("fuse", recipe, *small, "-c", "runs/net-train")
     assert fused.status == 0, fused.err
     assert "±" in fused.out
-    first, second = (load(f"runs/net-fuse/trial-{trial}/model.pt") for trial in (1, 2))
+    first, second = (load(Path(f"runs/net-fuse/trial-{trial}/model.pt")) for trial in (1, 2))
     assert first.history[0]["seed"] == 0
     assert second.history[0]["seed"] == 1
     assert Path("runs/net-fuse/model.pt").exists()

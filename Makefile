@@ -1,6 +1,7 @@
 # Two commands matter to a newcomer: `make demo` and `make test`. Both set up .venv by themselves.
 PYTHON ?= python3
 VENV ?= .venv
+DATA ?= data
 BIN := $(VENV)/bin
 RUN := $(BIN)/compresskit
 
@@ -38,8 +39,10 @@ test-all: install
 
 check: lint type test
 
-bench: install
-	for script in scripts/bench_*.py; do $(BIN)/python $$script || exit 1; done
+bench: install  # DATA: a folder with torchvision's MNIST
+	$(BIN)/python scripts/bench_moments.py
+	$(BIN)/python scripts/bench_fuse.py
+	$(BIN)/python scripts/bench_training.py --root $(DATA)
 
 clean:
 	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Images per second of `fit` on MNIST against a plain loop over torchvision's DataLoader: one JSON line.
 
-python scripts/bench_training.py [--root ~/.cache/compresskit-data] [--device cpu] [--batch-size 128] [--repeats 3]
+python scripts/bench_training.py [--root data] [--device cpu] [--batch-size 128] [--repeats 3]
 
 Same network (convolutions of 2-4-8-16 channels), same optimiser, one epoch each; both must reach the same kind of loss
 before a time counts.
@@ -67,7 +67,7 @@ def plain(root: str, workers: int, batch_size: int, device: torch.device) -> tup
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", default="~/.cache/compresskit-data")
+    parser.add_argument("--root", default="data")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)

@@ -42,14 +42,22 @@ def size(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Size:
 
 
 def rank_candidates(
-    network: fx.GraphModule, input_shape: tuple[int, ...], options: Fuse, gather: Gather, memory: float
+    network: fx.GraphModule,
+    input_shape: tuple[int, ...],
+    options: Fuse,
+    gather: Gather,
+    memory: float,
+    among: set[str] | None = None,
 ) -> tuple[list[Candidate], dict[str, str]]:
     """All candidates, smallest unexplained share first; and the chains left alone, with the reason.
 
-    memory: bytes that the moments of one chain may take.
+    memory: bytes that the moments of one chain may take. among: the layers that may be fused; all, if None.
     """
     fusibles, skipped = [], {}
     for chain in candidates(network, options.max_layers):
+        if among is not None and not among.issuperset(chain.layers):
+            skipped[str(chain)] = "`among` leaves out one of its layers"
+            continue
         try:
             fusible = prepare(network, chain, input_shape, options.kernel)
         except UnsupportedModelError as error:

@@ -50,6 +50,7 @@ class Fuse:
     # [first, last] pairs, [block] names, or mappings with a kernel; fused one after another
     layers: Literal["auto"] | tuple[Annotated[tuple[str, ...], Len(1, 2)] | Pair, ...] = "auto"
     until: Until | None = None  # with `layers: auto`
+    among: tuple[str, ...] | None = None  # what `auto` may fuse: names, re:PATTERN, "@conv", "@linear"
     max_layers: Annotated[int, Ge(2)] = 2  # longest chain that `auto` considers, in weighted layers
     channels: Channels = "joint"  # `independent`: each input channel on its own (Theorem 2)
     kernel: Annotated[int, Gt(0)] | tuple[int, ...] | None = None  # default: the receptive field of the chain

@@ -53,6 +53,16 @@ def test_auto_fuses_until_the_target_is_met(call, recipe, trained):
     assert (Path("one") / "candidates.png").exists()
 
 
+def test_auto_leaves_alone_what_is_not_among_its_layers(call, recipe, trained):
+    options = ("fuse.layers=auto", "fuse.among=['@conv']", "-c", trained / "runs/net-train", "--dry-run", "--json")
+    report = json.loads(call("fuse", recipe, *options).out)
+    assert [row[0] for row in report["tables"][0]["rows"]] == ["conv1+conv2"]
+    assert report["skipped"] == {"conv2+head": "`among` leaves out one of its layers"}
+    unknown = call("fuse", recipe, "fuse.layers=auto", "fuse.among=[conv7]", *options[2:])
+    assert unknown.status == 2
+    assert "conv7" in unknown.err
+
+
 def test_a_target_that_is_missed_is_exit_status_3_and_the_work_is_saved(call, recipe, trained):
     until = ("fuse.layers=auto", "fuse.until={macs: 1%}")
     outcome = call("fuse", recipe, *until, "-c", trained / "runs/net-train", "--out", "some")

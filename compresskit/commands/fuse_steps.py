@@ -1,0 +1,103 @@
+"""The steps of `fuse`: which chain comes next, what it is fused to, and what retraining makes of it."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from compresskit.commands.fuse_report import Step, widths
+from compresskit.commands.moments import gatherer
+from compresskit.commands.session import Session
+from compresskit.commands.trials import train_network
+from compresskit.errors import ConvergenceError
+from compresskit.graph.edit import reset_parameters
+from compresskit.graph.selectors import select
+from compresskit.passes.fuse import FusedLayer, describe, measure, solve
+from compresskit.passes.fuse_auto import Candidate, choose, rank_candidates, size
+from compresskit.passes.fusible import apply, find
+from compresskit.recipes.schema import FuseAndRetrain
+from compresskit.training.options import Training
+
+Ranking = tuple[list[Candidate], dict[str, str]]
+
+
+class FuseSteps:
+    """Of one trial. cache: the folder of its moments, where the recipe names none."""
+
+    def __init__(self, current: Session, options: FuseAndRetrain, trial: int, cache: Path) -> None:
+        self.start = current.parent(trial)
+        self.seed = current.recipe.seed + trial
+        self.original = size(self.start.network, current.data.input_shape)
+        self.first_ranking: Ranking = ([], {})
+        self._current, self._options = current, options
+        self._gather = gatherer(current, cache, options)
+        self._among = set(select(self.start.network, options.among)) if options.among else None
+
+    def next(self, network: fx.GraphModule, index: int) -> Candidate | None:
+        """The chain to fuse in step `index`, counted from 1, solved; None when all are done."""
+        options, shape = self._options, self._current.data.input_shape
+        if options.layers == "auto":
+            assert options.until is not None
+            ranking = self.rank(network)
+            if index == 1:
+                self.first_ranking = ranking
+            return choose(ranking[0], options.until, size(network, shape), self.original)
+        if index > len(options.layers):
+            return None
+        fusible = find(network, options.layers[index - 1], shape, options.kernel)
+        moments = self._gather(network, [fusible.request])
+        return Candidate(fusible, solve(fusible, moments[fusible.request.name], options))
+
+    def rank(self, network: fx.GraphModule) -> Ranking:
+        """All candidates, the best explained first, and the chains left alone with the reason."""
+        shape = self._current.data.input_shape
+        return rank_candidates(network, shape, self._options, self._gather, self._gather.memory, self._among)
+
+    def take(self, network: fx.GraphModule, candidate: Candidate, stage: Path) -> tuple[fx.GraphModule, Step]:
+        """Fuses a chain and trains the outcome as the recipe says, with the state of training below `stage`."""
+        current, options = self._current, self._options
+        row = self._measured(network, candidate)
+        fused = apply(network, candidate.fusible, candidate.fusion)
+        if self._among is not None:
+            self._among.add(row.name)
+        metrics = current.evaluate(fused)
+        said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        current.progress.log(f"{row.name}: fused {' + '.join(row.layers)}, {said} before retraining")
+        step = Step(row, widths(fused), metrics)
+        label = f"seed {self.seed}, {step.widths}"
+        if (settings := self._baseline()) is not None:
+            random = reset_parameters(copy.deepcopy(fused), self.seed)
+            history = train_network(current, random, settings, self.seed, stage / "random", f"random {label}")
+            step.random = current.evaluate(random)
+            step.random_curve = [row[history.monitor] for row in history.rows]
+        if options.retrain is not None:
+            monitored = current.evaluate(fused, current.data.validation)
+            history = train_network(current, fused, options.retrain, self.seed, stage / "retrain", f"retrain {label}")
+            step.retrained = current.evaluate(fused)
+            step.curve = [monitored[history.monitor.partition("_")[2]], *(row[history.monitor] for row in history.rows)]
+        return fused, step
+
+    def _measured(self, network: fx.GraphModule, candidate: Candidate) -> FusedLayer:
+        """The row of a fused layer with its error on held-out images; refuses weights that are no use."""
+        current, (fusible, fusion) = self._current, (candidate.fusible, candidate.fusion)
+        if not torch.isfinite(fusion.weight).all():
+            raise ConvergenceError(
+                f"{fusible.chain}: the activations are not finite; check the checkpoint and the data"
+            )
+        if not fusion.converged:
+            residual = max(solution.residual for solution in fusion.solutions)
+            text = f"{fusible.chain}: the solver stopped at a residual of {residual:.1e}; raise max_iter or ridge"
+            if self._options.on_no_convergence == "fail":
+                raise ConvergenceError(text)
+            current.progress.log(text)
+        split = current.held_out.sample(self._options.held_out)
+        batches = split.batches(current.recipe.moments.batch_size, current.device)
+        error, share = measure(network, fusible, fusion, batches)
+        return replace(describe(network, fusible, fusion), measured_error=error, measured_unexplained=share)
+
+    def _baseline(self) -> Training | None:
+        if self._options.baseline == "random":
+            return self._options.retrain
+        return self._options.baseline if isinstance(self._options.baseline, Training) else None

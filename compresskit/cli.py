@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from compresskit import __version__
-from compresskit.errors import CompresskitError, RecipeError, TargetMissed
+from compresskit.errors import CompresskitError, RecipeError, ResourceError, TargetMissed
 
 if TYPE_CHECKING:
     from compresskit.commands.result import Result
@@ -172,23 +172,32 @@ def _run(command: "Callable[[Progress], Result]", quiet: bool, as_json: bool) ->
     """Runs a command, publishes its result, and ends with the exit status that tells how it went."""
     from compresskit.report import TerminalProgress, publish
 
-    main_process = os.environ.get("RANK", "0") == "0"
-    quiet = quiet or not main_process
+    quiet = quiet or not _is_main_process()
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with TerminalProgress(quiet=quiet) as progress:
             result = command(progress)
-        if main_process:
+        if _is_main_process():
             publish(result, as_json=as_json, quiet=quiet)
         missed = [target for target in result.targets if not target.met]
         if missed:
             raise TargetMissed("; ".join(f"{t.name}: {t.asked} was asked for, {t.got} was reached" for t in missed))
     except CompresskitError as error:
         _fail(error)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
+            raise
+        advice = "use a smaller batch_size (train, moments), or lower moments.memory"
+        _fail(ResourceError(f"the device has too little memory ({str(error).splitlines()[0]}); {advice}"))
     except KeyboardInterrupt:
         typer.echo("interrupted; --resume goes on from the last saved state", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _is_main_process() -> bool:
+    """Of those that torchrun started, the one that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -196,7 +205,8 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 
 def _fail(error: CompresskitError) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
+    if _is_main_process():
+        typer.echo(f"error: {error}", err=True)
     sys.exit(error.exit_status)
 
 

@@ -33,7 +33,16 @@ def publish(result: Result, *, as_json: bool, quiet: bool) -> None:
 
 
 def to_json(result: Result) -> str:
-    return json.dumps(result.plain(), indent=2, default=str) + "\n"
+    return json.dumps(_jsonable(result.plain()), indent=2, allow_nan=False) + "\n"
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has neither infinity nor NaN: null stands for what is not finite."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(result: Result, console: Console) -> None:

@@ -9,13 +9,13 @@ from compresskit.commands.session import Arguments, Progress, session, with_fold
 def run(arguments: Arguments, progress: Progress) -> Result:
     """Evaluates on the test set, each trial of a run folder, too; writes nothing unless `--out` names a folder."""
     with session("evaluate", arguments, ("data",), progress, from_checkpoint=True) as current:
+        if arguments.out is not None:
+            current = with_folder(current)
         found = []
         for trial in range(max(1, len(current.parents))):
             start = current.parent(trial)
             assert start.path is not None
             found.append(current.figures(start.network, current.evaluate(start.network), start.path))
-        if arguments.out is not None:
-            current = with_folder(current)
         result = Result("evaluate", str(start.path), current.folder.path if current.folder else None)
         result.figures = compared([], found, current.recipe.report.latency_batch, current.device)
         result.tables = [layer_table(start.network, current.data.input_shape)]

@@ -2,43 +2,63 @@
 
 import itertools
 import json
-import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from compresskit.commands.fuse_report import FusedTrial, fuse_result, plan_result, read_step
+from compresskit.commands.fuse_report import FusedTrial, Ranking, fuse_result, plan_result, read_step
 from compresskit.commands.fuse_steps import FuseSteps
+from compresskit.commands.moments import temporary_folder
+from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result
-from compresskit.commands.session import MODEL, Arguments, Progress, Session, session, trial_folder, with_folder
+from compresskit.commands.session import Arguments, Progress, Session, session, trial_folder, with_folder
 from compresskit.commands.trials import keep
 from compresskit.errors import RecipeError
 from compresskit.passes.fuse import rehearse
 from compresskit.passes.fuse_auto import size
+from compresskit.passes.fusible import Fusible
 from compresskit.recipes.schema import FuseAndRetrain
 from compresskit.storage.atomic import atomic_write
 from compresskit.storage.checkpoint import load
+from compresskit.training.loop import check
+from compresskit.training.options import Training
 
 STEP = "step.json"
+RANKING = "candidates.json"
 
 
-def run(arguments: Arguments, progress: Progress) -> Result:
-    """Fuses one chain after another, each with its moments, its error on held-out images and its retraining."""
+def run(arguments: Arguments, progress: Progress, *, ranked: bool = True) -> Result:
+    """Fuses one chain after another, each with its moments, its error on held-out images and its retraining.
+
+    ranked: whether a dry run of `layers: auto` takes the moments that rank the candidates, or only lists these.
+    """
     with session("fuse", arguments, ("data", "fuse"), progress, from_checkpoint=True) as current:
         options: FuseAndRetrain = current.recipe.section("fuse")
-        network = current.parent(0).network
-        planned = []
-        if options.layers != "auto":
-            planned = rehearse(network, current.data.input_shape, options)
-        elif options.until is None and not arguments.dry_run:
+        if options.layers == "auto" and options.until is None and not arguments.dry_run:
             raise RecipeError("fuse.until: `layers: auto` needs to know when to stop; --dry-run shows the candidates")
-        if arguments.dry_run and planned:
-            return plan_result(current, network, planned, {})
+        for settings in (options.retrain, options.baseline):
+            if isinstance(settings, Training):
+                check(current.data, settings, current.device, current.group)
         if arguments.dry_run:
-            with tempfile.TemporaryDirectory() as folder:
-                return plan_result(current, network, *FuseSteps(current, options, 0, Path(folder)).rank(network))
+            return _plan(current, options, ranked)
+        _chains(current, options, FuseSteps(current, options, 0, Path()))
         current = with_folder(current)
         trials = [_run_trial(current, options, trial) for trial in range(current.recipe.trials)]
         return fuse_result(current, options, trials)
+
+
+def _plan(current: Session, options: FuseAndRetrain, ranked: bool) -> Result:
+    with temporary_folder(current.group) as folder:
+        steps = FuseSteps(current, options, 0, folder)
+        if options.layers == "auto" and ranked:
+            return plan_result(current, steps.start.network, *steps.rank(steps.start.network, 1))
+        return plan_result(current, steps.start.network, *_chains(current, options, steps))
+
+
+def _chains(current: Session, options: FuseAndRetrain, steps: FuseSteps) -> tuple[list[Fusible], dict[str, str]]:
+    """What can be fused, without any moments; refuses what the recipe names and cannot be."""
+    if options.layers == "auto":
+        return steps.find(steps.start.network)
+    return rehearse(steps.start.network, current.data.input_shape, options), {}
 
 
 def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTrial:
@@ -53,9 +73,13 @@ def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTr
         stage = folder / f"step-{index}"
         if current.arguments.resume and (stage / STEP).exists():
             result.steps.append(read_step(stage / STEP))
+            steps.note(result.steps[-1].row)
             start = replace(start, network=load(stage / MODEL, current.device).network)
             continue
-        candidate = steps.next(start.network, index)
+        candidate, ranking = steps.next(start.network, index)
+        if index == 1 and current.group.is_main:
+            with atomic_write(folder / RANKING) as temporary:
+                temporary.write_text(json.dumps(asdict(ranking)))
         if candidate is None:
             break
         network, step = steps.take(start.network, candidate, stage)
@@ -64,6 +88,7 @@ def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTr
         if current.group.is_main:  # last: only now is the step done
             with atomic_write(stage / STEP) as temporary:
                 temporary.write_text(json.dumps(step.plain(), indent=2))
+        steps.note(step.row)
         result.steps.append(step)
     if not result.steps:
         raise RecipeError("fuse: no chain was fused, since `until` is reached already or allows none; see --dry-run")
@@ -71,5 +96,5 @@ def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTr
     result.reloaded = current.reload_difference(start.network, result.path)
     result.after = current.figures(start.network, result.steps[-1].final, result.path)
     result.size = (steps.original, size(start.network, current.data.input_shape))
-    result.ranked, result.skipped = steps.first_ranking
+    result.ranking = Ranking(**json.loads((folder / RANKING).read_text()))
     return result

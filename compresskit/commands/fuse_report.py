@@ -9,13 +9,14 @@ from torch import fx
 
 from compresskit import plots
 from compresskit.commands.figures import Figures, compared, slower
+from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result, Table, Target
-from compresskit.commands.session import MODEL, Session
+from compresskit.commands.session import Session
 from compresskit.graph.chains import WEIGHTED
 from compresskit.passes.fuse import FusedLayer
 from compresskit.passes.fuse_auto import Candidate, Size, unmet
-from compresskit.passes.fuse_options import Fuse
 from compresskit.passes.fusible import Fusible
+from compresskit.recipes.schema import FuseAndRetrain
 
 
 @dataclass
@@ -23,6 +24,8 @@ class Step:
     """One fused chain: its row, the network's widths, and the test metrics before and after training.
 
     curve, random_curve: the monitored metric by epoch; the first of `curve` is that before retraining.
+    monitored: the final net's main metric on the validation split, if there is one. not_random: parameters that the
+    random baseline shares with the fused net, since no layer draws them.
     """
 
     row: FusedLayer
@@ -32,6 +35,13 @@ class Step:
     random: dict[str, float] | None = None
     curve: list[float] = field(default_factory=list)
     random_curve: list[float] = field(default_factory=list)
+    monitored: float | None = None
+    not_random: list[str] = field(default_factory=list)
+
+    @property
+    def main(self) -> str:
+        """Name of the task's main metric."""
+        return next(iter(self.fused))
 
     @property
     def final(self) -> dict[str, float]:
@@ -41,17 +51,24 @@ class Step:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """What `layers: auto` had to choose from: the rows of its table, and what was left alone with the reason."""
+
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class FusedTrial:
-    """All steps of one trial. path: of its final checkpoint; ranked, skipped: the first ranking of `layers: auto`."""
+    """All steps of one trial. path: of its final checkpoint; ranking: the first one of `layers: auto`."""
 
     seed: int
     network: fx.GraphModule
     before: Figures
     path: Path
     steps: list[Step] = field(default_factory=list)
-    ranked: list[Candidate] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
+    ranking: Ranking = Ranking()
     after: Figures | None = None
     reloaded: float = 0.0
     size: tuple[Size, Size] | None = None
@@ -64,17 +81,20 @@ def read_step(path: Path) -> Step:
     return Step(row=FusedLayer(**row), **plain)
 
 
-def fuse_result(current: Session, options: Fuse, trials: list[FusedTrial]) -> Result:
+def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTrial]) -> Result:
     assert current.folder is not None
     metric = next(iter(trials[0].before.metrics))
-    result = Result("fuse", current.recipe.name, current.folder.path, skipped=trials[0].skipped)
+    result = Result("fuse", current.recipe.name, current.folder.path, skipped=trials[0].ranking.skipped)
     after = [trial.after for trial in trials if trial.after is not None]
     batch = current.recipe.report.latency_batch
     result.figures = compared([trial.before for trial in trials], after, batch, current.device)
     result.notes = slower(result.figures)
     result.tables = [_networks(trials, metric), _layers(trials)]
-    if trials[0].ranked:
-        result.tables.append(candidate_table(trials[0].ranked))
+    if trials[0].ranking.rows:
+        result.tables.append(candidate_table(trials[0].ranking.rows))
+    not_random = sorted({name for trial in trials for step in trial.steps for name in step.not_random})
+    if not_random:
+        result.notes.append(f"the random baseline keeps what no layer draws: {', '.join(not_random)}")
     result.targets = _targets(options, trials)
     result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
     result.details = {"trials": [{"seed": t.seed, "steps": [s.plain() for s in t.steps]} for t in trials]}
@@ -82,9 +102,10 @@ def fuse_result(current: Session, options: Fuse, trials: list[FusedTrial]) -> Re
         best = _best(trials, metric)
         if len(trials) > 1:
             current.folder.copy(best.path, MODEL)
-            result.notes.append(f"model.pt is that of seed {best.seed}, the best by test {metric}")
+            split = "test" if current.data.validation is None else "validation"
+            result.notes.append(f"model.pt is that of seed {best.seed}, the best by {split} {metric}")
         if current.recipe.report.plots:
-            _plot(current.folder.path, trials, metric)
+            _plot(current.folder.path, trials, (options.retrain and options.retrain.monitor) or metric)
     return result
 
 
@@ -103,14 +124,18 @@ def plan_result(
         ]
         result.tables = [Table(f"chains of {widths(network)}", columns, rows)]
     if ranked:
-        result.tables = [candidate_table(ranked)]
+        result.tables = [candidate_table(candidate_rows(ranked))]
     return result
 
 
-def candidate_table(ranked: list[Candidate]) -> Table:
+def candidate_table(rows: list[tuple[Any, ...]]) -> Table:
     """Every chain that `auto` considers, the best explained first."""
-    columns = ("candidate", "fused weight", "predicted error", "unexplained", "rank", "parameters saved", "MACs saved")
-    rows = [
+    columns = ("candidate", "fused weight", "expected error", "unexplained", "rank", "parameters saved", "MACs saved")
+    return Table("candidates", columns, rows)
+
+
+def candidate_rows(ranked: list[Candidate]) -> list[tuple[Any, ...]]:
+    return [
         (
             str(c.fusible.chain),
             _shape(c.fusible.weight_shape),
@@ -122,7 +147,6 @@ def candidate_table(ranked: list[Candidate]) -> Table:
         )
         for c in ranked
     ]
-    return Table("candidates", columns, rows)
 
 
 def widths(network: fx.GraphModule) -> str:
@@ -182,25 +206,24 @@ def _layers(trials: list[FusedTrial]) -> Table:
     )
 
 
-def _by_step(trials: list[FusedTrial]) -> dict[tuple[int, str], list[Step]]:
+def _by_step(trials: list[FusedTrial]) -> dict[tuple[int, tuple[str, ...]], list[Step]]:
     """Steps that trials have in common; where `auto` chose differently, each choice has a row of its own."""
-    found: dict[tuple[int, str], list[Step]] = {}
+    found: dict[tuple[int, tuple[str, ...]], list[Step]] = {}
     for trial in trials:
         for index, step in enumerate(trial.steps):
-            found.setdefault((index, step.widths), []).append(step)
+            found.setdefault((index, step.row.layers), []).append(step)
     return found
 
 
-def _targets(options: Fuse, trials: list[FusedTrial]) -> list[Target]:
+def _targets(options: FuseAndRetrain, trials: list[FusedTrial]) -> list[Target]:
     if options.layers != "auto" or options.until is None:
         return []
     until, sizes = options.until, [trial.size for trial in trials if trial.size is not None]
     missed = set().union(*(unmet(until, now, original) for original, now in sizes))
-    original, now = sizes[-1]
-    got = {
-        "layers": str(now.layers),
-        "macs": f"{now.macs / original.macs:.1%}",
-        "params": f"{now.params / original.params:.1%}",
+    got = {  # by the trial that is furthest from it
+        "layers": str(max(now.layers for _, now in sizes)),
+        "macs": f"{max(now.macs / original.macs for original, now in sizes):.1%}",
+        "params": f"{max(now.params / original.params for original, now in sizes):.1%}",
     }
     asked = {name: getattr(until, name) for name in got if getattr(until, name) is not None}
     return [Target(name, str(value), got[name], name not in missed) for name, value in asked.items()]
@@ -208,18 +231,23 @@ def _targets(options: Fuse, trials: list[FusedTrial]) -> list[Target]:
 
 def _best(trials: list[FusedTrial], metric: str) -> FusedTrial:
     sign = 1 if metric == "accuracy" else -1
-    return max(trials, key=lambda trial: sign * trial.steps[-1].final[metric])
+    last = {trial.seed: trial.steps[-1] for trial in trials}
+    scores = {seed: step.final[metric] if step.monitored is None else step.monitored for seed, step in last.items()}
+    return max(trials, key=lambda trial: sign * scores[trial.seed])
 
 
 def _plot(folder: Path, trials: list[FusedTrial], metric: str) -> None:
     curves = {
-        found[0].widths: ([s.curve for s in found if s.curve], [s.random_curve for s in found if s.random_curve])
-        for found in _by_step(trials).values()
+        f"{index + 1}: {found[0].widths}": (
+            [s.curve for s in found if s.curve],
+            [s.random_curve for s in found if s.random_curve],
+        )
+        for (index, _), found in _by_step(trials).items()
     }
     if any(fused for fused, _ in curves.values()):
         plots.learning_curves(folder / "learning-curves.png", curves, metric)
-    if ranked := trials[0].ranked:
-        points = [(str(c.fusible.chain), c.fusion.unexplained, c.fusible.saved_macs) for c in ranked]
+    if rows := trials[0].ranking.rows:
+        points = [(name, unexplained, saved_macs) for name, _, _, unexplained, _, _, saved_macs in rows]
         plots.candidates(folder / "candidates.png", points)
 
 

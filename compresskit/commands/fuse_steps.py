@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from compresskit.commands.fuse_report import Step, widths
+from compresskit.commands.fuse_report import Ranking, Step, candidate_rows, widths
 from compresskit.commands.moments import gatherer
 from compresskit.commands.session import Session
 from compresskit.commands.trials import train_network
@@ -15,12 +15,10 @@ from compresskit.errors import ConvergenceError
 from compresskit.graph.edit import reset_parameters
 from compresskit.graph.selectors import select
 from compresskit.passes.fuse import FusedLayer, describe, measure, solve
-from compresskit.passes.fuse_auto import Candidate, choose, rank_candidates, size
-from compresskit.passes.fusible import apply, find
+from compresskit.passes.fuse_auto import Candidate, choose, find_candidates, rank, reached, size
+from compresskit.passes.fusible import Fusible, apply, find
 from compresskit.recipes.schema import FuseAndRetrain
 from compresskit.training.options import Training
-
-Ranking = tuple[list[Candidate], dict[str, str]]
 
 
 class FuseSteps:
@@ -30,45 +28,54 @@ class FuseSteps:
         self.start = current.parent(trial)
         self.seed = current.recipe.seed + trial
         self.original = size(self.start.network, current.data.input_shape)
-        self.first_ranking: Ranking = ([], {})
         self._current, self._options = current, options
         self._gather = gatherer(current, cache, options)
         self._among = set(select(self.start.network, options.among)) if options.among else None
 
-    def next(self, network: fx.GraphModule, index: int) -> Candidate | None:
-        """The chain to fuse in step `index`, counted from 1, solved; None when all are done."""
+    def next(self, network: fx.GraphModule, index: int) -> tuple[Candidate | None, Ranking]:
+        """The chain to fuse in step `index`, counted from 1, solved, None when all are done; and whom `auto` ranked."""
         options, shape = self._options, self._current.data.input_shape
         if options.layers == "auto":
             assert options.until is not None
-            ranking = self.rank(network)
-            if index == 1:
-                self.first_ranking = ranking
-            return choose(ranking[0], options.until, size(network, shape), self.original)
+            now = size(network, shape)
+            if reached(options.until, now, self.original):
+                return None, Ranking()
+            ranked, skipped = self.rank(network, index)
+            return choose(ranked, options.until, now, self.original), Ranking(candidate_rows(ranked), skipped)
         if index > len(options.layers):
-            return None
+            return None, Ranking()
         fusible = find(network, options.layers[index - 1], shape, options.kernel)
-        moments = self._gather(network, [fusible.request])
-        return Candidate(fusible, solve(fusible, moments[fusible.request.name], options))
+        moments = self._gather.at(index)(network, [fusible.request])
+        return Candidate(fusible, solve(fusible, moments[fusible.request.name], options)), Ranking()
 
-    def rank(self, network: fx.GraphModule) -> Ranking:
-        """All candidates, the best explained first, and the chains left alone with the reason."""
+    def find(self, network: fx.GraphModule) -> tuple[list[Fusible], dict[str, str]]:
+        """All chains that could be fused, and what is left alone with the reason."""
         shape = self._current.data.input_shape
-        return rank_candidates(network, shape, self._options, self._gather, self._gather.memory, self._among)
+        return find_candidates(network, shape, self._options, self._gather.memory, self._among)
+
+    def rank(self, network: fx.GraphModule, index: int) -> tuple[list[Candidate], dict[str, str]]:
+        """The same with what would stand in for each, the best explained first."""
+        fusibles, skipped = self.find(network)
+        return rank(network, fusibles, self._options, self._gather.at(index)), skipped
+
+    def note(self, row: FusedLayer) -> None:
+        """A layer that stands in for some that `auto` may fuse may be fused itself."""
+        if self._among is not None:
+            self._among.add(row.name)
 
     def take(self, network: fx.GraphModule, candidate: Candidate, stage: Path) -> tuple[fx.GraphModule, Step]:
         """Fuses a chain and trains the outcome as the recipe says, with the state of training below `stage`."""
         current, options = self._current, self._options
         row = self._measured(network, candidate)
         fused = apply(network, candidate.fusible, candidate.fusion)
-        if self._among is not None:
-            self._among.add(row.name)
         metrics = current.evaluate(fused)
         said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         current.progress.log(f"{row.name}: fused {' + '.join(row.layers)}, {said} before retraining")
         step = Step(row, widths(fused), metrics)
         label = f"seed {self.seed}, {step.widths}"
         if (settings := self._baseline()) is not None:
-            random = reset_parameters(copy.deepcopy(fused), self.seed)
+            random = copy.deepcopy(fused)
+            step.not_random = reset_parameters(random, self.seed)
             history = train_network(current, random, settings, self.seed, stage / "random", f"random {label}")
             step.random = current.evaluate(random)
             step.random_curve = [row[history.monitor] for row in history.rows]
@@ -77,6 +84,9 @@ class FuseSteps:
             history = train_network(current, fused, options.retrain, self.seed, stage / "retrain", f"retrain {label}")
             step.retrained = current.evaluate(fused)
             step.curve = [monitored[history.monitor.partition("_")[2]], *(row[history.monitor] for row in history.rows)]
+        step.monitored = (
+            current.evaluate(fused, current.data.validation)[step.main] if current.data.validation else None
+        )
         return fused, step
 
     def _measured(self, network: fx.GraphModule, candidate: Candidate) -> FusedLayer:

@@ -1,8 +1,10 @@
 """Moments for a command: from the cache that the recipe names, within the memory that it allows."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from compresskit.numerics.moments import Moments
 from compresskit.passes.moments import Request
 from compresskit.recipes.schema import FuseAndRetrain
 from compresskit.storage.moment_cache import MomentCache
+from compresskit.training.distributed import Group
 
 SHARE = 0.3  # of the free memory that moments may take: the factorisation wants room, too
 
@@ -34,12 +37,16 @@ class Gatherer:
         self.current.progress.start(f"moments of {len(requests)} chains", len(self.split))
         return self.cache.gather(network, requests, self.split, progress=self.current.progress.update)
 
+    def at(self, step: int) -> "Gatherer":
+        """The same with a folder of its own, since the weights are others after each step."""
+        return replace(self, cache=replace(self.cache, folder=self.cache.folder / f"step-{step}"))
+
 
 def gatherer(current: Session, folder: Path, options: FuseAndRetrain) -> Gatherer:
     """folder: of the cache, where the recipe names none."""
     settings, data = current.recipe.moments, current.data.train
     split = data.sample(options.samples) if options.samples else data
-    memory = settings.memory_bytes() or SHARE * free_memory(current.device)
+    memory = settings.memory_bytes() or current.group.share(SHARE * free_memory(current.device, current.group.world))
     path = folder
     if settings.cache and current.folder is not None:  # a folder for each trial there, too; a dry run leaves it alone
         path = Path(settings.cache) / folder.parent.relative_to(current.folder.path)
@@ -47,12 +54,21 @@ def gatherer(current: Session, folder: Path, options: FuseAndRetrain) -> Gathere
     return Gatherer(current, cache, split)
 
 
-def free_memory(device: torch.device) -> float:
-    """Bytes that are free on the device; on the CPU what the system can give without swapping."""
+@contextmanager
+def temporary_folder(group: Group) -> Iterator[Path]:
+    """A folder that all processes share and that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as own:
+        yield Path(group.share(own))
+        group.barrier()
+
+
+def free_memory(device: torch.device, processes: int) -> float:
+    """Bytes that one process can have on the device; on the CPU its share of what is free without swapping."""
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + unused)
     try:
         found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
         found = None
-    return 1024.0 * int(found[1]) if found else 8e9  # not on Linux: a modest machine
+    return (1024.0 * int(found[1]) if found else 8e9) / processes  # 8e9: not on Linux, so a modest machine

@@ -10,6 +10,7 @@ from compresskit.commands.session import Session, run_path
 from compresskit.commands.trials import check_room
 from compresskit.errors import ConvergenceError
 from compresskit.graph.counting import count
+from compresskit.training.loop import check
 from compresskit.training.losses import loss_for
 from compresskit.training.options import Training
 
@@ -18,6 +19,7 @@ def plan_training(current: Session, network: fx.GraphModule, options: Training) 
     """One batch forward and backward on a copy of the network, and the size of what lies ahead."""
     data = current.data
     check_room(current, network, run_path(current))
+    steps = check(data, options, current.device, current.group) * options.epochs
     trial = copy.deepcopy(network).train()
     inputs, targets = next(data.train.batches(min(options.batch_size, len(data.train)), current.device, seed=0))
     loss = loss_for(data.task, options.loss)(trial(inputs), targets)
@@ -27,7 +29,6 @@ def plan_training(current: Session, network: fx.GraphModule, options: Training) 
         raise ConvergenceError(
             f"{current.verb}: the loss of the first batch is {float(loss)}; check the data and the model"
         )
-    steps = -(-len(data.train) // options.batch_size) * options.epochs
     counts = count(network, data.input_shape)
     result = Result(current.verb, f"{current.recipe.name} (dry run)")
     result.figures = [

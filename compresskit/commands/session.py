@@ -10,8 +10,9 @@ import torch
 from torch import fx
 
 from compresskit.commands.figures import Figures, figures
+from compresskit.commands.parents import check_fits, find_parents
 from compresskit.data.dataset import DataSet, Split
-from compresskit.errors import CheckpointError, RecipeError, ResourceError
+from compresskit.errors import RecipeError, ResourceError
 from compresskit.graph.shapes import evaluating
 from compresskit.graph.trace import trace
 from compresskit.recipes.load import load_recipe
@@ -22,8 +23,6 @@ from compresskit.storage.run_folder import RunFolder, open_run_folder, provenanc
 from compresskit.training.distributed import Group, connect
 from compresskit.training.evaluation import evaluate
 from compresskit.training.seeds import set_determinism
-
-MODEL = "model.pt"
 
 
 class Progress(Protocol):
@@ -78,7 +77,7 @@ class Session:
         """The recipe's model, traced, with random weights drawn from the trial's seed (or those that it names)."""
         torch.manual_seed(self.recipe.seed + trial)
         model = self.recipe.section("model").build(self.data.input_shape, self.data.outputs)
-        return Start(trace(model).to(self.device))
+        return Start(trace(model).to(self.device, torch.float32))
 
     def parent(self, trial: int) -> Start:
         """The trained network that a trial starts from: a checkpoint, or the recipe's model with weights of its own."""
@@ -86,12 +85,14 @@ class Session:
             return replace(self.fresh(trial), path=Path(self.recipe.section("model").weights))
         path = self.parents[trial if len(self.parents) > 1 else 0]
         checkpoint = load(path, self.device)
-        if checkpoint.input_shape != self.data.input_shape or checkpoint.task != self.data.task:
-            raise CheckpointError(
-                f"{path}: made for {checkpoint.task} of inputs {checkpoint.input_shape}, the recipe's data is "
-                f"{self.data.task} of inputs {self.data.input_shape}; use the data that the net was trained on"
-            )
+        check_fits(checkpoint, path, self.data)
         return Start(checkpoint.network, path, checkpoint)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files that the command starts from."""
+        weights = getattr(self.recipe.model, "weights", None)
+        return self.parents or ((Path(weights),) if weights else ())
 
     @property
     def held_out(self) -> Split:
@@ -100,7 +101,14 @@ class Session:
 
     def evaluate(self, network: fx.GraphModule, split: Split | None = None) -> dict[str, float]:
         """Metrics on the test set, or on `split`."""
-        return evaluate(network, split or self.data.test, task=self.data.task, device=self.device, group=self.group)
+        return evaluate(
+            network,
+            split or self.data.test,
+            task=self.data.task,
+            device=self.device,
+            batch_size=self.recipe.moments.batch_size,
+            group=self.group,
+        )
 
     def figures(self, network: fx.GraphModule, metrics: dict[str, float], path: Path) -> Figures:
         options = self.recipe.report
@@ -140,55 +148,51 @@ def session(
     """
     overrides = arguments.overrides + ((f"seed={arguments.seed}",) if arguments.seed is not None else ())
     recipe = load_recipe(arguments.recipe, overrides, verb=verb, require=sections)
-    parents = _parents(arguments.checkpoint, recipe, verb) if from_checkpoint else ()
+    parents = find_parents(arguments.checkpoint, recipe, verb) if from_checkpoint else ()
     kind = _device_kind(arguments.device)
     if recipe.deterministic:
         set_determinism(recipe.seed, strict=True)
-    data = recipe.section("data").load(recipe.seed)
     with closing(connect(kind)) as group:
+        data = _load(recipe, group)
         yield Session(verb, arguments, recipe, data, group.device(kind), group, parents, None, progress)
 
 
 def with_folder(current: Session) -> Session:
     """The session with its run folder made: to be called when all that can be refused has been looked at."""
-    path = run_path(current)
-    if current.group.is_main:
+    folder = RunFolder(run_path(current))
+
+    def make() -> None:
         plain = current.recipe.plain()
-        force, resume = current.arguments.force, current.arguments.resume
-        folder = open_run_folder(path, current.verb, plain, force=force, resume=resume, inputs=current.parents)
+        open_run_folder(
+            folder.path,
+            current.verb,
+            plain,
+            force=current.arguments.force,
+            resume=current.arguments.resume,
+            inputs=current.inputs,
+            data=current.data.fingerprint,
+        )
         folder.write_text("recipe.yaml", to_yaml(plain))
-    current.group.barrier()
-    return replace(current, folder=RunFolder(path))
+
+    current.group.in_main(make)
+    return replace(current, folder=folder)
 
 
 def run_path(current: Session) -> Path:
     return current.arguments.out or Path("runs") / f"{current.recipe.name}-{current.verb}"
 
 
-def _parents(path: Path | None, recipe: Recipe, verb: str) -> tuple[Path, ...]:
-    """Checkpoint files that --checkpoint names: a file, or all trials of a run folder."""
-    if path is None:
-        if getattr(recipe.model, "weights", None) is None:
-            raise RecipeError(
-                f"--checkpoint: '{verb}' works on a trained net; name a model.pt or the folder of a run, "
-                "or give the recipe's model `weights`"
-            )
-        return ()
-    if not path.is_dir():
-        return (path,)
-    found = sorted(path.glob(f"trial-*/{MODEL}"), key=lambda file: int(file.parent.name.split("-")[1]))
-    found = found or [file for file in [path / MODEL] if file.exists()]
-    if not found:
-        raise CheckpointError(f"{path}: no {MODEL} in this folder; name the folder of a run that has ended")
-    if 1 < len(found) < recipe.trials:
-        raise RecipeError(f"trials: {recipe.trials} were asked for, {path} holds {len(found)}; lower `trials`")
-    return tuple(found)
-
-
 def trial_folder(current: Session, trial: int, trials: int) -> Path:
     """Folder of one trial: the run's own where there is one trial only."""
     assert current.folder is not None
     return current.folder.path / f"trial-{trial + 1}" if trials > 1 else current.folder.path
+
+
+def _load(recipe: Recipe, group: Group) -> DataSet:
+    """The recipe's data; the main process goes first, so that it alone downloads."""
+    loaded: list[DataSet] = []
+    group.in_main(lambda: loaded.append(recipe.section("data").load(recipe.seed)))
+    return loaded[0] if loaded else recipe.section("data").load(recipe.seed)
 
 
 def _device_kind(asked: str) -> str:

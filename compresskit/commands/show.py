@@ -3,6 +3,7 @@
 from dataclasses import fields
 from pathlib import Path
 
+from compresskit.commands.parents import in_folder
 from compresskit.commands.plan import layer_table
 from compresskit.commands.result import Result, Table
 from compresskit.data.registry import DATASETS
@@ -22,7 +23,7 @@ def run(topic: str, checkpoint: Path | None) -> Result:
     if topic == "layers":
         if checkpoint is None:
             raise RecipeError("show layers: name a checkpoint with --checkpoint")
-        found = load(checkpoint)
+        found = load(in_folder(checkpoint)[0] if checkpoint.is_dir() else checkpoint)
         result.tables = [layer_table(found.network, found.input_shape)]
     elif topic == "recipes":
         rows = [tuple(row) for section in fields(Recipe) for row in describe(Recipe, section.name)]

@@ -4,6 +4,7 @@ from compresskit.commands.plan import plan_training
 from compresskit.commands.result import Result
 from compresskit.commands.session import Arguments, Progress, session, with_folder
 from compresskit.commands.trials import train_trials
+from compresskit.training.loop import check
 
 
 def run(arguments: Arguments, progress: Progress) -> Result:
@@ -13,4 +14,5 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         start = current.fresh(0)
         if arguments.dry_run:
             return plan_training(current, start.network, options)
+        check(current.data, options, current.device, current.group)
         return train_trials(with_folder(current), options, current.fresh)

@@ -9,8 +9,9 @@ from typing import Any
 from torch import fx
 
 from compresskit.commands.figures import Figures, compared
+from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result, Table
-from compresskit.commands.session import MODEL, Progress, Session, Start, trial_folder
+from compresskit.commands.session import Progress, Session, Start, trial_folder
 from compresskit.storage.checkpoint import Checkpoint, save
 from compresskit.storage.run_folder import check_disk
 from compresskit.training.loop import History, fit

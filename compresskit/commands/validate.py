@@ -1,18 +1,29 @@
 """`compresskit validate`: everything that can go wrong later, tried now, and nothing written."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from compresskit.commands import finetune, fuse, train
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Arguments, Progress
+from compresskit.graph.trace import trace
 from compresskit.recipes.load import load_recipe
 
-VERBS = {"train": train.run, "fuse": fuse.run, "finetune": finetune.run}
+# ranking the candidates of `layers: auto` would take a pass over the data: that is what `fuse --dry-run` is for
+VERBS: dict[str, Callable[[Arguments, Progress], Result]] = {
+    "train": train.run,
+    "fuse": partial(fuse.run, ranked=False),
+    "finetune": finetune.run,
+}
 NEED_CHECKPOINT = ("fuse", "finetune")
 
 
 def run(arguments: Arguments, progress: Progress) -> Result:
-    """A dry run of every verb whose section the recipe has; those on a trained net need --checkpoint."""
+    """A dry run of every verb whose section the recipe has; those on a trained net need --checkpoint.
+
+    Where no verb can be tried, the data and the model are.
+    """
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     arguments = replace(arguments, dry_run=True)
     result = Result("validate", str(arguments.recipe))
@@ -20,12 +31,19 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     for verb, run_verb in VERBS.items():
         if getattr(recipe, verb) is None:
             continue
-        if verb in NEED_CHECKPOINT and arguments.checkpoint is None:
+        weights = getattr(recipe.model, "weights", None)
+        if verb in NEED_CHECKPOINT and arguments.checkpoint is None and weights is None:
             result.skipped[verb] = "its layers can be checked only with --checkpoint; its keys are right"
             continue
         plan = run_verb(arguments, progress)
         result.tables += plan.tables
         rows.append((verb, "ready"))
+    if not rows and recipe.data is not None:
+        data = recipe.section("data").load(recipe.seed)
+        rows.append(("data", "ready"))
+        if recipe.model is not None:
+            trace(recipe.model.build(data.input_shape, data.outputs))
+            rows.append(("model", "ready"))
     result.tables.insert(0, Table("sections", ("verb", "state"), rows))
     result.notes = ["the recipe is right", "nothing was written"]
     return result

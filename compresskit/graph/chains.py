@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import fx, nn
 
@@ -48,9 +47,9 @@ def find_chain(network: fx.GraphModule, first: str, last: str | None = None) -> 
     if last is None:
         return _block(network, first)
     start = _called_once(network, first)
-    source = start.args[0]
-    if not isinstance(source, fx.Node):
-        raise UnsupportedModelError(f"{first}: its first argument is no activation, so no chain can start there")
+    if len(start.all_input_nodes) != 1:
+        raise UnsupportedModelError(f"{first}: it reads {len(start.all_input_nodes)} activations; fusing needs one")
+    (source,) = start.all_input_nodes
     target = _called_once(network, last)
     name = last if target.op == "call_module" else first
     chain = between(network, source, target, name)
@@ -97,27 +96,33 @@ def closure(start: fx.Node, step: Callable[[fx.Node], Iterable[fx.Node]]) -> set
     return reached
 
 
-def candidates(network: fx.GraphModule, longest: int) -> list[Chain]:
-    """All chains and blocks of 2 to `longest` weighted layers, shortest first, in the order of the network."""
+def candidates(network: fx.GraphModule, longest: int) -> tuple[list[Chain], dict[str, str]]:
+    """All chains and blocks of 2 to `longest` weighted layers, shortest first, in the order of the network.
+
+    And by name the layers that are in none of them, each with the reason why not.
+    """
     layers = [node for node in network.graph.nodes if _is_weighted(network, node)]
-    scopes = dict.fromkeys(scope for layer in layers for scope in _ancestry(str(layer.target)))
     found: dict[tuple[str, str], Chain] = {}
+    reasons = {str(layer.target): f"no chain of up to {longest} layers holds it" for layer in layers}
+
+    def propose(first: str, last: str | None = None) -> None:
+        try:
+            chain = find_chain(network, first, last)
+        except UnsupportedModelError as error:
+            reasons[last or first] = str(error)
+        else:
+            if len(chain.layers) <= longest:
+                found.setdefault((chain.source, chain.target), chain)
+
     for index, target in enumerate(layers):
-        for start in reversed(layers[:index]):
-            _propose(found, longest, partial(find_chain, network, str(start.target), str(target.target)))
-    for scope in scopes:
-        _propose(found, longest, partial(find_chain, network, scope))
+        for start in layers[:index]:
+            propose(str(start.target), str(target.target))
+    for scope in dict.fromkeys(scope for layer in layers for scope in _ancestry(str(layer.target))):
+        propose(scope)
     order = {node.name: index for index, node in enumerate(network.graph.nodes)}
-    return sorted(found.values(), key=lambda chain: (len(chain.layers), order[chain.source], order[chain.target]))
-
-
-def _propose(found: dict[tuple[str, str], Chain], longest: int, find: Callable[[], Chain]) -> None:
-    try:
-        chain = find()
-    except UnsupportedModelError:
-        return
-    if len(chain.layers) <= longest:
-        found.setdefault((chain.source, chain.target), chain)
+    chains = sorted(found.values(), key=lambda chain: (len(chain.layers), order[chain.source], order[chain.target]))
+    held = {layer for chain in chains for layer in chain.layers}
+    return chains, {str(layer.target): reasons[str(layer.target)] for layer in layers if layer.target not in held}
 
 
 def _block(network: fx.GraphModule, name: str) -> Chain:

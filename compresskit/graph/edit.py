@@ -43,10 +43,17 @@ def replace_chain(
     return network
 
 
-def reset_parameters(network: fx.GraphModule, seed: int) -> fx.GraphModule:
-    """`network` itself, each layer drawn anew by torch's default initialisation from `seed`."""
-    torch.manual_seed(seed)
-    for module in network.modules():
-        if callable(reset := getattr(module, "reset_parameters", None)):
-            reset()
-    return network
+def reset_parameters(network: fx.GraphModule, seed: int) -> list[str]:
+    """Draws each layer of `network` anew, in place, by torch's default initialisation from `seed`.
+
+    Returns the names of the parameters that no layer draws (a bare class token, say), which stay as they were.
+    """
+    drawn: set[int] = set()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in network.modules():
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+                drawn |= {id(parameter) for parameter in module.parameters()}
+    return [name for name, parameter in network.named_parameters() if id(parameter) not in drawn]

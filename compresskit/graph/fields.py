@@ -86,8 +86,9 @@ def _window(network: fx.GraphModule, node: fx.Node) -> tuple[Any, ...] | None:
         if not isinstance(module, WINDOWED):
             return None
         options = [getattr(module, name, default) for name, default in _DEFAULTS.items()]
-    elif getattr(node.target, "__name__", "") in WINDOWED_FUNCTIONS:
-        given = dict(zip(_DEFAULTS, node.args[1:], strict=False)) | node.kwargs
+    elif (name := getattr(node.target, "__name__", "")) in WINDOWED_FUNCTIONS:
+        positional = list(_DEFAULTS)[: 4 if name.startswith("max") else 3]  # an average has no dilation
+        given = dict(zip(positional, node.args[1:], strict=False)) | node.kwargs
         options = [given.get(name, default) for name, default in _DEFAULTS.items()]
     else:
         return None

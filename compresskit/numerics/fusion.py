@@ -35,7 +35,7 @@ class Fusion:
     @property
     def unexplained(self) -> float:
         """Expected error as a share of the variance of the target: 0 is a perfect stand-in, 1 a constant."""
-        return self.expected_error / self.variance if self.variance > 0 else 0.0
+        return 0.0 if self.variance == 0 else self.expected_error / self.variance
 
     @property
     def rank(self) -> int | None:
@@ -56,10 +56,13 @@ def fuse(moments: Moments, solver: Solver, channels: Channels = "joint", taps: i
     The expected error divides it by (1 - (rank + 1) / n)^2 (generalised cross-validation, Golub, Heath and Wahba 1979),
     since least squares fits part of the noise of the samples it sees; `inf` with fewer samples than unknowns.
 
+    Raises ValueError if the moments are not finite.
     Source: FuseInit, Theorems 1 and 2, Corollary 1. Ours takes one bias for each output channel, the mean over
     positions, where (17) varies with the position; and solves channels jointly unless asked for (16).
     """
-    weights, solutions, error = [], [], float(moments.cyy.sum())
+    if not all(bool(tensor.isfinite().all()) for tensor in (moments.mean_x, moments.mean_y, moments.cyx, moments.cyy)):
+        raise ValueError("the moments are not finite")
+    weights, solutions, error = [], [], moments.variance
     for group, cyx in enumerate(moments.cyx):
         cxx = moments.cxx[group]
         found = _by_channel(cxx, cyx, solver, taps) if channels == "independent" else [solver(cxx, cyx)]
@@ -72,7 +75,7 @@ def fuse(moments: Moments, solver: Solver, channels: Channels = "joint", taps: i
     bias = moments.mean_y - (weight * mean_x).sum(1)
     error = max(error, 0.0)
     expected = _expected(error, moments, solutions)
-    return Fusion(weight, bias, moments.count, float(moments.cyy.sum()), error, expected, tuple(solutions))
+    return Fusion(weight, bias, moments.count, moments.variance, error, expected, tuple(solutions))
 
 
 def _by_channel(cxx: Matrix, cyx: Tensor, solver: Solver, taps: int) -> list[Solution]:

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from compresskit.errors import ConvergenceError
 from compresskit.graph.capture import capture
 from compresskit.graph.chains import weighted
 from compresskit.graph.shapes import evaluating
 from compresskit.graph.trace import trace
 from compresskit.numerics.fusion import Fusion
 from compresskit.numerics.fusion import fuse as fuse_moments
+from compresskit.numerics.least_squares import SOLVERS
 from compresskit.numerics.moments import Moments
 from compresskit.passes.fuse_options import Fuse
 from compresskit.passes.fusible import Fusible, apply, build, find
@@ -59,11 +60,14 @@ def fuse(
     """New network in which each of `layers`, [first, last] or [block], is one layer; and a row for each.
 
     model: any module that torch.fx traces; it stays as it was. loader: an iterable of (inputs, targets) that can be
-    read once for each pair. options: the fields of the recipe's `fuse` section (`channels`, `kernel`, `solver`).
+    read once for each pair. options: the fields of the recipe's `fuse` section (`channels`, `kernel`,
+    `solver` by name or as an object).
     The rows' errors come from the moments; `measure` gives the error on other data.
     Raises UnsupportedModelError where a chain cannot be fused, with the node that stands in the way.
     """
     network = model if isinstance(model, fx.GraphModule) else trace(model)
+    if isinstance(solver := options.get("solver"), str):
+        options["solver"] = SOLVERS[solver]()
     chosen = Fuse(layers=tuple(tuple(pair) for pair in layers), **options)
     input_shape = tuple(next(iter(loader))[0].shape[1:])
     rehearse(network, input_shape, chosen)
@@ -91,8 +95,11 @@ def rehearse(network: fx.GraphModule, input_shape: tuple[int, ...], options: Fus
 
 
 def solve(fusible: Fusible, moments: Moments, options: Fuse) -> Fusion:
-    """Weights and errors of the fused layer, from its moments."""
-    return fuse_moments(moments, options.solver, options.channels, prod(fusible.weight_shape[2:]))
+    """Weights and errors of the fused layer, from its moments. Raises ConvergenceError if these are not finite."""
+    try:
+        return fuse_moments(moments, options.solver, options.channels, fusible.taps)
+    except ValueError as error:
+        raise ConvergenceError(f"{fusible.chain}: {error}; check the checkpoint and the data for NaN") from error
 
 
 def measure(network: fx.GraphModule, fusible: Fusible, fusion: Fusion, batches: Batches) -> tuple[float, float]:
@@ -115,7 +122,7 @@ def measure(network: fx.GraphModule, fusible: Fusible, fusion: Fusion, batches: 
             squares += float(rows.square().sum())
             error += float((target - layer(padded)).square().sum())
     variance = squares / count - float((total / count).square().sum())
-    return error / count, error / count / variance if variance > 0 else 0.0
+    return error / count, 0.0 if variance == 0 else error / count / variance
 
 
 def describe(network: fx.GraphModule, fusible: Fusible, fusion: Fusion) -> FusedLayer:

@@ -12,7 +12,7 @@ from compresskit.numerics.fusion import Fusion
 from compresskit.numerics.moments import Moments
 from compresskit.passes.fuse import solve
 from compresskit.passes.fuse_options import Fuse, Until, share
-from compresskit.passes.fusible import Fusible, prepare
+from compresskit.passes.fusible import Fusible, facts, prepare
 from compresskit.passes.moments import Request
 
 Gather = Callable[[fx.GraphModule, Sequence[Request]], dict[str, Moments]]
@@ -41,25 +41,26 @@ def size(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Size:
     return Size(layers, counts.macs, counts.parameters)
 
 
-def rank_candidates(
+def find_candidates(
     network: fx.GraphModule,
     input_shape: tuple[int, ...],
     options: Fuse,
-    gather: Gather,
     memory: float,
     among: set[str] | None = None,
-) -> tuple[list[Candidate], dict[str, str]]:
-    """All candidates, smallest unexplained share first; and the chains left alone, with the reason.
+) -> tuple[list[Fusible], dict[str, str]]:
+    """All chains that could be fused, shortest first; and what is left alone, with the reason.
 
     memory: bytes that the moments of one chain may take. among: the layers that may be fused; all, if None.
     """
-    fusibles, skipped = [], {}
-    for chain in candidates(network, options.max_layers):
+    fusibles: list[Fusible] = []
+    chains, skipped = candidates(network, options.max_layers)
+    known = facts(network, input_shape)
+    for chain in chains:
         if among is not None and not among.issuperset(chain.layers):
             skipped[str(chain)] = "`among` leaves out one of its layers"
             continue
         try:
-            fusible = prepare(network, chain, input_shape, options.kernel)
+            fusible = prepare(network, chain, known, options.kernel)
         except UnsupportedModelError as error:
             skipped[str(chain)] = str(error)
             continue
@@ -69,9 +70,14 @@ def rank_candidates(
             )
         else:
             fusibles.append(fusible)
+    return fusibles, skipped
+
+
+def rank(network: fx.GraphModule, fusibles: Sequence[Fusible], options: Fuse, gather: Gather) -> list[Candidate]:
+    """The chains with what would stand in for them, smallest unexplained share first."""
     moments = gather(network, [fusible.request for fusible in fusibles])
     ranked = [Candidate(f, solve(f, moments[f.request.name], options)) for f in fusibles]
-    return sorted(ranked, key=lambda candidate: candidate.fusion.unexplained), skipped
+    return sorted(ranked, key=lambda candidate: candidate.fusion.unexplained)
 
 
 def unmet(until: Until, now: Size, original: Size) -> set[str]:
@@ -84,20 +90,28 @@ def unmet(until: Until, now: Size, original: Size) -> set[str]:
     return {name for name, goal in goals.items() if getattr(now, name) > goal}
 
 
-def choose(ranked: Sequence[Candidate], until: Until, now: Size, original: Size) -> Candidate | None:
-    """The next candidate to fuse, None when `until` is reached or nothing that is allowed brings it nearer.
+def reached(until: Until, now: Size, original: Size) -> bool:
+    """Whether every size that `until` states is reached; never where an error alone is the limit."""
+    return _states_a_size(until) and not unmet(until, now, original)
 
-    Of those that shrink a figure not reached yet, the one with the smallest unexplained share for each share of that
-    figure saved; with an error alone as the limit, the one with the smallest unexplained share.
+
+def choose(ranked: Sequence[Candidate], until: Until, now: Size, original: Size) -> Candidate | None:
+    """The next candidate to fuse, None when nothing that is allowed brings `until` nearer.
+
+    Of those that bring a size not reached yet nearer, the one with the smallest unexplained share for each share of it
+    saved; with an error alone as the limit, of those that save multiply-accumulates or parameters, the best explained.
     """
-    wanted = unmet(until, now, original)
-    only_error = until.layers is None and until.macs is None and until.params is None
     allowed = [c for c in ranked if until.error is None or c.fusion.unexplained <= until.error]
-    if only_error:
-        return allowed[0] if allowed else None
+    if not _states_a_size(until):
+        return next((c for c in allowed if _gain(c.fusible, {"macs", "params"}, original) > 0), None)
+    wanted = unmet(until, now, original)
     gains = [(_gain(candidate.fusible, wanted, original), candidate) for candidate in allowed]
     helpful = [(gain, candidate) for gain, candidate in gains if gain > 0]
     return min(helpful, key=lambda entry: entry[1].fusion.unexplained / entry[0])[1] if helpful else None
+
+
+def _states_a_size(until: Until) -> bool:
+    return any(goal is not None for goal in (until.layers, until.macs, until.params))
 
 
 def _gain(fusible: Fusible, wanted: set[str], original: Size) -> float:
@@ -106,4 +120,4 @@ def _gain(fusible: Fusible, wanted: set[str], original: Size) -> float:
         "macs": fusible.saved_macs / original.macs,
         "params": fusible.saved_params / original.params,
     }
-    return min((saved[name] for name in wanted), default=0.0)
+    return max((saved[name] for name in wanted), default=0.0)

@@ -29,6 +29,8 @@ class Until:
     error: Annotated[float, Gt(0)] | None = None  # never fuse where the unexplained share exceeds this
 
     def __post_init__(self) -> None:
+        if all(goal is None for goal in (self.layers, self.macs, self.params, self.error)):
+            raise ValueError("it states no goal; give layers, macs, params or error")
         for name in ("macs", "params"):
             text = getattr(self, name)
             if text is not None and not 0 < share(text) <= 1:
@@ -56,3 +58,8 @@ class Fuse:
     kernel: Annotated[int, Gt(0)] | tuple[int, ...] | None = None  # default: the receptive field of the chain
     solver: Solver = Cholesky()
     on_no_convergence: Literal["warn", "fail"] = "warn"  # when `cg` stops before its tolerance
+
+    def __post_init__(self) -> None:
+        for name in ("until", "among"):
+            if self.layers != "auto" and getattr(self, name) is not None:
+                raise ValueError(f"{name}: it steers `layers: auto`, but layers are named; leave one of the two out")

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.chains import KEPT_MODULES, WEIGHTED, Chain, find_chain, weighted
-from compresskit.graph.counting import count
+from compresskit.graph.counting import LayerCount, count
 from compresskit.graph.edit import replace_chain
 from compresskit.graph.fields import WINDOWED, Field, receptive_fields
 from compresskit.graph.shapes import node_shapes
@@ -28,7 +28,8 @@ class Fusible:
 
     request: the moments that its weights follow from. weight_shape: (out, in / groups, *kernel).
     padding: of the layer, symmetric; pad: of the source before it, where no symmetric padding aligns the kernel.
-    positions: output positions of one sample. saved_params, saved_macs: negative where the fused layer is larger.
+    taps: features of one input channel. positions: output positions of one sample.
+    saved_params, saved_macs: negative where the fused layer is larger.
     """
 
     chain: Chain
@@ -36,6 +37,7 @@ class Fusible:
     weight_shape: tuple[int, ...]
     padding: tuple[int, ...]
     pad: tuple[int, ...]
+    taps: int
     positions: int
     saved_params: int
     saved_macs: int
@@ -45,17 +47,31 @@ def find(
     network: fx.GraphModule, pair: Pair | tuple[str, ...] | str, input_shape: tuple[int, ...], kernel: Kernel = None
 ) -> Fusible:
     """The fusible chain that a recipe's entry names: [first, last], [block], or a Pair with a kernel of its own."""
+    known = facts(network, input_shape)
     if isinstance(pair, Pair):
-        return prepare(network, find_chain(network, pair.first, pair.last), input_shape, pair.kernel or kernel)
-    return prepare(network, find_chain(network, *pair), input_shape, kernel)
+        return prepare(network, find_chain(network, pair.first, pair.last), known, pair.kernel or kernel)
+    return prepare(network, find_chain(network, *pair), known, kernel)
 
 
-def prepare(network: fx.GraphModule, chain: Chain, input_shape: tuple[int, ...], kernel: Kernel = None) -> Fusible:
+@dataclass(frozen=True)
+class Facts:
+    """What planning needs to know of a network: shapes by node, and parameters and multiply-accumulates by layer."""
+
+    shapes: dict[str, tuple[int, ...]]
+    layers: dict[str, LayerCount]
+
+
+def facts(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Facts:
+    """One pass for all the chains of a network."""
+    layers = {layer.name: layer for layer in count(network, input_shape).layers}
+    return Facts(node_shapes(network, input_shape), layers)
+
+
+def prepare(network: fx.GraphModule, chain: Chain, known: Facts, kernel: Kernel = None) -> Fusible:
     """How `chain` can become one layer: linear where its last weighted layer is, a convolution otherwise."""
-    shapes = node_shapes(network, input_shape)
-    last = weighted(network, chain.layers[-1])
-    bare = _linear(chain, shapes) if isinstance(last, nn.Linear) else _convolution(network, chain, shapes, kernel)
-    return _with_savings(network, bare, input_shape)
+    linear = isinstance(weighted(network, chain.layers[-1]), nn.Linear)
+    bare = _linear(chain, known.shapes) if linear else _convolution(network, chain, known.shapes, kernel)
+    return _with_savings(network, bare, known)
 
 
 def _linear(chain: Chain, shapes: dict[str, tuple[int, ...]]) -> Fusible:
@@ -69,7 +85,9 @@ def _linear(chain: Chain, shapes: dict[str, tuple[int, ...]]) -> Fusible:
     request = Request(
         f"{chain.source}--{chain.target}", chain.source, chain.target, None, flatten, features, target[-1]
     )
-    return Fusible(chain, request, (target[-1], features), (), (), prod(target[1:-1]), 0, 0)
+    return Fusible(
+        chain, request, (target[-1], features), (), (), prod(source[2:]) if flatten else 1, prod(target[1:-1]), 0, 0
+    )
 
 
 def _convolution(network: fx.GraphModule, chain: Chain, shapes: dict[str, tuple[int, ...]], kernel: Kernel) -> Fusible:
@@ -103,9 +121,9 @@ def _convolution(network: fx.GraphModule, chain: Chain, shapes: dict[str, tuple[
         min(symmetric) >= 0
         and replace(patches, padding=tuple((b, b) for b in symmetric)).positions(source[2:]) == target[2:]
     ):
-        return Fusible(chain, request, weight_shape, symmetric, (), prod(target[2:]), 0, 0)
+        return Fusible(chain, request, weight_shape, symmetric, (), prod(patches.kernel), prod(target[2:]), 0, 0)
     pad = tuple(amount for sides in reversed(padding) for amount in sides)
-    return Fusible(chain, request, weight_shape, (0,) * dimensions, pad, prod(target[2:]), 0, 0)
+    return Fusible(chain, request, weight_shape, (0,) * dimensions, pad, prod(patches.kernel), prod(target[2:]), 0, 0)
 
 
 def _ratios(chain: Chain, sizes: tuple[tuple[int, int], ...], kernel: Kernel) -> tuple[Field, ...]:
@@ -129,14 +147,14 @@ def _groups(network: fx.GraphModule, chain: Chain) -> int:
     return int(groups.pop()) if plain and len(groups) == 1 else 1
 
 
-def _with_savings(network: fx.GraphModule, fusible: Fusible, input_shape: tuple[int, ...]) -> Fusible:
-    removed = {str(node.target) for node in network.graph.nodes if node.name in fusible.chain.nodes}
-    layers = [layer for layer in count(network, input_shape).layers if layer.name in removed | set(fusible.chain.nodes)]
+def _with_savings(network: fx.GraphModule, fusible: Fusible, known: Facts) -> Fusible:
+    targets = {str(node.target) for node in network.graph.nodes if node.name in fusible.chain.nodes}
+    removed = [layer for name, layer in known.layers.items() if name in targets.union(fusible.chain.nodes)]
     weights = prod(fusible.weight_shape)
     return replace(
         fusible,
-        saved_params=sum(layer.parameters for layer in layers) - weights - fusible.weight_shape[0],
-        saved_macs=sum(layer.macs for layer in layers) - weights * fusible.positions,
+        saved_params=sum(layer.parameters for layer in removed) - weights - fusible.weight_shape[0],
+        saved_macs=sum(layer.macs for layer in removed) - weights * fusible.positions,
     )
 
 

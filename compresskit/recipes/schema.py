@@ -57,6 +57,13 @@ class FuseAndRetrain(Fuse):
     # train each fused architecture from random initialisation, too: as `retrain` does, or with settings of its own
     baseline: Literal["none", "random"] | Training = "none"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.baseline == "random" and self.retrain is None:
+            raise ValueError(
+                "baseline: random trains as `retrain` does, which is missing; add it, or give settings here"
+            )
+
 
 @option
 class Recipe:

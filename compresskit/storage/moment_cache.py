@@ -122,7 +122,7 @@ class MomentCache:
     ) -> None:
         needed = sum(request.nbytes for request in requests)
         log.info("moments of %d layers: %.1f MB of memory and disk", len(requests), needed / 1e6)
-        check_disk(self.folder, int(1.05 * needed))
+        check_disk(self.folder, 2 * needed)  # an unfinished part may still be there when the whole is written
         done = self._batches_done(requests[0], identity)
         sums = {request.name: self._resumed(request, done) for request in requests}
         saved = time.monotonic()

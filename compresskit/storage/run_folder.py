@@ -13,6 +13,7 @@ from typing import Any
 
 from compresskit.errors import ResourceError, RunFolderError
 from compresskit.storage.atomic import atomic_write
+from compresskit.storage.checkpoint import file_hash
 
 RECORD = "run.json"
 
@@ -33,12 +34,20 @@ class RunFolder:
 
 
 def open_run_folder(
-    path: Path, verb: str, recipe: dict[str, Any], *, force: bool, resume: bool, inputs: Sequence[Path] = ()
+    path: Path,
+    verb: str,
+    recipe: dict[str, Any],
+    *,
+    force: bool,
+    resume: bool,
+    inputs: Sequence[Path] = (),
+    data: str = "",
 ) -> RunFolder:
     """Makes the folder of a run, or takes the one that is there when the user said what should become of it.
 
     force: an earlier run's files are removed first; a folder that holds no run is never cleared.
-    resume: the earlier run must be of the same verb and recipe. inputs: checkpoints read, none may lie in the folder.
+    resume: the earlier run must be of the same verb, recipe, input files and data. inputs: files that are read, none of
+    which may lie in the folder. data: fingerprint of the data set.
     Raises RunFolderError naming the folder and the way out.
     """
     for source in inputs:
@@ -47,8 +56,9 @@ def open_run_folder(
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path}: it is a file, not a folder; write elsewhere with --out")
     occupied = path.is_dir() and any(path.iterdir())
+    made_of = recipe | {"--checkpoint": [file_hash(source) for source in inputs], "the data": data}
     if occupied and resume:
-        _check_same_run(path, verb, recipe)
+        _check_same_run(path, verb, made_of)
     elif occupied and force:
         _clear(path)
     elif occupied:
@@ -57,9 +67,9 @@ def open_run_folder(
         path.mkdir(parents=True, exist_ok=True)
         folder = RunFolder(path)
         if not (occupied and resume):
-            folder.write_text(RECORD, json.dumps({"verb": verb, "recipe": recipe, **provenance()}, indent=2) + "\n")
-    except PermissionError as error:
-        raise RunFolderError(f"{path}: no permission to write there; write elsewhere with --out") from error
+            folder.write_text(RECORD, json.dumps({"verb": verb, "made_of": made_of, **provenance()}, indent=2) + "\n")
+    except OSError as error:
+        raise RunFolderError(f"{path}: it cannot be made ({error.strerror}); write elsewhere with --out") from error
     return folder
 
 
@@ -85,15 +95,15 @@ def check_disk(path: Path, nbytes: int) -> None:
         )
 
 
-def _check_same_run(path: Path, verb: str, recipe: dict[str, Any]) -> None:
+def _check_same_run(path: Path, verb: str, made_of: dict[str, Any]) -> None:
     record = _read_record(path)
     if record["verb"] != verb:
         raise RunFolderError(f"{path}: it holds a run of '{record['verb']}', not of '{verb}'; use another --out")
-    changed = sorted(_differences(record["recipe"], recipe))
+    changed = sorted(_differences(record["made_of"], made_of))
     if changed:
         raise RunFolderError(
-            f"{path}: the run there had another recipe (changed: {', '.join(changed)}); "
-            "resume with the same recipe and overrides, or start over with --force"
+            f"{path}: the run there was made of something else (changed: {', '.join(changed)}); "
+            "resume with the same recipe, overrides, checkpoint and data, or start over with --force"
         )
 
 
@@ -106,7 +116,7 @@ def _clear(path: Path) -> None:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads((path / RECORD).read_text())
-        return {"verb": record["verb"], "recipe": record["recipe"]}
+        return {"verb": record["verb"], "made_of": record["made_of"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"{path}: it holds files, but no run of compresskit ({RECORD}); use another --out"

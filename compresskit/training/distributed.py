@@ -1,14 +1,17 @@
 """Several processes as one: who am I, and sums over all. Started by torchrun, or alone."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from compresskit.errors import ResourceError
+from compresskit.errors import CompresskitError, ResourceError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,26 @@ class Group:
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
+
+    def share(self, value: T) -> T:
+        """The main process' value, in every process. It must be picklable."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def in_main(self, work: Callable[[], None]) -> None:
+        """Runs `work` in the main process alone; what it refuses, every process raises."""
+        refusal: CompresskitError | None = None
+        if self.is_main:
+            try:
+                work()
+            except CompresskitError as error:
+                refusal = error
+        refusal = self.share(refusal)
+        if refusal is not None:
+            raise refusal
 
     def barrier(self) -> None:
         """Waits until every process is here."""

@@ -17,9 +17,10 @@ from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.training import state
 from compresskit.training.distributed import Group
 from compresskit.training.evaluation import METRICS, evaluate
-from compresskit.training.metrics_log import MetricsLog
+from compresskit.training.losses import loss_for
+from compresskit.training.metrics_log import MetricsLog, summary_writer
 from compresskit.training.options import Training
-from compresskit.training.trainer import Trainer
+from compresskit.training.trainer import Trainer, count_steps
 
 log = logging.getLogger("compresskit")
 
@@ -99,6 +100,15 @@ def fit(
     seconds = sum(row["seconds"] for row in record.rows)
     best = state.load_best(folder)
     return History(record.rows, monitor.column, record.best_epoch, record.best_metric, best, seconds)
+
+
+def check(data: DataSet, options: Training, device: torch.device, group: Group = Group()) -> int:  # noqa: B008
+    """Steps of an epoch, if `fit` will take these options. Raises RecipeError where it would."""
+    _Monitor(data, options)
+    loss_for(data.task, options.loss)
+    if options.tensorboard:
+        summary_writer()
+    return count_steps(data, options, device, group)
 
 
 class _Monitor:

@@ -18,7 +18,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, tensorboard: bool, first_epoch: int) -> None:
         self._path = folder / "metrics.csv"
-        self._board = _open_board(folder / "tensorboard", first_epoch) if tensorboard else None
+        self._board = summary_writer()(str(folder / "tensorboard"), purge_step=first_epoch) if tensorboard else None
 
     def write(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Writes the whole table anew, so that a resumed run leaves each epoch in it once; the last row is new."""
@@ -36,11 +36,12 @@ class MetricsLog:
             self._board.close()
 
 
-def _open_board(folder: Path, first_epoch: int) -> Any:
+def summary_writer() -> Any:
+    """TensorBoard's class. Raises RecipeError if the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RecipeError(
             "tensorboard: true was given, but the package is missing; pip install compresskit[tensorboard]"
         ) from error
-    return SummaryWriter(str(folder), purge_step=first_epoch)
+    return SummaryWriter

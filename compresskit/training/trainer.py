@@ -29,10 +29,8 @@ class Trainer:
     def __init__(
         self, network: fx.GraphModule, data: DataSet, options: Training, seed: int, device: torch.device, group: Group
     ) -> None:
-        if options.precision == "float16" and device.type != "cuda":
-            raise RecipeError("precision: float16 needs --device cuda; on the CPU use float32 or bfloat16")
         self.drop_last = _drop_last(len(data.train), options.batch_size, group.world)
-        self.steps = _count_steps(len(data.train), options.batch_size, self.drop_last, group.world)
+        self.steps = count_steps(data, options, device, group)
         self.network, self.split, self.options, self.seed = network, data.train, options, seed
         self.device, self.group = device, group
         self.loss = loss_for(data.task, options.loss)
@@ -151,11 +149,15 @@ def _drop_last(samples: int, batch_size: int, world: int) -> bool:
     return world > 1 or (samples > batch_size and samples % batch_size == 1)
 
 
-def _count_steps(samples: int, batch_size: int, drop_last: bool, world: int) -> int:
-    """Steps of an epoch. Raises RecipeError if the processes cannot share a batch equally, or no batch is whole."""
+def count_steps(data: DataSet, options: Training, device: torch.device, group: Group) -> int:
+    """Steps of an epoch. Raises RecipeError if the device, the processes or the data cannot do what is asked."""
+    samples, batch_size, world = len(data.train), options.batch_size, group.world
+    if options.precision == "float16" and device.type != "cuda":
+        raise RecipeError("precision: float16 needs --device cuda; on the CPU use float32 or bfloat16")
     if batch_size % world:
         raise RecipeError(f"batch_size: {batch_size} cannot be shared by {world} processes; use a multiple of {world}")
-    steps = samples // batch_size if drop_last else math.ceil(samples / batch_size)
+    whole = _drop_last(samples, batch_size, world)
+    steps = samples // batch_size if whole else math.ceil(samples / batch_size)
     if steps == 0:
         raise RecipeError(f"batch_size: {batch_size} is more than the {samples} training samples; use a smaller one")
     return steps

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from compresskit.storage.checkpoint import load
+from compresskit.storage.checkpoint import load, save
 
 
 def refused(outcome, status: int, *words: str) -> None:
@@ -105,8 +105,6 @@ def test_a_cache_of_other_weights_is_refused_where_the_recipe_says_so(call, reci
     other = load(checkpoint)
     with torch.no_grad():
         other.network.get_submodule("conv1").weight.mul_(2)
-    from compresskit.storage.checkpoint import save
-
     save(other, tmp_path / "other.pt")
     outcome = call("fuse", recipe, *shared, "-c", "other.pt", "--out", "second")
     refused(outcome, 1, "it was made with other weights; remove it, name another `moments.cache`")
@@ -129,6 +127,67 @@ def test_missing_data(call, recipe, tmp_path):
     assert nothing_written(tmp_path)
 
 
+def test_data_with_other_classes(call, recipe, checkpoint, tmp_path):
+    np.savez(tmp_path / "more.npz", inputs=np.random.rand(50, 1, 28, 28).astype(np.float32), targets=np.arange(50) % 12)
+    outcome = call("evaluate", recipe, "data={kind: arrays, path: more.npz}", "-c", checkpoint)
+    refused(outcome, 1, "it has 10 outputs, the recipe's data 12; use its own data")
+
+
+def test_another_normalisation_than_in_training(call, recipe, checkpoint):
+    refused(call("evaluate", recipe, "data.normalize=none", "-c", checkpoint), 1, "give `data.normalize` as it was")
+
+
+@pytest.mark.parametrize("layers", ["auto", "[[conv2, head]]"])
+def test_a_net_with_nan_is_no_perfect_fusion(call, recipe, checkpoint, tmp_path, layers):
+    broken = load(checkpoint)
+    with torch.no_grad():
+        broken.network.get_submodule("conv2").weight[0, 0, 0, 0] = float("nan")
+    save(broken, tmp_path / "nan.pt")
+    arguments = [f"fuse.layers={layers}"] + (["fuse.until={layers: 1}"] if layers == "auto" else [])
+    refused(call("fuse", recipe, *arguments, "-c", "nan.pt"), 1, "the moments are not finite")
+
+
+@pytest.mark.parametrize(
+    ("verb", "override", "words"),
+    [
+        ("train", "train.loss=mse", "loss: mse was given"),
+        ("train", "train.monitor=mae", "monitor: mae was given"),
+        ("fuse", "fuse.retrain={loss: mse}", "loss: mse was given"),
+        ("fuse", "fuse.until={layers: 1}", "layers are named"),
+        ("fuse", "fuse.baseline=random", "`retrain` does, which is missing"),
+    ],
+)
+def test_wrong_options_are_refused_by_dry_runs_too_and_cost_no_earlier_run(
+    call, recipe, trained, verb, override, words
+):
+    source = ["-c", trained / "runs/net-train"] if verb == "fuse" else []
+    (recipe.parent / "run").mkdir()
+    (recipe.parent / "run/run.json").write_text('{"verb": "train", "made_of": {}}')
+    (recipe.parent / "run/model.pt").write_text("a night of work")
+    for options in (["--dry-run"], ["--force", "--out", "run"]):
+        refused(call(verb, recipe, override, *source, *options), 2, words)
+    assert (recipe.parent / "run/model.pt").read_text() == "a night of work"
+
+
+def test_until_without_a_goal(call, recipe, checkpoint):
+    outcome = call("fuse", recipe, "fuse.layers=auto", "fuse.until={}", "-c", checkpoint)
+    refused(outcome, 2, "it states no goal; give layers, macs, params or error")
+
+
+def test_resuming_with_another_checkpoint(call, recipe, checkpoint, tmp_path):
+    assert call("fuse", recipe, "-c", checkpoint, "--out", "run").status == 0
+    other = load(checkpoint)
+    with torch.no_grad():
+        other.network.get_submodule("conv1").weight.mul_(2)
+    save(other, tmp_path / "other.pt")
+    outcome = call("fuse", recipe, "-c", "other.pt", "--out", "run", "--resume")
+    refused(outcome, 1, "made of something else (changed: --checkpoint)")
+
+
+def test_a_folder_below_a_file(call, recipe):
+    refused(call("train", recipe, "--out", "net.yaml/run"), 1, "it cannot be made (Not a directory)")
+
+
 def test_output_equal_to_input(call, recipe, trained):
     folder = trained / "runs/net-train"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -144,7 +203,7 @@ def test_an_occupied_folder(call, recipe, trained, tmp_path):
 
 def test_resuming_another_recipe(call, recipe, trained):
     outcome = call("train", recipe, "train.epochs=3", "--out", trained / "runs/net-train", "--resume")
-    refused(outcome, 1, "the run there had another recipe (changed: train.epochs)")
+    refused(outcome, 1, "made of something else (changed: train.epochs)")
 
 
 def test_force_and_resume(call, recipe):

@@ -15,6 +15,11 @@ from compresskit.storage.checkpoint import load
 from tests.commands.conftest import environment
 
 
+def same_weights(first: str, second: str) -> bool:
+    one, two = (load(Path(folder) / "model.pt").network.state_dict() for folder in (first, second))
+    return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
 def report(folder: Path) -> dict:
     return json.loads((folder / "report.json").read_text())
 
@@ -42,7 +47,8 @@ def test_auto_shows_its_candidates_and_stops_in_a_dry_run(call, recipe, trained)
     outcome = call("fuse", recipe, "fuse.layers=auto", "-c", trained / "runs/net-train", "--dry-run", "--json")
     rows = json.loads(outcome.out)["tables"][0]["rows"]
     assert {row[0] for row in rows} == {"conv1+conv2", "conv2+head"}
-    assert [row[3] for row in rows] == sorted(row[3] for row in rows)
+    shares = [float("inf") if row[3] is None else row[3] for row in rows]  # null: fewer images than unknowns
+    assert shares == sorted(shares)
 
 
 def test_auto_fuses_until_the_target_is_met(call, recipe, trained):
@@ -51,6 +57,11 @@ def test_auto_fuses_until_the_target_is_met(call, recipe, trained):
     assert outcome.status == 0, outcome.err
     assert report(Path("one"))["targets"] == [{"name": "layers", "asked": "1", "got": "1", "met": True}]
     assert (Path("one") / "candidates.png").exists()
+    again = call("fuse", recipe, *until, "-c", trained / "runs/net-train", "--out", "one", "--resume")
+    assert again.status == 0, again.err
+    assert [table["title"] for table in report(Path("one"))["tables"]][-1] == "candidates"
+    # two steps, and no third pass over the data to find that it is done
+    assert sorted(path.name for path in Path("one/moments").iterdir()) == ["step-1", "step-2"]
 
 
 def test_auto_leaves_alone_what_is_not_among_its_layers(call, recipe, trained):
@@ -89,8 +100,27 @@ def test_trials_have_a_folder_each_and_a_spread_in_the_report(call, recipe):
     assert first.history[0]["seed"] == 0
     assert second.history[0]["seed"] == 1
     assert Path("runs/net-fuse/model.pt").exists()
+    (best,) = {trial for trial in (1, 2) if same_weights(f"runs/net-train/trial-{trial}", "runs/net-train")}
+    single = call("fuse", recipe, *small, "trials=1", "-c", "runs/net-train", "--out", "single")
+    assert single.status == 0
+    assert load(Path("single/model.pt")).history[0]["seed"] == best - 1
     too_many = call("fuse", recipe, *small, "trials=3", "-c", "runs/net-train", "--out", "x")
     assert "3 were asked for" in too_many.err
+
+
+def test_a_report_of_few_samples_is_json_all_the_same(call, recipe, trained):
+    outcome = call("fuse", recipe, "fuse.samples=5", "-c", trained / "runs/net-train", "--json")
+    assert (
+        json.loads(outcome.out, parse_constant=pytest.fail)["details"]["trials"][0]["steps"][0]["row"]["expected_error"]
+        is None
+    )
+
+
+def test_validate_loads_the_data_even_where_no_verb_can_be_tried(call, tmp_path):
+    (tmp_path / "only.yaml").write_text("data: {kind: arrays, path: nowhere.h5}\nfuse: {layers: [[a, b]]}\n")
+    outcome = call("validate", "only.yaml")
+    assert outcome.status == 1
+    assert "nowhere.h5" in outcome.err
 
 
 def test_quiet_says_nothing(call, recipe):

@@ -66,9 +66,9 @@ def test_an_unknown_block_lists_near_names():
 
 
 def test_candidates_are_all_pairs_of_neighbours_and_the_blocks():
-    assert [str(chain) for chain in candidates(traced(Plain), 2)] == ["conv1+conv2", "conv2+fc1", "fc1+fc2"]
-    assert len(candidates(traced(Plain), 4)) == 6
-    names = [str(chain) for chain in candidates(traced(Residual), 3)]
+    assert [str(chain) for chain in candidates(traced(Plain), 2)[0]] == ["conv1+conv2", "conv2+fc1", "fc1+fc2"]
+    assert len(candidates(traced(Plain), 4)[0]) == 6
+    names = [str(chain) for chain in candidates(traced(Residual), 3)[0]]
     assert names == [
         "block1.conv1+block1.conv2",
         "block1.conv1+block1.conv2+add",
@@ -78,4 +78,13 @@ def test_candidates_are_all_pairs_of_neighbours_and_the_blocks():
 
 
 def test_grouped_layers_are_candidates_too():
-    assert [str(chain) for chain in candidates(traced(Depthwise), 2)] == ["conv1+conv2", "conv2+head"]
+    assert [str(chain) for chain in candidates(traced(Depthwise), 2)[0]] == ["conv1+conv2", "conv2+head"]
+
+
+def test_layers_in_no_candidate_are_named_with_the_reason():
+    _, left = candidates(traced(Residual), 3)
+    assert left.keys() == {"stem", "head"}
+    assert "also reads" in left["head"]
+    chains, left = candidates(traced(Shared), 3)
+    assert chains == []
+    assert "it is called 2 times" in left["head"]

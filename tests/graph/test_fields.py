@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from compresskit.graph.capture import capture
 from compresskit.graph.chains import find_chain
@@ -67,6 +68,24 @@ def test_a_chosen_kernel_sits_in_the_middle(kernel, expected):
 
 def test_positions_that_never_meet_the_map_are_left_out():
     assert Field(2, -9, 9).seeing(size_in=7, size_out=3) == Field(2, -4, 6)
+
+
+class Averages(nn.Module):
+    """An average pooling whose fifth argument is no dilation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv1d(1, 1, 3), nn.Conv1d(1, 1, 3)
+
+    def forward(self, x):
+        return self.conv2(functional.avg_pool1d(functional.max_pool1d(self.conv1(x), 2, 2, 0, 1), 2, 2, 0, False))
+
+
+def test_poolings_that_are_called_count_as_modules_do():
+    network = trace(Averages())
+    chain = find_chain(network, "conv1", "conv2")
+    fields = receptive_fields(network, chain, node_shapes(network, (1, 40)))
+    assert fields == (Field(1, 0, 0).behind(3, 1, 0, 1).behind(2, 2, 0, 1).behind(2, 2, 0, 1).behind(3, 1, 0, 1),)
 
 
 def test_a_global_pooling_has_no_field():

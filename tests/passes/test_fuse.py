@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import compresskit
 from compresskit.errors import UnsupportedModelError
+from compresskit.graph.edit import reset_parameters
 from compresskit.graph.trace import trace
 from compresskit.numerics.moments import MomentSums
 from compresskit.passes.fuse import fuse, measure, rehearse, solve
@@ -83,6 +84,39 @@ def test_joint_channels_are_never_worse_than_independent_ones():
     joint = fuse(net, loader(x), [["conv1", "conv2"]])[1][0]
     independent = fuse(net, loader(x), [["conv1", "conv2"]], channels="independent")[1][0]
     assert joint.error < independent.error
+
+
+def test_independent_channels_of_a_flattened_map_are_whole_maps():
+    net, x = trace(make(Plain)), batch(Plain, 300)
+    joint, independent = (
+        fuse(net, loader(x), [["conv2", "fc1"]], channels=how)[1][0] for how in ("joint", "independent")
+    )
+    assert find(net, ("conv2", "fc1"), (2, 8, 8)).taps == 16
+    assert joint.error < independent.error < 2 * independent.variance
+
+
+def test_a_solver_can_be_named():
+    net, x = trace(make(Plain)), batch(Plain, 300)
+    assert fuse(net, loader(x), [["conv2", "fc1"]], solver="eigh")[1][0].solver == "eigh"
+
+
+def test_a_random_baseline_draws_every_layer_and_names_what_no_layer_draws():
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.ones(4))
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x + self.token, x)[0]
+
+    network = trace(Token())
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = torch.random.get_rng_state()
+    assert reset_parameters(network, 3) == ["token"]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {"attention.in_proj_weight", "attention.out_proj.weight"} <= changed
 
 
 def test_a_block_with_its_shortcut_becomes_one_convolution_before_the_activation():

@@ -20,7 +20,7 @@ def test_a_new_folder_records_what_is_needed_to_repeat_the_run(tmp_path):
     opened(tmp_path / "run")
     record = json.loads((tmp_path / "run" / RECORD).read_text())
     assert record["verb"] == "train"
-    assert record["recipe"] == RECIPE
+    assert record["made_of"]["train"] == RECIPE["train"]
     assert {"command", "versions", "python", "platform", "git"} <= record.keys()
 
 
@@ -53,6 +53,16 @@ def test_resume_wants_the_same_verb_and_recipe(tmp_path):
         opened(tmp_path, verb="fuse", resume=True)
 
 
+def test_resume_wants_the_same_inputs_and_data(tmp_path):
+    source, run = tmp_path / "model.pt", tmp_path / "run"
+    source.write_text("weights")
+    opened(run, inputs=[source], data="a")
+    opened(run, inputs=[source], data="a", resume=True)
+    source.write_text("other weights")
+    with pytest.raises(RunFolderError, match=r"made of something else \(changed: --checkpoint, the data\)"):
+        opened(run, inputs=[source], data="b", resume=True)
+
+
 def test_resume_of_nothing_starts(tmp_path):
     opened(tmp_path / "new", resume=True)
     assert (tmp_path / "new" / RECORD).exists()
@@ -69,6 +79,8 @@ def test_input_and_output_never_share_a_folder(tmp_path):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "run").write_text("")
+    with pytest.raises(RunFolderError, match=r"it cannot be made \(Not a directory\); write elsewhere with --out"):
+        opened(tmp_path / "run" / "below")
     with pytest.raises(RunFolderError, match="it is a file, not a folder"):
         opened(tmp_path / "run")
 

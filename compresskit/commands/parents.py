@@ -1,0 +1,64 @@
+"""The checkpoints that a command starts from, and whether they fit the recipe."""
+
+import re
+from pathlib import Path
+
+from compresskit.data.dataset import DataSet
+from compresskit.errors import CheckpointError, RecipeError
+from compresskit.graph.shapes import node_shapes
+from compresskit.recipes.schema import Recipe
+from compresskit.storage.checkpoint import Checkpoint
+
+MODEL = "model.pt"
+SHIFT = 0.05  # of the inputs' scale: more than another draw of the training images would move their normalisation
+
+
+def find_parents(path: Path | None, recipe: Recipe, verb: str) -> tuple[Path, ...]:
+    """Checkpoint files that --checkpoint names: a file, or the trials of a run folder; () where the model has weights.
+
+    Raises RecipeError or CheckpointError where there is none, or there are too few for the recipe's trials.
+    """
+    if path is None:
+        if getattr(recipe.model, "weights", None) is None:
+            raise RecipeError(
+                f"--checkpoint: '{verb}' works on a trained net; name a model.pt or the folder of a run, "
+                "or give the recipe's model `weights`"
+            )
+        return ()
+    return in_folder(path, recipe.trials) if path.is_dir() else (path,)
+
+
+def in_folder(path: Path, trials: int = 1) -> tuple[Path, ...]:
+    """The run's model.pt, or those of its first `trials` trials where there are several."""
+    if not (path / MODEL).exists():
+        raise CheckpointError(f"{path}: no {MODEL} in this folder; name the folder of a run that has ended")
+    numbered = [(re.fullmatch(r"trial-(\d+)", file.parent.name), file) for file in path.glob(f"trial-*/{MODEL}")]
+    found = sorted((int(match[1]), file) for match, file in numbered if match)
+    if trials == 1 or not found:
+        return (path / MODEL,)
+    if len(found) < trials:
+        raise RecipeError(f"trials: {trials} were asked for, {path} holds {len(found)}; lower `trials`")
+    return tuple(file for _, file in found[:trials])
+
+
+def check_fits(checkpoint: Checkpoint, path: Path, data: DataSet) -> None:
+    """Raises CheckpointError where the net was made for other inputs or outputs than the data have."""
+    made_for, given = (checkpoint.task, checkpoint.input_shape), (data.task, data.input_shape)
+    if made_for != given:
+        raise CheckpointError(
+            f"{path}: made for {made_for[0]} of inputs {made_for[1]}, the recipe's data is {given[0]} of inputs "
+            f"{given[1]}; use the data that the net was trained on"
+        )
+    shapes = node_shapes(checkpoint.network, checkpoint.input_shape)
+    outputs = [shapes[node.args[0].name][-1] for node in checkpoint.network.graph.nodes if node.op == "output"]
+    if outputs != [data.outputs]:
+        raise CheckpointError(
+            f"{path}: it has {outputs[0]} outputs, the recipe's data {data.outputs}; use its own data"
+        )
+    mean, std = (checkpoint.preprocessing.get(name, []) for name in ("mean", "std"))
+    for then, now, scale in zip([*mean, *std], [*data.mean, *data.std], [*std, *std], strict=False):
+        if abs(then - now) > SHIFT * scale:
+            raise CheckpointError(
+                f"{path}: trained on inputs of mean {mean} and deviation {std}, the recipe normalises by "
+                f"{list(data.mean)} and {list(data.std)}; give `data.normalize` as it was"
+            )

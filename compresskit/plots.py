@@ -35,8 +35,9 @@ def candidates(path: Path, points: Sequence[tuple[str, float, int]]) -> None:
     panel.scatter([saved for _, _, saved in points], [share for _, share, _ in points], color="tab:blue")
     for name, share, saved in points:
         panel.annotate(name, (saved, share), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    panel.set(xlabel="MACs saved", ylabel="unexplained share of the variance", xscale="symlog")
-    panel.margins(x=0.15)
+    panel.axvline(0, color="grey", linewidth=0.8)
+    panel.set(xlabel="MACs saved", ylabel="unexplained share of the variance")
+    panel.margins(x=0.2, y=0.1)
     panel.grid(alpha=0.3)
     _save(figure, path)
 

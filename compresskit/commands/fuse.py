@@ -4,13 +4,16 @@ import itertools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from compresskit.commands.fuse_report import FusedTrial, Ranking, fuse_result, plan_result, read_step
+from torch import fx
+
+from compresskit.commands.fuse_report import FusedTrial, Ranking, Step, fuse_result, plan_result, read_step
 from compresskit.commands.fuse_steps import FuseSteps
 from compresskit.commands.moments import temporary_folder
 from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result
-from compresskit.commands.session import Arguments, Progress, Session, session, trial_folder, with_folder
+from compresskit.commands.session import Arguments, Progress, Session, Start, session, trial_folder, with_folder
 from compresskit.commands.trials import keep
 from compresskit.errors import RecipeError
 from compresskit.passes.fuse import rehearse
@@ -22,6 +25,7 @@ from compresskit.storage.checkpoint import load
 from compresskit.training.loop import check
 from compresskit.training.options import Training
 
+FUSED, FUSED_STEP = "fused.pt", "fused.json"  # of a step, before its training
 STEP = "step.json"
 RANKING = "candidates.json"
 
@@ -71,25 +75,21 @@ def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTr
     result = FusedTrial(steps.seed, start.network, before, folder / MODEL)
     for index in itertools.count(1):
         stage = folder / f"step-{index}"
-        if current.arguments.resume and (stage / STEP).exists():
-            result.steps.append(read_step(stage / STEP))
-            steps.note(result.steps[-1].row)
-            start = replace(start, network=load(stage / MODEL, current.device).network)
-            continue
-        candidate, ranking = steps.next(start.network, index)
-        if index == 1 and current.group.is_main:
-            with atomic_write(folder / RANKING) as temporary:
-                temporary.write_text(json.dumps(asdict(ranking)))
-        if candidate is None:
-            break
-        network, step = steps.take(start.network, candidate, stage)
-        start = replace(start, network=network)
-        keep(current, network, stage / MODEL, steps.seed, step.final, start)
-        if current.group.is_main:  # last: only now is the step done
-            with atomic_write(stage / STEP) as temporary:
-                temporary.write_text(json.dumps(step.plain(), indent=2))
-        steps.note(step.row)
-        result.steps.append(step)
+        if not (current.arguments.resume and (stage / FUSED_STEP).exists()):
+            candidate, ranking = steps.next(start.network, index)
+            if index == 1 and current.group.is_main:
+                _write_json(folder / RANKING, asdict(ranking))
+            if candidate is None:
+                break
+            network, step = steps.fuse(start.network, candidate)
+            _keep_step(current, start, network, step, stage / FUSED, stage / FUSED_STEP)
+        if not (current.arguments.resume and (stage / STEP).exists()):
+            step, network = read_step(stage / FUSED_STEP), load(stage / FUSED, current.device).network
+            steps.train(network, step, stage)
+            _keep_step(current, start, network, step, stage / MODEL, stage / STEP)
+        result.steps.append(read_step(stage / STEP))
+        steps.note(result.steps[-1].row)
+        start = replace(start, network=load(stage / MODEL, current.device).network)
     if not result.steps:
         raise RecipeError("fuse: no chain was fused, since `until` is reached already or allows none; see --dry-run")
     keep(current, start.network, result.path, steps.seed, result.steps[-1].final, start)
@@ -98,3 +98,16 @@ def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTr
     result.size = (steps.original, size(start.network, current.data.input_shape))
     result.ranking = Ranking(**json.loads((folder / RANKING).read_text()))
     return result
+
+
+def _keep_step(current: Session, start: Start, network: fx.GraphModule, step: Step, model: Path, record: Path) -> None:
+    """Writes the network, then the record: only with that is this part of the step done."""
+    keep(current, network, model, step.seed, step.final, start)
+    if current.group.is_main:
+        _write_json(record, step.plain())
+    current.group.barrier()
+
+
+def _write_json(path: Path, plain: dict[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(plain, indent=2))

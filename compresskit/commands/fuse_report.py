@@ -28,6 +28,7 @@ class Step:
     random baseline shares with the fused net, since no layer draws them.
     """
 
+    seed: int
     row: FusedLayer
     widths: str
     fused: dict[str, float]

@@ -63,15 +63,19 @@ class FuseSteps:
         if self._among is not None:
             self._among.add(row.name)
 
-    def take(self, network: fx.GraphModule, candidate: Candidate, stage: Path) -> tuple[fx.GraphModule, Step]:
-        """Fuses a chain and trains the outcome as the recipe says, with the state of training below `stage`."""
-        current, options = self._current, self._options
+    def fuse(self, network: fx.GraphModule, candidate: Candidate) -> tuple[fx.GraphModule, Step]:
+        """A new network with the chain fused, and what is known of it before any training."""
+        current = self._current
         row = self._measured(network, candidate)
         fused = apply(network, candidate.fusible, candidate.fusion)
         metrics = current.evaluate(fused)
         said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         current.progress.log(f"{row.name}: fused {' + '.join(row.layers)}, {said} before retraining")
-        step = Step(row, widths(fused), metrics)
+        return fused, Step(self.seed, row, widths(fused), metrics)
+
+    def train(self, fused: fx.GraphModule, step: Step, stage: Path) -> None:
+        """Trains `fused` in place as the recipe says, and a random one beside it; their state is below `stage`."""
+        current, options = self._current, self._options
         label = f"seed {self.seed}, {step.widths}"
         if (settings := self._baseline()) is not None:
             random = copy.deepcopy(fused)
@@ -87,7 +91,6 @@ class FuseSteps:
         step.monitored = (
             current.evaluate(fused, current.data.validation)[step.main] if current.data.validation else None
         )
-        return fused, step
 
     def _measured(self, network: fx.GraphModule, candidate: Candidate) -> FusedLayer:
         """The row of a fused layer with its error on held-out images; refuses weights that are no use."""

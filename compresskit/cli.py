@@ -41,7 +41,10 @@ Checkpoint = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to.  [runs/NAME-VERB]")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="In place of the recipe's.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the run in the folder; with --force, start over where it was another."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Remove the run in the folder first.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Neither progress nor table.")]
@@ -161,8 +164,6 @@ def _arguments(
 ) -> "Arguments":  # fmt: skip
     from compresskit.commands.session import Arguments
 
-    if resume and force:
-        _fail(RecipeError("--resume, --force: one keeps the run in the folder, the other removes it; give one of them"))
     return Arguments(
         recipe, tuple(overrides or ()), checkpoint, out, device, seed, resume=resume, force=force, dry_run=dry_run
     )

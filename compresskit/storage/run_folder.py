@@ -46,8 +46,8 @@ def open_run_folder(
     """Makes the folder of a run, or takes the one that is there when the user said what should become of it.
 
     force: an earlier run's files are removed first; a folder that holds no run is never cleared.
-    resume: the earlier run must be of the same verb, recipe, input files and data. inputs: files that are read, none of
-    which may lie in the folder. data: fingerprint of the data set.
+    resume: the earlier run must be of the same verb, recipe, inputs and data; with `force` as well, another is removed.
+    inputs: files that are read, none of which may lie in the folder. data: fingerprint of the data set.
     Raises RunFolderError naming the folder and the way out.
     """
     for source in inputs:
@@ -57,16 +57,15 @@ def open_run_folder(
         raise RunFolderError(f"{path}: it is a file, not a folder; write elsewhere with --out")
     occupied = path.is_dir() and any(path.iterdir())
     made_of = recipe | {"--checkpoint": [file_hash(source) for source in inputs], "the data": data}
-    if occupied and resume:
-        _check_same_run(path, verb, made_of)
-    elif occupied and force:
+    resume = occupied and resume and _is_same_run(path, verb, made_of, otherwise_clear=force)
+    if occupied and not resume and force:
         _clear(path)
-    elif occupied:
+    elif occupied and not resume:
         raise RunFolderError(f"{path}: it is not empty; use --force to start over, --resume to go on, or another --out")
     try:
         path.mkdir(parents=True, exist_ok=True)
         folder = RunFolder(path)
-        if not (occupied and resume):
+        if not resume:
             folder.write_text(RECORD, json.dumps({"verb": verb, "made_of": made_of, **provenance()}, indent=2) + "\n")
     except OSError as error:
         raise RunFolderError(f"{path}: it cannot be made ({error.strerror}); write elsewhere with --out") from error
@@ -95,16 +94,20 @@ def check_disk(path: Path, nbytes: int) -> None:
         )
 
 
-def _check_same_run(path: Path, verb: str, made_of: dict[str, Any]) -> None:
+def _is_same_run(path: Path, verb: str, made_of: dict[str, Any], *, otherwise_clear: bool) -> bool:
+    """Whether the run in the folder can go on; where it cannot and may not be cleared, RunFolderError says why."""
     record = _read_record(path)
+    changed = sorted(_differences(record["made_of"], made_of))
+    if record["verb"] == verb and not changed:
+        return True
+    if otherwise_clear:
+        return False
     if record["verb"] != verb:
         raise RunFolderError(f"{path}: it holds a run of '{record['verb']}', not of '{verb}'; use another --out")
-    changed = sorted(_differences(record["made_of"], made_of))
-    if changed:
-        raise RunFolderError(
-            f"{path}: the run there was made of something else (changed: {', '.join(changed)}); "
-            "resume with the same recipe, overrides, checkpoint and data, or start over with --force"
-        )
+    raise RunFolderError(
+        f"{path}: the run there was made of something else (changed: {', '.join(changed)}); "
+        "resume with the same recipe, overrides, checkpoint and data, or start over with --force"
+    )
 
 
 def _clear(path: Path) -> None:

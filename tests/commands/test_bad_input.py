@@ -206,10 +206,6 @@ def test_resuming_another_recipe(call, recipe, trained):
     refused(outcome, 1, "made of something else (changed: train.epochs)")
 
 
-def test_force_and_resume(call, recipe):
-    refused(call("train", recipe, "--force", "--resume"), 2, "--resume, --force: one keeps the run")
-
-
 def test_a_loss_that_is_not_finite(call, recipe):
     outcome = call("train", recipe, "train.optimizer={kind: sgd, lr: 1e20}")
     refused(outcome, 1, "lr")

@@ -102,9 +102,9 @@ def test_a_makefile_can_chain_the_verbs(trained, tmp_path):
     (tmp_path / "Makefile").write_text(
         f"RUN := {bin_folder}/compresskit\n"
         "runs/net-fuse/model.pt: net.yaml runs/net-train/model.pt\n"
-        "\t$(RUN) fuse $< --checkpoint runs/net-train --out $(@D) --resume\n"
+        "\t$(RUN) fuse $< --checkpoint runs/net-train --out $(@D) --resume --force\n"
         "runs/net-train/model.pt: net.yaml\n"
-        "\t$(RUN) train $< train.epochs=1 --out $(@D) --resume\n"
+        "\t$(RUN) train $< train.epochs=1 --out $(@D) --resume --force\n"
     )
     for expected in ("fuse net.yaml", "is up to date"):
         done = subprocess.run(["make"], cwd=tmp_path, capture_output=True, text=True, env=environment())

@@ -63,6 +63,15 @@ def test_resume_wants_the_same_inputs_and_data(tmp_path):
         opened(run, inputs=[source], data="b", resume=True)
 
 
+def test_resume_with_force_goes_on_or_starts_over(tmp_path):
+    opened(tmp_path).write_text("metrics.csv", "kept")
+    opened(tmp_path, resume=True, force=True)
+    assert (tmp_path / "metrics.csv").read_text() == "kept"
+    opened(tmp_path, {"seed": 1}, resume=True, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == [RECORD]
+    assert json.loads((tmp_path / RECORD).read_text())["made_of"]["seed"] == 1
+
+
 def test_resume_of_nothing_starts(tmp_path):
     opened(tmp_path / "new", resume=True)
     assert (tmp_path / "new" / RECORD).exists()

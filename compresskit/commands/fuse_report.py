@@ -10,13 +10,14 @@ from torch import fx
 from compresskit import plots
 from compresskit.commands.figures import Figures, compared, slower
 from compresskit.commands.parents import MODEL
-from compresskit.commands.result import Result, Table, Target
+from compresskit.commands.result import Result, Table, Target, by
 from compresskit.commands.session import Session
 from compresskit.graph.chains import WEIGHTED
 from compresskit.passes.fuse import FusedLayer
 from compresskit.passes.fuse_auto import Candidate, Size, unmet
 from compresskit.passes.fusible import Fusible
 from compresskit.recipes.schema import FuseAndRetrain
+from compresskit.training.evaluation import METRICS
 
 
 @dataclass
@@ -100,7 +101,7 @@ def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTri
     result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
     result.details = {"trials": [{"seed": t.seed, "steps": [s.plain() for s in t.steps]} for t in trials]}
     if current.group.is_main:
-        best = _best(trials, metric)
+        best = _best(trials, current.data.task, metric)
         if len(trials) > 1:
             current.folder.copy(best.path, MODEL)
             split = "test" if current.data.validation is None else "validation"
@@ -120,7 +121,7 @@ def plan_result(
     if fusibles:
         columns = ("chain", "fused weight", "parameters saved", "MACs saved", "moments")
         rows = [
-            (str(f.chain), _shape(f.weight_shape), f.saved_params, f.saved_macs, f"{f.request.nbytes / 1e6:.1f} MB")
+            (str(f.chain), by(f.weight_shape), f.saved_params, f.saved_macs, f"{f.request.nbytes / 1e6:.1f} MB")
             for f in fusibles
         ]
         result.tables = [Table(f"chains of {widths(network)}", columns, rows)]
@@ -139,10 +140,10 @@ def candidate_rows(ranked: list[Candidate]) -> list[tuple[Any, ...]]:
     return [
         (
             str(c.fusible.chain),
-            _shape(c.fusible.weight_shape),
+            by(c.fusible.weight_shape),
             c.fusion.expected_error,
             c.fusion.unexplained,
-            f"{c.fusion.rank if c.fusion.rank is not None else '?'} of {c.fusible.request.features}",
+            _rank(c.fusion.rank, c.fusible.request.features),
             c.fusible.saved_params,
             c.fusible.saved_macs,
         )
@@ -190,8 +191,7 @@ def _layers(trials: list[FusedTrial]) -> Table:
     rows = []
     for found in _by_step(trials).values():
         row = found[0].row
-        shapes = f"{' + '.join(map(_shape, row.weight_shapes))} → {_shape(row.weight_shape)}"
-        rank = f"{row.rank if row.rank is not None else '?'} of {row.features}"
+        shapes = f"{' + '.join(map(by, row.weight_shapes))} → {by(row.weight_shape)}"
         values = zip(
             *(
                 (s.row.error, s.row.expected_error, s.row.measured_error, s.row.unexplained, s.row.measured_unexplained)
@@ -199,7 +199,7 @@ def _layers(trials: list[FusedTrial]) -> Table:
             ),
             strict=True,
         )
-        rows.append((" + ".join(row.layers), shapes, rank, row.solver, *values))
+        rows.append((" + ".join(row.layers), shapes, _rank(row.rank, row.features), row.solver, *values))
     return Table(
         "fused layers: mean squared error by Corollary 1, expected on new images, measured on held-out ones",
         columns,
@@ -230,11 +230,11 @@ def _targets(options: FuseAndRetrain, trials: list[FusedTrial]) -> list[Target]:
     return [Target(name, str(value), got[name], name not in missed) for name, value in asked.items()]
 
 
-def _best(trials: list[FusedTrial], metric: str) -> FusedTrial:
-    sign = 1 if metric == "accuracy" else -1
+def _best(trials: list[FusedTrial], task: str, metric: str) -> FusedTrial:
     last = {trial.seed: trial.steps[-1] for trial in trials}
     scores = {seed: step.final[metric] if step.monitored is None else step.monitored for seed, step in last.items()}
-    return max(trials, key=lambda trial: sign * scores[trial.seed])
+    pick = max if METRICS[task][metric].higher_is_better else min
+    return pick(trials, key=lambda trial: scores[trial.seed])
 
 
 def _plot(folder: Path, trials: list[FusedTrial], metric: str) -> None:
@@ -252,8 +252,9 @@ def _plot(folder: Path, trials: list[FusedTrial], metric: str) -> None:
         plots.candidates(folder / "candidates.png", points)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
+def _rank(rank: int | None, features: int) -> str:
+    """Conjugate gradients do not know the rank."""
+    return f"{'?' if rank is None else rank} of {features}"
 
 
 def _tuples(value: Any) -> Any:

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import fx
 
-from compresskit.commands.result import Figure, Result, Table
+from compresskit.commands.result import Figure, Result, Table, by
 from compresskit.commands.session import Session, run_path
 from compresskit.commands.trials import check_room
 from compresskit.errors import ConvergenceError
@@ -47,11 +47,7 @@ def layer_table(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Table:
     """A row for each layer that has parameters or multiplies."""
     counts = count(network, input_shape)
     rows = [
-        (layer.name, layer.kind, _times(layer.weight_shape), _times(layer.output_shape), layer.parameters, layer.macs)
+        (layer.name, layer.kind, by(layer.weight_shape), by(layer.output_shape), layer.parameters, layer.macs)
         for layer in counts.layers
     ]
     return Table("layers", ("layer", "kind", "weight", "output", "parameters", "MACs"), rows)
-
-
-def _times(shape: tuple[int, ...] | None) -> str:
-    return "×".join(map(str, shape)) if shape else ""

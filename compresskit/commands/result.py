@@ -7,6 +7,11 @@ from typing import Any, Literal
 Format = Literal["number", "count", "bytes", "ms"]
 
 
+def by(shape: tuple[int, ...] | None) -> str:
+    """A shape as tables show it: 16×8×3×3; nothing where there is none."""
+    return "×".join(map(str, shape)) if shape else ""
+
+
 @dataclass(frozen=True)
 class Figure:
     """A quantity before and after the command, one value a trial; `before` is empty where there was nothing before."""

@@ -14,6 +14,7 @@ from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Progress, Session, Start, trial_folder
 from compresskit.storage.checkpoint import Checkpoint, save
 from compresskit.storage.run_folder import check_disk
+from compresskit.training.evaluation import METRICS
 from compresskit.training.loop import History, fit
 from compresskit.training.options import Training
 
@@ -110,7 +111,7 @@ def _train_trial(current: Session, options: Training, start: Start, trial: int, 
 
 def keep(
     current: Session, network: fx.GraphModule, path: Path, seed: int, metrics: dict[str, float], start: Start
-) -> Checkpoint:
+) -> None:
     """Writes a checkpoint whose history is the parent's, with this command behind it."""
     data, parent = current.data, start.checkpoint
     checkpoint = Checkpoint(
@@ -124,22 +125,21 @@ def keep(
     if current.group.is_main:
         save(checkpoint, path)
     current.group.barrier()
-    return checkpoint
 
 
 def _promote(current: Session, trials: list[Trial]) -> None:
     """Copies the best trial's checkpoints to the top of the run folder, where a Makefile looks for them."""
     assert current.folder is not None
-    best = best_trial(trials)
+    best = best_trial(trials, current.data.task)
     for name in (MODEL, BEST):
         current.folder.copy(best.path.with_name(name), name)
 
 
-def best_trial(trials: list[Trial]) -> Trial:
+def best_trial(trials: list[Trial], task: str) -> Trial:
     """The trial with the best last epoch by the metric that training monitors."""
     monitor = trials[0].history.monitor
-    sign = 1 if monitor.endswith("accuracy") else -1
-    return max(trials, key=lambda trial: sign * trial.history.rows[-1][monitor])
+    pick = max if METRICS[task][monitor.partition("_")[2]].higher_is_better else min
+    return pick(trials, key=lambda trial: trial.history.rows[-1][monitor])
 
 
 def _result(current: Session, options: Training, trials: list[Trial]) -> Result:
@@ -157,8 +157,7 @@ def _result(current: Session, options: Training, trials: list[Trial]) -> Result:
     if current.data.validation is None:
         result.notes.append("best epoch chosen on the test set; set `data.validation` for an honest choice")
     if len(trials) > 1:
-        result.notes.append(
-            f"model.pt is that of seed {best_trial(trials).seed}, the best by {trials[0].history.monitor}"
-        )
+        seed = best_trial(trials, current.data.task).seed
+        result.notes.append(f"model.pt is that of seed {seed}, the best by {trials[0].history.monitor}")
     result.details = {"trials": [{"seed": t.seed, "rows": t.history.rows} for t in trials]}
     return result

@@ -1,7 +1,7 @@
 """Fusing: a chain of layers becomes the one layer that least squares finds for it (FuseInit)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,9 +49,6 @@ class FusedLayer:
     saved_macs: int
     measured_error: float | None = None
     measured_unexplained: float | None = None
-
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def fuse(

@@ -11,9 +11,10 @@ from compresskit.graph.counting import count
 from compresskit.numerics.fusion import Fusion
 from compresskit.numerics.moments import Moments
 from compresskit.passes.fuse import solve
-from compresskit.passes.fuse_options import Fuse, Until, share
+from compresskit.passes.fuse_options import Fuse, Until
 from compresskit.passes.fusible import Fusible, facts, prepare
 from compresskit.passes.moments import Request
+from compresskit.passes.shares import share
 
 Gather = Callable[[fx.GraphModule, Sequence[Request]], dict[str, Moments]]
 

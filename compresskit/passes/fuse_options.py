@@ -1,6 +1,5 @@
 """What can be said of fusing; a recipe's `fuse` section adds the retraining to it."""
 
-from math import nan
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Len
@@ -8,6 +7,7 @@ from annotated_types import Ge, Gt, Len
 from compresskit.numerics.fusion import Channels
 from compresskit.numerics.least_squares import Cholesky, Solver
 from compresskit.options import option
+from compresskit.passes.shares import share
 
 
 @option
@@ -35,14 +35,6 @@ class Until:
             text = getattr(self, name)
             if text is not None and not 0 < share(text) <= 1:
                 raise ValueError(f"{name}: {text!r} is no share; write it as 60%")
-
-
-def share(text: str) -> float:
-    """The share that a text such as `60%` states; NaN where it states none."""
-    try:
-        return float(text.removesuffix("%")) / 100 if text.endswith("%") else nan
-    except ValueError:
-        return nan
 
 
 @option

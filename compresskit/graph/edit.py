@@ -1,4 +1,4 @@
-"""Surgery: a new network in which one layer stands where a chain was."""
+"""Surgery: a new network in which one layer stands where a chain was, or two where one was."""
 
 import copy
 from collections.abc import Sequence
@@ -39,6 +39,24 @@ def replace_chain(
         graph.erase_node(nodes[name])
     network.delete_all_unused_submodules()
     graph.lint()
+    network.recompile()
+    return network
+
+
+def replace_by_two(network: fx.GraphModule, name: str, first: nn.Module, second: nn.Module) -> fx.GraphModule:
+    """Copy of `network` with two layers, one behind the other, in the place of layer `name`: `name.0` and `name.1`."""
+    network = copy.deepcopy(network)
+    (node,) = (node for node in network.graph.nodes if node.op == "call_module" and node.target == name)
+    network.delete_submodule(name)
+    for suffix, layer in (("0", first), ("1", second)):
+        network.add_submodule(f"{name}.{suffix}", layer)
+    node.target = f"{name}.0"
+    with network.graph.inserting_after(node):
+        behind = network.graph.call_module(f"{name}.1")
+    behind.meta["scope"] = node.meta.get("scope", "")
+    node.replace_all_uses_with(behind)
+    behind.args = (node,)
+    network.graph.lint()
     network.recompile()
     return network
 

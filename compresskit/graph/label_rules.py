@@ -1,0 +1,48 @@
+"""What is known of calls and modules when a network is walked through on labels of its channels."""
+
+# Each output value depends on the values at its own place alone; operands are broadcast.
+ELEMENTWISE = frozenset(
+    """
+    abs absolute add add_ addcdiv addcmul ceil celu celu_ clamp clamp_ clamp_max clamp_min clip clone contiguous cos
+    cosh detach div div_ divide dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout elu elu_
+    erf exp exp2 expm1 float floor gelu half double hardshrink hardsigmoid hardswish hardtanh hardtanh_ iadd imul
+    isub itruediv leaky_relu leaky_relu_ lerp log log10 log1p log2 logsigmoid maximum minimum mish mul mul_ multiply
+    neg negative pos positive pow reciprocal relu relu6 relu_ round rsqrt selu selu_ sigmoid sign silu sin sinh
+    softplus softshrink softsign sqrt square sub sub_ subtract tan tanh tanhshrink threshold to true_divide truediv
+    trunc type_as
+    """.split()
+)
+ELEMENTWISE_MODULES = frozenset(
+    """
+    ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh Hardshrink
+    Softshrink Tanhshrink Sigmoid LogSigmoid Tanh Softplus Softsign Threshold Identity Dropout Dropout1d Dropout2d
+    Dropout3d AlphaDropout FeatureAlphaDropout StochasticDepth
+    """.split()
+)
+
+# Values move and nothing is computed: these run on the labels themselves.
+EXECUTED = frozenset(
+    """
+    cat concat chunk expand flatten hstack movedim moveaxis permute reshape split split_with_sizes squeeze stack
+    swapaxes swapdims t transpose unbind unflatten unsqueeze view
+    """.split()
+)
+
+# Channels (dimension 1) stay apart, positions behind them change.
+SPATIAL = frozenset(
+    """
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate
+    pad boolean_dispatch _max_pool1d _max_pool2d _max_pool3d
+    """.split()
+)
+SPATIAL_MODULES = frozenset(
+    """
+    MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d AdaptiveMaxPool1d
+    AdaptiveMaxPool2d AdaptiveMaxPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d Upsample ZeroPad1d
+    ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d CircularPad1d CircularPad2d CircularPad3d
+    ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d
+    """.split()
+)
+
+REDUCING = frozenset({"mean", "sum", "amax", "amin"})  # over dimensions along which labels repeat

@@ -14,6 +14,8 @@ def refit(part: Part, kept: Tensor) -> tuple[Tensor, int]:
     reconstruction 2.4, "debiased".
     """
     columns = kept[part.groups]
+    if not bool(columns.any()):
+        return torch.zeros_like(part.cyx), 0
     solution = Cholesky()(part.cxx[columns][:, columns], part.cyx[:, columns])
     weight = torch.zeros_like(part.cyx)
     weight[:, columns] = solution.weight

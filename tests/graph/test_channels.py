@@ -133,7 +133,8 @@ FAMILIES = {  # input size: what the smallest feature map needs
     "shufflenet_v2_x0_5": 32, "googlenet": 32, "efficientnet_b0": 32, "regnet_y_400mf": 32, "convnext_tiny": 32,
 }  # fmt: skip
 MORE = {
-    "alexnet": 64, "vgg11_bn": 32, "resnet18": 32, "mobilenet_v2": 32, "squeezenet1_1": 64, "inception_v3": 96, "mnasnet0_5": 32, "vit_b_16": 224,
+    "alexnet": 64, "vgg11_bn": 32,
+    "resnet18": 32, "mobilenet_v2": 32, "squeezenet1_1": 64, "inception_v3": 96, "mnasnet0_5": 32, "vit_b_16": 224,
     "swin_t": 64, "swin_v2_t": 64, "maxvit_t": 224, "efficientnet_v2_s": 32, "regnet_x_400mf": 32,
 }  # fmt: skip
 

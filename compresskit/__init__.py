@@ -3,11 +3,12 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "fuse", "load"]
+__all__ = ["__version__", "evaluate", "fuse", "load", "reconstruct"]
 
 _HOMES = {
     "load": ("compresskit.storage.checkpoint", "load_network"),
     "fuse": ("compresskit.passes.fuse", "fuse"),
+    "reconstruct": ("compresskit.passes.reconstruct", "reconstruct_model"),
     "evaluate": ("compresskit.training.evaluation", "evaluate"),
 }
 

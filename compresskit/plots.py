@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from compresskit.storage.atomic import atomic_write
 
 Curves = Sequence[Sequence[float]]
+_SMALLEST = 1e-8  # below it an error is rounding, and a logarithmic scale shows nothing else
 
 
 def learning_curves(path: Path, curves: Mapping[str, tuple[Curves, Curves]], metric: str) -> None:
@@ -38,6 +39,43 @@ def candidates(path: Path, points: Sequence[tuple[str, float, int]]) -> None:
     panel.axvline(0, color="grey", linewidth=0.8)
     panel.set(xlabel="MACs saved", ylabel="unexplained share of the variance")
     panel.margins(x=0.2, y=0.1)
+    panel.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def trade_offs(
+    path: Path, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], chosen: Mapping[str, tuple[int, float]]
+) -> None:
+    """A panel a site: relative error against the inputs kept, on a logarithmic scale, and what was chosen.
+
+    curves: by site, (kept, errors). chosen: by site, (kept, error).
+    """
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.8 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel, (name, (kept, errors)) in zip(panels, curves.items(), strict=False):
+        drawn = [(count, error) for count, error in zip(kept, errors, strict=True) if error > _SMALLEST]
+        panel.plot([count for count, _ in drawn], [error for _, error in drawn], color="tab:blue")
+        count, error = chosen[name]
+        panel.plot([count], [max(error, _SMALLEST)], "o", color="tab:orange", label=f"kept: {count}")
+        panel.set(title=name if len(name) < 30 else f"{name[:27]}...", xlabel="inputs kept", ylabel="unexplained share")
+        panel.set_yscale("log")
+        panel.legend(frameon=False)
+        panel.grid(alpha=0.3)
+    for panel in panels[len(curves) :]:
+        panel.set_visible(False)
+    _save(figure, path)
+
+
+def comparison(path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], metric: str) -> None:
+    """`metric` against the share of the original size, a line for each setting."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    panel = figure.subplots()
+    for name, points in lines.items():
+        panel.plot([100 * size for size, _ in points], [value for _, value in points], marker=".", label=name)
+    panel.set(xlabel="size, % of the original", ylabel=metric)
+    panel.legend(frameon=False)
     panel.grid(alpha=0.3)
     _save(figure, path)
 

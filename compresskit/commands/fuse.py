@@ -4,7 +4,6 @@ import itertools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
@@ -20,7 +19,7 @@ from compresskit.passes.fuse import rehearse
 from compresskit.passes.fuse_auto import size
 from compresskit.passes.fusible import Fusible
 from compresskit.recipes.schema import FuseAndRetrain
-from compresskit.storage.atomic import atomic_write
+from compresskit.storage.atomic import write_json
 from compresskit.storage.checkpoint import load
 from compresskit.training.loop import check
 from compresskit.training.options import Training
@@ -78,7 +77,7 @@ def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTr
         if not (current.arguments.resume and (stage / FUSED_STEP).exists()):
             candidate, ranking = steps.next(start.network, index)
             if index == 1 and current.group.is_main:
-                _write_json(folder / RANKING, asdict(ranking))
+                write_json(folder / RANKING, asdict(ranking))
             if candidate is None:
                 break
             network, step = steps.fuse(start.network, candidate)
@@ -104,10 +103,5 @@ def _keep_step(current: Session, start: Start, network: fx.GraphModule, step: St
     """Writes the network, then the record: only with that is this part of the step done."""
     keep(current, network, model, step.seed, step.final, start)
     if current.group.is_main:
-        _write_json(record, step.plain())
+        write_json(record, step.plain())
     current.group.barrier()
-
-
-def _write_json(path: Path, plain: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=2))

@@ -14,7 +14,7 @@ from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
 from compresskit.numerics.moments import Moments
 from compresskit.passes.moments import Request
-from compresskit.recipes.schema import FuseAndRetrain
+from compresskit.recipes.schema import FuseAndRetrain, ReconstructAndRetrain
 from compresskit.storage.moment_cache import MomentCache
 from compresskit.training.distributed import Group
 
@@ -33,16 +33,18 @@ class Gatherer:
     def memory(self) -> float:
         return self.cache.memory
 
-    def __call__(self, network: fx.GraphModule, requests: Sequence[Request]) -> dict[str, Moments]:
-        self.current.progress.start(f"moments of {len(requests)} chains", len(self.split))
-        return self.cache.gather(network, requests, self.split, progress=self.current.progress.update)
+    def __call__(
+        self, network: fx.GraphModule, requests: Sequence[Request], teacher: fx.GraphModule | None = None
+    ) -> dict[str, Moments]:
+        self.current.progress.start(f"moments of {len(requests)} layers", len(self.split))
+        return self.cache.gather(network, requests, self.split, self.current.progress.update, teacher)
 
     def at(self, step: int) -> "Gatherer":
         """The same with a folder of its own, since the weights are others after each step."""
         return replace(self, cache=replace(self.cache, folder=self.cache.folder / f"step-{step}"))
 
 
-def gatherer(current: Session, folder: Path, options: FuseAndRetrain) -> Gatherer:
+def gatherer(current: Session, folder: Path, options: FuseAndRetrain | ReconstructAndRetrain) -> Gatherer:
     """folder: of the cache, where the recipe names none."""
     settings, data = current.recipe.moments, current.data.train
     split = data.sample(options.samples) if options.samples else data

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from compresskit.commands import finetune, fuse, train
+from compresskit.commands import finetune, fuse, reconstruct, train
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Arguments, Progress
 from compresskit.graph.trace import trace
@@ -14,9 +14,10 @@ from compresskit.recipes.load import load_recipe
 VERBS: dict[str, Callable[[Arguments, Progress], Result]] = {
     "train": train.run,
     "fuse": partial(fuse.run, ranked=False),
+    "reconstruct": reconstruct.run,
     "finetune": finetune.run,
 }
-NEED_CHECKPOINT = ("fuse", "finetune")
+NEED_CHECKPOINT = ("fuse", "reconstruct", "finetune")
 
 
 def run(arguments: Arguments, progress: Progress) -> Result:

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.channels import Channels
+from compresskit.graph.shapes import node_shapes
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -68,6 +69,17 @@ def select_inputs(network: fx.GraphModule, layer: str, kept: Tensor) -> fx.Graph
     network.graph.lint()
     network.recompile()
     return network
+
+
+def selections(network: fx.GraphModule, input_shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(inputs, kept) of every selection in the network."""
+    shapes = node_shapes(network, input_shape)
+    found = []
+    for node in network.graph.nodes:
+        if node.op == "call_function" and node.target is torch.index_select:
+            source, dim, _ = node.args
+            found.append((shapes[source.name][dim], shapes[node.name][dim]))
+    return found
 
 
 def _slice(network: fx.GraphModule, name: str, dim: int, kept: Tensor) -> None:

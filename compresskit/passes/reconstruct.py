@@ -20,7 +20,7 @@ from compresskit.passes.readers import Plan, Site, plan
 from compresskit.passes.reconstruct_options import GroupLasso, Reconstruct
 from compresskit.passes.refitted import with_layers
 from compresskit.passes.selection import Choice, Curve, Rule
-from compresskit.passes.targets import Judge, reach, rules_of
+from compresskit.passes.targets import Judge, Memory, reach, rules_of
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,11 @@ def reconstruct(
     options: Reconstruct,
     input_shape: tuple[int, ...],
     judge: Judge | None = None,
+    memory: Memory | None = None,
 ) -> Reconstruction:
     """`network` with thinned inputs; it stays as it was. judge: what a `target` is corrected by.
+
+    memory: given to several calls on the same network and data, it spares those behind the first the trade-offs.
 
     Raises RecipeError where nothing can be thinned or a target cannot be met, ConvergenceError where moments are not
     finite, or a solver stops early and the options say `fail`.
@@ -94,7 +97,9 @@ def reconstruct(
     if options.target is None:
         rules = rules_of(network, made, options)
     else:
-        rules, choices, notes = reach(network, made, options, input_shape, gather, judge)
+        rules, choices, notes = reach(
+            network, made, options, input_shape, gather, judge, {} if memory is None else memory
+        )
     clock.lap("target")
     draft = _draft(network, made, rules, choices, gather, options)
     clock.lap("solve")

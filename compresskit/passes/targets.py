@@ -1,13 +1,15 @@
 """How much each site keeps: as the recipe says site by site, or so that the whole network reaches a target."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from compresskit.errors import RecipeError
 from compresskit.graph.selectors import select
+from compresskit.numerics.moments import Moments
 from compresskit.passes.budget import SizeModel, check_target, goal_of, shared_out
 from compresskit.passes.chaining import Draft, Gather, Job, run_jobs
 from compresskit.passes.readers import Plan
@@ -18,6 +20,10 @@ from compresskit.passes.shares import share
 
 _PROBES = (1e-3, 1e-2, 5e-2, 0.2)  # relative errors at which the loss of a site alone is measured
 _BISECTIONS = 8  # of the share of the size, to find the smallest network within a drop of accuracy
+
+
+# what does not change while targets, chainings and debiasing do: curves and measured losses, of one network and data
+Memory = dict[tuple[Any, ...], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def rules_of(network: fx.GraphModule, plan: Plan, options: Reconstruct) -> dict[
 
 def reach(
     network: fx.GraphModule, plan: Plan, options: Reconstruct, input_shape: tuple[int, ...], gather: Gather,
-    judge: Judge | None,
+    judge: Judge | None, memory: Memory,
 ) -> tuple[dict[str, Rule], dict[str, Choice], list[str]]:  # fmt: skip
     """Rules that reach the target, the choices they mean where sites are reconstructed in parallel, and notes.
 
@@ -68,11 +74,7 @@ def reach(
     model = SizeModel(network, plan, input_shape)
     check_target(model, options.target, options.min_channels)
     moments = gather(network, [reader.request for reader in plan.readers], None)
-    jobs = [
-        Job(site, {r.request.name: moments[r.request.name] for r in site.readers}, Rule(), options)
-        for site in plan.sites
-    ]
-    curves = [choice.curve for choice in run_jobs(jobs, options.workers)]
+    curves = _curves(plan, options, moments, memory)
 
     def built(counts: Sequence[int]) -> fx.GraphModule:
         draft = Draft()
@@ -82,7 +84,7 @@ def reach(
 
     losses = [[torch.tensor(curve.errors, dtype=torch.float64) for curve in curves]]
     if judge is not None:
-        losses.append(_measured(curves, built, judge))
+        losses.append(_measured(curves, built, judge, memory))
     goal = goal_of(options.target)
     if goal is None:
         counts, notes = _within_drop(model, curves, losses[-1], built, judge, options.target.accuracy_drop or 0.0)
@@ -101,14 +103,30 @@ def reach(
     return rules, {site.name: _at(curve, kept) for site, curve, kept in chosen}, notes
 
 
+def _curves(plan: Plan, options: Reconstruct, moments: Mapping[str, Moments], memory: Memory) -> list[Curve]:
+    """The trade-off of every site."""
+    key = ("curves", options.chosen_selection, options.min_channels, *(site.name for site in plan.sites))
+    if key not in memory:
+        jobs = [
+            Job(s, {r.request.name: moments[r.request.name] for r in s.readers}, Rule(), options) for s in plan.sites
+        ]
+        memory[key] = [choice.curve for choice in run_jobs(jobs, options.workers)]
+    return memory[key]
+
+
 def _at(curve: Curve, kept: int) -> Choice:
     index = curve.kept.index(kept)
     lam, gap = (curve.lams[index], curve.gaps[index]) if curve.lams else (None, None)
     return Choice(curve.supports[index], curve, None, lam, gap)
 
 
-def _measured(curves: Sequence[Curve], built: Callable[[Sequence[int]], fx.GraphModule], judge: Judge) -> list[Tensor]:
+def _measured(
+    curves: Sequence[Curve], built: Callable[[Sequence[int]], fx.GraphModule], judge: Judge, memory: Memory
+) -> list[Tensor]:
     """The loss at every point of each curve, from a few that are measured with all other sites left whole."""
+    key = ("losses", *(curve.kept for curve in curves), *(curve.errors for curve in curves))
+    if key in memory:
+        return memory[key]
     whole = [curve.kept[0] for curve in curves]
     floor = judge.loss(built(whole))
     found = []
@@ -120,6 +138,7 @@ def _measured(curves: Sequence[Curve], built: Callable[[Sequence[int]], fx.Graph
                 errors.append(curve.errors[probe])
                 losses.append(max(judge.loss(built(counts)) - floor, losses[-1]))
         found.append(_interpolated(torch.tensor(curve.errors, dtype=torch.float64), errors, losses))
+    memory[key] = found
     return found
 
 

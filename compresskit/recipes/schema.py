@@ -11,6 +11,7 @@ from compresskit.data.registry import DATASETS
 from compresskit.models.registry import MODELS
 from compresskit.options import option
 from compresskit.passes.fuse_options import Fuse
+from compresskit.passes.reconstruct_options import Chaining, Reconstruct
 from compresskit.recipes.hints import Kinds
 from compresskit.training.options import Training
 
@@ -66,6 +67,27 @@ class FuseAndRetrain(Fuse):
 
 
 @option
+class Compare:
+    """Settings that are tried beside the one that is kept: every combination is evaluated, without retraining."""
+
+    at: tuple[Annotated[float, Gt(0)] | str, ...] = ()  # in the place of lam, keep, error or the value of the target
+    chaining: tuple[Chaining, ...] = ()
+    selection: tuple[Literal["backward", "group-lasso"], ...] = ()
+    debias: tuple[bool, ...] = ()
+
+
+@option
+class ReconstructAndRetrain(Reconstruct):
+    """Drop input channels and neurons of layers, fit their weights again to give the same outputs, retrain if asked."""
+
+    samples: Annotated[int, Gt(1)] | None = None  # training images that the moments are taken from; default all
+    # images that judge what a target leads to: of the validation split, or of the training images where there is none
+    held_out: Annotated[int, Gt(0)] = 5000
+    retrain: Training | None = None
+    compare: Compare | None = None
+
+
+@option
 class Recipe:
     """All that one recipe says, defaults filled in; None for a section that it does not have."""
 
@@ -79,6 +101,7 @@ class Recipe:
     train: Training | None = None
     finetune: Training | None = None
     fuse: FuseAndRetrain | None = None
+    reconstruct: ReconstructAndRetrain | None = None
     moments: MomentOptions = MomentOptions()
     report: ReportOptions = ReportOptions()
 

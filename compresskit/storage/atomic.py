@@ -1,10 +1,12 @@
 """Files appear whole or not at all: written beside their place, flushed, then renamed."""
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from compresskit.errors import ResourceError
 
@@ -28,3 +30,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, plain: dict[str, Any]) -> None:
+    """Plain data as JSON, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(plain, indent=2))

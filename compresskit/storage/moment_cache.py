@@ -80,17 +80,21 @@ class MomentCache:
         requests: Sequence[Request],
         split: Split,
         progress: Callable[[int], None] = lambda images: None,
+        teacher: fx.GraphModule | None = None,
     ) -> dict[str, Moments]:
-        """Moments by name of the request, over all of `split`; matrices stay on disk."""
+        """Moments by name of the request, over all of `split`; matrices stay on disk.
+
+        teacher: the network that targets are read off, where it is another one.
+        """
         identity = {
             "weights": fingerprint(network),
             "data": split.fingerprint,
             "batch_size": str(self.batch_size),
             "processes": str(self.group.world),
-        }
+        } | ({"teacher": fingerprint(teacher)} if teacher is not None else {})
         missing = [request for request in requests if not self._is_kept(request, identity)]
         for batch in self._in_groups(missing, identity):
-            self._take(network, batch, split, identity, progress)
+            self._take(network, teacher, batch, split, identity, progress)
         self.group.barrier()
         return {request.name: self._read(request) for request in requests}
 
@@ -102,7 +106,7 @@ class MomentCache:
             if request.nbytes > self.memory:
                 raise ResourceError(
                     f"the moments of {request.name} take {request.nbytes / 1e9:.1f} GB, {self.memory / 1e9:.1f} GB "
-                    "are allowed; fuse behind a pooling, into a smaller kernel, or raise `moments.memory`"
+                    "are allowed; raise `moments.memory`, leave the layer out, or fuse into a smaller `kernel`"
                 )
             start = self._batches_done(request, identity)
             index, used = filled.get(start, (0, 0))
@@ -115,6 +119,7 @@ class MomentCache:
     def _take(
         self,
         network: fx.GraphModule,
+        teacher: fx.GraphModule | None,
         requests: list[Request],
         split: Split,
         identity: dict[str, str],
@@ -137,7 +142,7 @@ class MomentCache:
                 saved = time.monotonic()
 
         batches = split.batches(self.batch_size, self.device, rank=self.group.rank, world=self.group.world, start=done)
-        collect(network, requests, batches, sums, after_batch=after_batch)
+        collect(network, requests, batches, sums, teacher=teacher, after_batch=after_batch)
         for request in requests:
             total = sums.pop(request.name)
             self.group.sum_tensors(total.tensors().values())

@@ -12,6 +12,7 @@ from compresskit.graph.capture import capture
 from compresskit.graph.counting import count
 from compresskit.graph.trace import trace
 from compresskit.numerics.group_lasso.newton import Newton
+from compresskit.passes.budget import SizeModel
 from compresskit.passes.moments import collect
 from compresskit.passes.readers import plan
 from compresskit.passes.reconstruct import reconstruct, reconstruct_model
@@ -71,7 +72,7 @@ CASES = {
     "error": Reconstruct(error=0.05),
     "top-down": Reconstruct(keep="60%", chaining="top-down"),
     "bottom-up": Reconstruct(keep="60%", chaining="bottom-up"),
-    "input sampler": Reconstruct(keep="60%", input_sampler=True),
+    "input sampler": Reconstruct(keep="50%", input_sampler=True),
     "dynamic": Reconstruct(keep="60%", sampler="dynamic"),
     "static": Reconstruct(keep="60%", sampler="static"),
     "size": Reconstruct(target=Target(size="60%")),
@@ -128,9 +129,28 @@ def test_weights_are_least_squares_on_the_samples(layer, taps):
     assert row.weight_shape_before[1] == before
 
 
+def test_weights_that_are_not_debiased_are_the_group_lassos_own():
+    shrunken, refitted = (
+        run(Dense, Reconstruct(lam=0.01, lam_scale="energy", selection=LASSO, debias=debias))[1]
+        for debias in (False, True)
+    )
+    for row, other in zip(shrunken.rows, refitted.rows, strict=True):
+        assert (row.kept, row.rank) == (other.kept, None)
+        norms = [r.masked.get_submodule(row.name).weight.norm() for r in (shrunken, refitted)]
+        assert norms[0] < norms[1]
+        assert row.error > other.error * (1 + 1e-6)
+
+
 def test_a_bias_that_a_layer_has_no_place_for_goes_to_the_batch_norm():
     network, found = run(Dense, Reconstruct(keep={"conv2": 2}))
     assert found.network.get_submodule("conv2").bias is None
+    x = torch.cat([inputs for inputs, _ in images(Dense)])
+    with torch.no_grad():
+        means = [
+            capture(net, ["conv2"])(x)[0].mean((0, 2, 3)) - net.get_submodule("norm2").running_mean
+            for net in (network, found.masked)
+        ]
+    torch.testing.assert_close(means[1], means[0])
     moved = found.network.get_submodule("norm2").running_mean - network.get_submodule("norm2").running_mean
     assert moved.abs().max() > 1e-6
 
@@ -234,6 +254,12 @@ def test_a_judge_has_a_say_and_decides_on_accuracy():
     _, blind = run(Dense, Reconstruct(target=Target(size="50%")))
     assert loss(judged.masked) <= loss(blind.masked) * (1 + 1e-9)
 
+    def inputs_of_fc1(candidate):
+        return float((candidate.get_submodule("fc1").weight.abs().sum(0) > 0).sum())
+
+    _, biased = run(Dense, Reconstruct(target=Target(size="50%")), Judge(lambda c: -inputs_of_fc1(c), None))
+    assert inputs_of_fc1(biased.masked) > inputs_of_fc1(blind.masked)
+
 
 def test_a_drop_of_accuracy_needs_a_judge():
     with pytest.raises(RecipeError, match="accuracy_drop: it takes a classifier and held-out images"):
@@ -300,6 +326,38 @@ def test_low_rank_factors_lose_no_more_than_allowed_and_only_where_smaller():
     variance = float(channel_first.var(1, correction=0).sum())
     lost = float((a - b).transpose(0, 1).flatten(1).square().mean(1).sum())
     assert 0 < lost <= 0.2 * variance * (1 + 1e-6)
+
+
+def test_factors_that_would_be_larger_are_left_out():
+    _, found = run(Dense, Reconstruct(keep="80%", low_rank=LowRank(error=1e-12)))
+    assert not any(row.low_rank for row in found.rows)
+    assert found.network is found.cut
+
+
+@pytest.mark.parametrize("kind", [Plain, Dense, Depthwise])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_size_model_predicts_what_is_left(kind, seed):
+    generator = torch.Generator().manual_seed(seed)
+    options = Reconstruct(keep="100%", input_sampler=True)
+    network = trace(make(kind))
+    made = plan(network, INPUTS[kind], options)
+    model = SizeModel(network, made, INPUTS[kind])
+    kept = [int(torch.randint(1, site.n_groups + 1, (1,), generator=generator)) for site in made.sites]
+    counts = {site.readers[0].layer: count for site, count in zip(made.sites, kept, strict=True)}
+    _, found = run(kind, Reconstruct(keep=counts, input_sampler=True))
+    left = count(found.network, INPUTS[kind])
+    amounts = torch.tensor([kept], dtype=torch.float64)
+    assert float(model.cost("params")(amounts)) == pytest.approx(left.parameters)
+    assert float(model.cost("macs")(amounts)) == pytest.approx(left.macs)
+    assert float(model.cost("size")(amounts)) == pytest.approx(32 * left.parameters + found.selection_bits)
+
+
+def test_a_lambda_in_units_of_energy():
+    _, found = run(Dense, Reconstruct(lam={"fc2": 0.05}, lam_scale="energy", selection=LASSO))
+    (row,) = found.rows
+    _, same = run(Dense, Reconstruct(lam={"fc2": 0.05 * row.variance}, selection=LASSO))
+    assert torch.equal(*(r.masked.get_submodule("fc2").weight == 0 for r in (found, same)))
+    assert same.rows[0].lam == pytest.approx(row.lam * row.variance)
 
 
 def test_workers_choose_the_same():

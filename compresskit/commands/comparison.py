@@ -1,0 +1,121 @@
+"""Other settings of `reconstruct`, each evaluated without retraining: the document's Figures 5 and 6."""
+
+import itertools
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from compresskit.commands.result import Table
+from compresskit.passes.budget import goal_of
+from compresskit.passes.reconstruct import Reconstruction
+from compresskit.passes.reconstruct_options import Backward, GroupLasso, Reconstruct, Target
+from compresskit.recipes.schema import ReconstructAndRetrain
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting: what was asked, its share of the raw size, its test metrics, what layers keep and lose."""
+
+    selection: str
+    chaining: str
+    debias: bool
+    asked: str
+    size: float
+    metrics: dict[str, float]
+    kept: dict[str, int]
+    unexplained: dict[str, float]
+
+    @property
+    def line(self) -> str:
+        """The line of the plot that it lies on."""
+        return f"{self.selection}, {self.chaining}{'' if self.debias else ', not debiased'}"
+
+
+@dataclass
+class Comparison:
+    """impossible: combinations that contradict themselves, with the reason."""
+
+    points: list[Point] = field(default_factory=list)
+    impossible: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> "Comparison":
+        """What an interrupted run had of it."""
+        plain = json.loads(path.read_text()) if path.exists() else {"points": []}
+        return cls([Point(**point) for point in plain["points"]])
+
+    def add(self, setting: Reconstruct, metrics: dict[str, float], found: Reconstruction, size: float) -> None:
+        kept = {row.name: row.kept for row in found.rows}
+        unexplained = {row.name: row.unexplained for row in found.rows}
+        chosen = setting.chosen_selection.kind
+        point = Point(chosen, setting.chaining, setting.debias, _asked(setting), size, metrics, kept, unexplained)
+        self.points.append(point)
+
+    def table(self) -> Table:
+        metric = next(iter(self.points[0].metrics)) if self.points else ""
+        columns = ("selection", "chaining", "debiased", "asked", "size", f"test {metric}", "kept")
+        rows: list[tuple[Any, ...]] = [
+            (p.selection, p.chaining, p.debias, p.asked, f"{p.size:.1%}", p.metrics[metric], _widths(p.kept))
+            for p in self.points
+        ]
+        return Table("comparison, without retraining", columns, rows)
+
+    def lines(self) -> dict[str, list[tuple[float, float]]]:
+        """(share of the size, main test metric) of the points on each line of the plot."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for point in self.points:
+            found.setdefault(point.line, []).append((point.size, next(iter(point.metrics.values()))))
+        return {name: sorted(points) for name, points in found.items()}
+
+
+def combinations(options: ReconstructAndRetrain) -> tuple[list[ReconstructAndRetrain], list[str]]:
+    """Every combination of what `compare` names, and those that are none, with the reason."""
+    compare = options.compare
+    if compare is None:
+        return [], []
+    kinds = {"backward": Backward(), "group-lasso": _group_lasso(options)}
+    found, impossible = [], []
+    for name, chaining, debias, at in itertools.product(
+        compare.selection or (options.chosen_selection.kind,),
+        compare.chaining or (options.chaining,),
+        compare.debias or (options.debias,),
+        compare.at or (None,),
+    ):
+        try:
+            changes = _amount(options, at) | {"selection": kinds[name], "chaining": chaining, "debias": debias}
+            found.append(replace(options, **changes))
+        except ValueError as error:
+            impossible.append(f"left out of the comparison: {name}, debias {str(debias).lower()} ({error})")
+    return found, list(dict.fromkeys(impossible))
+
+
+def _group_lasso(options: Reconstruct) -> GroupLasso:
+    return options.selection if isinstance(options.selection, GroupLasso) else GroupLasso()
+
+
+def _amount(options: Reconstruct, at: float | str | None) -> dict[str, Any]:
+    """The key that says how much is kept, with another value."""
+    if at is None:
+        return {}
+    if options.target is not None:
+        changes: dict[str, Any] = {goal_of(options.target) or "accuracy_drop": at}
+        return {"target": Target(**changes)}
+    name = next(name for name in ("lam", "keep", "error") if getattr(options, name) is not None)
+    before = getattr(options, name)
+    value = int(at) if name == "keep" and not isinstance(at, str) else at
+    return {name: dict.fromkeys(before, value) if isinstance(before, dict) else value}
+
+
+def _asked(options: Reconstruct) -> str:
+    if options.target is not None:
+        name = goal_of(options.target) or "accuracy_drop"
+        return f"{name} {getattr(options.target, name)}"
+    name = next(name for name in ("lam", "keep", "error") if getattr(options, name) is not None)
+    value = getattr(options, name)
+    text = ", ".join(f"{key}: {item}" for key, item in value.items()) if isinstance(value, dict) else value
+    return f"{name} {text}"
+
+
+def _widths(kept: dict[str, int]) -> str:
+    return "-".join(map(str, kept.values()))

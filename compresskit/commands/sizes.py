@@ -1,0 +1,24 @@
+"""Bytes of a network under the encodings that a report compares."""
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from compresskit.graph.cut import selections
+from compresskit.numerics.encoding import csr_bits, raw_bits, selection_bits
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """In bytes. raw: 32 bits a parameter and the choice of channels; csr: the same with weights as compressed sparse
+    rows, which pays where many of them are 0."""
+
+    raw: float
+    csr: float
+
+
+def sizes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Sizes:
+    chosen = sum(selection_bits(inputs, kept) for inputs, kept in selections(network, input_shape))
+    parameters = list(network.parameters())
+    raw = raw_bits(sum(p.numel() for p in parameters)) + chosen
+    return Sizes(raw / 8, (sum(csr_bits(p) for p in parameters) + chosen) / 8)

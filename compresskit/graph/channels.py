@@ -75,6 +75,7 @@ class _Walk(fx.Interpreter):
         self.sizes: dict[str, list[Tensor]] = {}
         self.selections: dict[str, Tensor] = {}
         self.inputs = torch.empty(0, dtype=torch.int64)
+        self._measured: dict[fx.Node, Tensor | None] = {}  # by node that gives sizes, what varies along them
         self._network, self._shapes = network, shapes
         self._calls = Counter(n.target for n in network.graph.nodes if n.op in ("call_module", "get_attr"))
         names = Counter(id(tensor) for _, tensor in named_tensors(network))
@@ -91,8 +92,13 @@ class _Walk(fx.Interpreter):
                 self._freeze([args[0]], "it is the network's output")
                 return args[0]
         found = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor | _Unknown)]
+        if not found and _name(n) == "getitem":
+            return self._item(n, args)
         if not found:
-            return super().run_node(n)
+            made = super().run_node(n)  # a number, or a tensor of constants
+            return (
+                self._frozen(made.shape, f"{n.name}: constants have no channels") if isinstance(made, Tensor) else made
+            )
         touched = [x for x in found if isinstance(x, Tensor)]
         if n.op == "call_module":
             return self._module(n, self._network.get_submodule(str(n.target)), touched)
@@ -105,22 +111,22 @@ class _Walk(fx.Interpreter):
         return spread(self.inputs, 1, shape)
 
     def _parameter(self, n: fx.Node) -> Any:
-        """Labels of a parameter that calls read, one for each entry along the one dimension that it has."""
+        """Labels of a tensor that calls read, one for each entry along the one dimension that it has."""
         tensor = self.fetch_attr(str(n.target))
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            return tensor  # indices of a selection
+        if not isinstance(tensor, Tensor) or all(_name(user) == "index_select" for user in n.users):
+            return tensor  # the indices of a selection are no channels
         wide = [dim for dim, size in enumerate(tensor.shape) if size > 1]
-        if not wide:
-            return float(tensor.flatten()[0]) if tensor.numel() == 1 else tensor.tolist()
-        if len(wide) > 1 or self._calls[n.target] > 1 or str(n.target) in self._shared:
-            return self._frozen(tensor.shape, f"{n.target}: a parameter of {len(wide)} dimensions, or shared")
+        indices = not tensor.is_floating_point() and any(_name(user) not in ELEMENTWISE for user in n.users)
+        if len(wide) != 1 or indices or self._calls[n.target] > 1 or str(n.target) in self._shared:
+            return self._frozen(tensor.shape, f"{n.target}: a tensor of {len(wide)} dimensions, of indices, or shared")
         labels = self.labels.fresh(tensor.shape[wide[0]])
         self.slots[str(n.target), wide[0]] = labels
         return spread(labels, wide[0], tensor.shape)
 
     def _module(self, n: fx.Node, module: nn.Module, touched: list[Tensor]) -> Any:
         name, kind, x = str(n.target), type(module).__name__, touched[0]
-        own = [f"{name}.{tensor}" for tensor, _ in named_tensors(module)]
+        one_slope = isinstance(module, nn.PReLU) and module.num_parameters == 1  # of all channels: may be shared
+        own = [] if one_slope else [f"{name}.{tensor}" for tensor, _ in named_tensors(module)]
         read_by_calls = any(self._calls[tensor] for tensor in own)
         if own and (self._calls[n.target] > 1 or read_by_calls or self._shared.intersection(own)):
             return self._stop(n, touched, f"{name}: its weights are used more than once")
@@ -128,14 +134,17 @@ class _Walk(fx.Interpreter):
             return self._linear(n, module, x)
         if isinstance(module, _CONVOLUTIONS):
             return self._convolution(n, module, x)
-        if isinstance(module, _NORMS) or (isinstance(module, nn.PReLU) and module.num_parameters > 1):
+        if isinstance(module, _NORMS) or (isinstance(module, nn.PReLU) and not one_slope):
             return self._per_channel(n, own, x)
         if kind in ELEMENTWISE_MODULES:
             return x
         if kind in SPATIAL_MODULES:
             return self._spatial(n, x)
         if kind in ("Flatten", "Unflatten"):
-            return self._moved(n, module(x))
+            return self._moved(n, module(x), touched)
+        if isinstance(module, nn.ChannelShuffle) and (channels := along(x, 1)) is not None:
+            shares = unite_rows(self.labels, channels.view(module.groups, -1))
+            return spread(shares.repeat_interleave(module.groups), 1, x.shape)
         return self._stop(n, touched, f"{name}: {kind} mixes channels, or is not known")
 
     def _linear(self, n: fx.Node, layer: nn.Linear, x: Tensor) -> Tensor | _Unknown:
@@ -181,19 +190,24 @@ class _Walk(fx.Interpreter):
         return x
 
     def _call(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[Tensor]) -> Any:
-        name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
+        name = _name(n)
         if name in ("size", "dim", "getattr", "numel") and found:
+            along_one = n.args[1] if name == "size" and len(n.args) > 1 else n.kwargs.get("dim")
+            self._measured[n] = compact(found[0]) if along_one is None else _varying(found[0], along_one)
             return super().run_node(n)
+        if name in ("to", "type_as"):  # of another tensor, the type alone is read
+            return args[0]
         if name in ELEMENTWISE:
+            self._freeze_measured(n)
             return self._elementwise(n, found)
         if name == "index_select":
             return self._selected(n, args, kwargs)
         if name == "getitem":
             return self._item(n, args)
         if name == "view":  # labels that repeat have no memory of their own to be viewed
-            return self._moved(n, args[0].reshape(*args[1:]))
+            return self._moved(n, args[0].reshape(*args[1:], **kwargs), found)
         if name in EXECUTED:
-            return self._moved(n, super().run_node(n))
+            return self._moved(n, super().run_node(n), found)
         if name in SPATIAL:
             return self._spatial(n, args[0])
         if name in REDUCING:
@@ -201,23 +215,52 @@ class _Walk(fx.Interpreter):
         return self._stop(n, found, f"{n.name}: {name} mixes channels, or is not known")
 
     def _elementwise(self, n: fx.Node, found: list[Tensor]) -> Tensor:
-        first: Tensor
-        first, *others = torch.broadcast_tensors(*found)
+        """Unites what meets. A single channel that is broadcast over others is none of them, and stays."""
+        shape = torch.broadcast_shapes(*(x.shape for x in found))
+        if len(found) > 1:
+            narrow = [compact(x) for x in found]
+            varying = torch.broadcast_shapes(*(x.shape for x in narrow))
+            single = [y.numel() == 1 and _is_broadcast(x.shape, varying) for x, y in zip(found, narrow, strict=True)]
+            for x in (x for x, alone in zip(found, single, strict=True) if alone):
+                self._freeze([x], f"{n.name}: it is broadcast over channels")
+            found = [x for x, alone in zip(found, single, strict=True) if not alone]
+        first, *others = (x.expand(shape) for x in found)
         for other in others:
             self.labels.unite(first, other)
-        return first.expand(self._shapes[n.name]) if n.name in self._shapes else first
+        return first
 
-    def _moved(self, n: fx.Node, result: Any) -> Any:
+    def _moved(self, n: fx.Node, result: Any, touched: list[Tensor]) -> Any:
         """What only moves values. Equal parts of a split, and rows where a reshape splits channels, lose alike."""
-        results = [compact(x) for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
-        if isinstance(result, tuple | list) and len({x.shape for x in results}) == 1:
-            unite_rows(self.labels, results)
-        for labels in results:
-            wide = [dim for dim, size in enumerate(labels.shape) if size > 1]
-            for dim in wide[:-1]:  # what stays must be a rectangle
-                unite_rows(self.labels, labels.unbind(dim))
+        leaves, structure = pytree.tree_flatten(result)
+        results = [compact(x) for x in leaves]
         self.sizes[n.name] = results
-        return result
+        moved = [self._rectangle(labels) for labels in results]
+        if isinstance(result, tuple | list):
+            if len({x.shape for x in leaves}) == 1:
+                moved = [unite_rows(self.labels, moved)] * len(moved)
+            elif _cannot_be_told(n, leaves, results):
+                self._freeze(touched, f"{n.name}: the parts that it splits channels into are unequal")
+        return pytree.tree_unflatten([x.expand(y.shape) for x, y in zip(moved, leaves, strict=True)], structure)
+
+    def _rectangle(self, labels: Tensor) -> Tensor:
+        """The same where labels vary along one dimension only; else all but the longest lose alike, since what stays
+        must be a rectangle."""
+        wide = [dim for dim, size in enumerate(labels.shape) if size > 1]
+        longest = max(reversed(wide), key=lambda dim: labels.shape[dim], default=None)
+        for dim in wide:
+            if dim != longest:
+                labels = unite_rows(self.labels, labels.unbind(dim)).unsqueeze(dim)
+        return labels
+
+    def _freeze_measured(self, n: fx.Node) -> None:
+        """A number made of the size of an activation would change with its channels, and what is computed with it."""
+        pending = [node for node in n.all_input_nodes if node.name not in self._shapes]
+        while pending:
+            node = pending.pop()
+            if node not in self._measured:
+                pending += [parent for parent in node.all_input_nodes if parent.name not in self._shapes]
+            elif (labels := self._measured[node]) is not None:
+                self._freeze([labels], f"{n.name}: it computes with the number of these channels")
 
     def _item(self, n: fx.Node, args: tuple[Any, ...]) -> Any:
         source, index = args
@@ -228,18 +271,29 @@ class _Walk(fx.Interpreter):
                 else source
             )
         if not isinstance(source, Tensor):
+            self._note_size(n, index)
             return source[index]
         items = index if isinstance(index, tuple) else (index,)
         plain = all(isinstance(item, int | slice | type(None) | type(Ellipsis)) for item in items)
         if not plain or any(not _is_whole(source, dim, item) for dim, item in _by_dimension(source, items)):
-            return self._stop(n, [source], f"{n.name}: it picks channels by their number")
+            touched = [x for x in pytree.tree_leaves(args) if isinstance(x, Tensor)]
+            return self._stop(n, touched, f"{n.name}: it picks channels by their number")
         return source[index]
+
+    def _note_size(self, n: fx.Node, index: Any) -> None:
+        """Of a shape whose sizes are picked one by one, each stands for its own dimension."""
+        (shape, *_) = n.all_input_nodes
+        labels = self._measured.get(shape)
+        if labels is not None and isinstance(index, int):
+            self._measured[n] = _varying(labels, index)
 
     def _selected(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | _Unknown:
         source, dim, index = args if len(args) == 3 else (args[0], kwargs["dim"], kwargs["index"])
         channels = along(source, dim)
-        if channels is None or n.all_input_nodes[-1].op != "get_attr":
-            return self._stop(n, [source], f"{n.name}: it picks channels by their number")
+        table = n.all_input_nodes[-1]
+        if channels is None or table.op != "get_attr" or self._calls[table.target] + len(table.users) > 2:
+            touched = [source] if table.op == "get_attr" else [source, index]
+            return self._stop(n, touched, f"{n.name}: it picks channels by their number")
         self.selections[n.name] = channels
         return spread(channels[index.cpu()], dim % source.ndim, self._shapes[n.name])
 
@@ -275,6 +329,31 @@ class _Walk(fx.Interpreter):
         label = self.labels.fresh(1)
         self.labels.freeze(label, reason)
         return label.expand(tuple(shape))
+
+
+def _varying(labels: Tensor, dim: Any) -> Tensor | None:
+    """The labels, None where they repeat along `dim`."""
+    return None if isinstance(dim, int) and repeats(labels, dim) else compact(labels)
+
+
+def _name(n: fx.Node) -> str:
+    return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
+
+
+def _is_broadcast(shape: torch.Size, varying: torch.Size) -> bool:
+    """Whether a value of this shape has a single entry wherever the labels that it meets vary, and they do vary."""
+    return varying.numel() > 1 and all(
+        size == 1 or others == 1 for size, others in zip(reversed(shape), reversed(varying), strict=False)
+    )
+
+
+def _cannot_be_told(n: fx.Node, whole: list[Tensor], narrow: list[Tensor]) -> bool:
+    """Whether sizes written into the call cannot say how unequal parts shrink: a chunk has none, and what repeats
+    next to channels has no channels to count."""
+    (dim,) = (dim for dim, sizes in enumerate(zip(*(x.shape for x in whole), strict=True)) if len(set(sizes)) > 1)
+    if all(x.shape[dim] == 1 for x in narrow):
+        return False  # positions
+    return _name(n) == "chunk" or any(y.shape[dim] == 1 < x.shape[dim] for x, y in zip(whole, narrow, strict=True))
 
 
 def _by_dimension(source: Tensor, items: tuple[Any, ...]) -> list[tuple[int, Any]]:

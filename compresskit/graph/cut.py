@@ -1,6 +1,7 @@
 """Surgery on channels: a network without some of them, and a layer that reads a selection of its inputs."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def cut(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphM
         _update_options(network.get_submodule(path))
     for node in network.graph.nodes:
         if node.name in channels.sizes:
-            _resize(node, [alive[atoms] for atoms in channels.sizes[node.name]])
+            _resize(network, node, [alive[atoms] for atoms in channels.sizes[node.name]])
         elif node.name in channels.selections:
             _renumber(network, node, alive[channels.selections[node.name]])
     network.graph.lint()
@@ -108,28 +109,51 @@ def _update_options(module: nn.Module) -> None:
         module.num_parameters = len(module.weight)
 
 
-def _resize(node: fx.Node, results: list[Tensor]) -> None:
+def _resize(network: fx.GraphModule, node: fx.Node, results: list[Tensor]) -> None:
     """Sizes that are written into the arguments, made to fit what is left of each result. results: bool, by place."""
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        if isinstance(module, nn.Unflatten):
+            module.unflattened_size = tuple(_sizes(module.unflattened_size, results[0], module.dim))
+        return
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     arguments: list[Any] = list(node.args)
     if name in ("split", "split_with_sizes"):
-        dim: Any = node.kwargs.get("dim", arguments[2] if len(arguments) > 2 else 0)
-        parts = [_left(alive, dim) for alive in results]
-        if all(part is not None for part in parts):
-            arguments[1] = parts[0] if isinstance(arguments[1], int) else parts
-            node.args = tuple(arguments)
+        _resize_split(node, results)
     elif name in ("view", "reshape", "expand", "unflatten"):
-        (alive,) = results
-        first = 1 if name == "unflatten" else 0
-        written = arguments[1 + first :]
+        first = 2 if name == "unflatten" else 1
+        written = arguments[first:]
         nested = len(written) == 1 and isinstance(written[0], list | tuple)
-        sizes = list(written[0] if nested else written)
-        offset = arguments[1] % alive.ndim if name == "unflatten" else 0
-        for place, size in enumerate(sizes):
-            left = _left(alive, place + offset)
-            if isinstance(size, int) and size > 1 and left is not None:
-                sizes[place] = left
-        node.args = (*arguments[: 1 + first], *([tuple(sizes)] if nested else sizes))
+        sizes = _sizes(written[0] if nested else written, results[0], arguments[1] if name == "unflatten" else 0)
+        node.args = (*arguments[:first], *([tuple(sizes)] if nested else sizes))
+
+
+def _sizes(written: Sequence[Any], alive: Tensor, offset: int) -> list[Any]:
+    """The sizes from dimension `offset` on. Where a reshape splits channels, those that are computed (half of the
+    channels, say) become numbers as well: what is cut need not be in proportion."""
+    sizes, splits = list(written), sum(size > 1 for size in alive.shape) > 1
+    for place, size in enumerate(sizes):
+        left = _left(alive, place + offset % alive.ndim)
+        told = size > 1 if isinstance(size, int) else splits and isinstance(size, fx.Node)
+        if told and left is not None:
+            sizes[place] = left
+    return sizes
+
+
+def _resize_split(node: fx.Node, results: list[Tensor]) -> None:
+    keyword = next((key for key in node.kwargs if key.startswith("split_size")), None)
+    written: Any = node.kwargs[keyword] if keyword else node.args[1]
+    dim: Any = node.kwargs.get("dim", node.args[-1] if len(node.args) > 2 else 0)
+    parts = [_left(alive, dim) for alive in results]
+    if all(part is None for part in parts):
+        return  # of positions
+    new: Any = [int(alive.any()) if part is None else part for part, alive in zip(parts, results, strict=True)]
+    if isinstance(written, int) and len(set(new)) == 1:
+        new = new[0]
+    if keyword:
+        node.kwargs = {**node.kwargs, keyword: new}
+    else:
+        node.args = (node.args[0], new, *node.args[2:])
 
 
 def _left(alive: Tensor, dim: int) -> int | None:

@@ -81,11 +81,13 @@ def spread(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
     return vector.view(view).expand(tuple(shape))
 
 
-def unite_rows(labels: Labels, rows: Iterable[Tensor]) -> None:
-    """Position i of every row becomes one channel."""
-    first, *others = rows
+def unite_rows(labels: Labels, rows: Iterable[Tensor]) -> Tensor:
+    """The labels of every row, position i of which is one channel from now on."""
+    first: Tensor
+    first, *others = torch.broadcast_tensors(*rows)
     for other in others:
         labels.unite(first, other)
+    return first
 
 
 def _without_repeats(*tensors: Tensor) -> list[Tensor]:

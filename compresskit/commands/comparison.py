@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,21 +54,32 @@ class Comparison:
         point = Point(chosen, setting.chaining, setting.debias, _asked(setting), size, metrics, kept, unexplained)
         self.points.append(point)
 
-    def table(self) -> Table:
-        metric = next(iter(self.points[0].metrics)) if self.points else ""
-        columns = ("selection", "chaining", "debiased", "asked", "size", f"test {metric}", "kept")
-        rows: list[tuple[Any, ...]] = [
-            (p.selection, p.chaining, p.debias, p.asked, f"{p.size:.1%}", p.metrics[metric], _widths(p.kept))
-            for p in self.points
-        ]
-        return Table("comparison, without retraining", columns, rows)
 
-    def lines(self) -> dict[str, list[tuple[float, float]]]:
-        """(share of the size, main test metric) of the points on each line of the plot."""
-        found: dict[str, list[tuple[float, float]]] = {}
-        for point in self.points:
-            found.setdefault(point.line, []).append((point.size, next(iter(point.metrics.values()))))
-        return {name: sorted(points) for name, points in found.items()}
+def table(trials: Sequence[Comparison]) -> Table:
+    """A row for each setting, one value a trial."""
+    metric = next(iter(trials[0].points[0].metrics))
+    columns = ("selection", "chaining", "debiased", "asked", "size", f"test {metric}", "kept")
+    rows: list[tuple[Any, ...]] = []
+    for several in _by_setting(trials):
+        first = several[0]
+        values = tuple(point.metrics[metric] for point in several)
+        size = f"{statistics.fmean(point.size for point in several):.1%}"
+        rows.append((first.selection, first.chaining, first.debias, first.asked, size, values, _widths(first.kept)))
+    return Table("comparison, without retraining; what layers keep is the first trial's", columns, rows)
+
+
+def lines(trials: Sequence[Comparison]) -> dict[str, list[tuple[float, float]]]:
+    """(share of the size, main test metric), means over trials, of the points on each line of the plot."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for several in _by_setting(trials):
+        size = statistics.fmean(point.size for point in several)
+        metric = statistics.fmean(next(iter(point.metrics.values())) for point in several)
+        found.setdefault(several[0].line, []).append((size, metric))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def _by_setting(trials: Sequence[Comparison]) -> list[tuple[Point, ...]]:
+    return list(zip(*(trial.points for trial in trials), strict=True))
 
 
 def combinations(options: ReconstructAndRetrain) -> tuple[list[ReconstructAndRetrain], list[str]]:

@@ -90,7 +90,7 @@ def _run_trial(current: Session, options: ReconstructAndRetrain, trial: int) -> 
     result.reloaded = current.reload_difference(network, path)
     result.monitored = current.evaluate(network, current.data.validation) if current.data.validation else None
     if options.compare is not None:
-        result.comparison = work.compare(folder / COMPARISON)
+        result.compared = work.compare(folder / COMPARISON)
     return result
 
 

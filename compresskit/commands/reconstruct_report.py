@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from compresskit import plots
+from compresskit.commands import comparison
 from compresskit.commands.comparison import Comparison
 from compresskit.commands.figures import Figures, compared, slower
 from compresskit.commands.parents import MODEL
@@ -59,7 +60,7 @@ class ReconstructedTrial:
     sizes: tuple[Sizes, Sizes] | None = None
     reloaded: float = 0.0
     monitored: dict[str, float] | None = None
-    comparison: Comparison = field(default_factory=Comparison)
+    compared: Comparison = field(default_factory=Comparison)
 
     @property
     def final(self) -> dict[str, float]:
@@ -75,15 +76,15 @@ def reconstruct_result(
     result = Result("reconstruct", current.recipe.name, current.folder.path, skipped=made.skipped)
     result.figures = _figures(current, trials)
     result.tables = [_stages(trials, metric), _layers(trials)]
-    if first.comparison.points:
-        result.tables.append(first.comparison.table())
+    if first.compared.points:
+        result.tables.append(comparison.table([trial.compared for trial in trials]))
     result.targets = _targets(options, trials)
     result.checks = {
         "cut net against the one with zeros": max(trial.outcome.difference for trial in trials),
         "model.pt read back": max(trial.reloaded for trial in trials),
     }
     notes = [note for trial in trials for note in trial.outcome.notes]
-    result.notes = list(dict.fromkeys([*notes, *first.comparison.impossible, *slower(result.figures)]))
+    result.notes = list(dict.fromkeys([*notes, *first.compared.impossible, *slower(result.figures)]))
     if current.data.validation is None and options.target is not None:
         result.notes.append("a target was judged on training images; set `data.validation` for images of its own")
     result.details = {"trials": [_plain(trial) for trial in trials]}
@@ -206,7 +207,8 @@ def _finish(current: Session, result: Result, trials: list[ReconstructedTrial], 
         outcome = trials[0].outcome
         chosen = {row.site: (row.kept, row.unexplained) for row in outcome.rows}
         plots.trade_offs(current.folder.path / "trade-off.png", outcome.curves, chosen)
-        if lines := trials[0].comparison.lines():
+        if trials[0].compared.points:
+            lines = comparison.lines([trial.compared for trial in trials])
             plots.comparison(current.folder.path / "comparison.png", lines, f"test {metric}")
 
 
@@ -219,7 +221,7 @@ def _plain(trial: ReconstructedTrial) -> dict[str, Any]:
         "layers": [vars(row) | {"unexplained": row.unexplained} for row in outcome.rows],
         "curves": {name: {"kept": kept, "errors": errors} for name, (kept, errors) in outcome.curves.items()},
         "seconds": outcome.seconds,
-        "comparison": [vars(point) for point in trial.comparison.points],
+        "comparison": [vars(point) for point in trial.compared.points],
     }
 
 

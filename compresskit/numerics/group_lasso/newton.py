@@ -1,16 +1,18 @@
 """Projected Newton steps on the variational form: the group lasso as a smooth problem in one number for each group."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from compresskit.numerics.group_lasso.problem import Problem, Solution, Solve, Weights, certify
+from compresskit.numerics.group_lasso.problem import Problem, Solution, Solve, Weights
+from compresskit.numerics.group_lasso.proximal import Best
+from compresskit.numerics.group_lasso.variational import Inner, alone
 from compresskit.options import option
 
 _ARMIJO = 1e-4  # share of the decrease that the slope promises which a step must bring (Bertsekas 1982)
+_ROUNDING = 1e-15  # of f, as a share of the variance: f moves as the square of the gap, which can still be narrowed
 _HALVINGS = 40
 _JOINING = 16  # groups at 0 that may join in one step where few are active
 _RIDGE = 1e-12  # of the Hessian's mean diagonal: it is singular where groups are copies of one another
@@ -37,66 +39,25 @@ class Newton:
         """
 
         def solve(lam: float, start: Weights | None) -> Solution:
-            eta = problem.norms(start) if start is not None else _first(problem, lam)
-            state = _State.at(problem, eta, lam)
-            best: Solution | None = None
+            eta = problem.norms(start) if start is not None else alone(problem, lam)
+            state = Inner.at(problem, eta, lam)
+            best, before = Best(problem, lam, self.tol), float("inf")
             for n_iter in range(1, self.max_iter + 1):
-                found = certify(problem, state.weights, lam, state.products)
-                if best is None or found.gap < best.gap:
-                    done = found.gap <= self.tol
-                    best = Solution(state.weights, lam, found.objective, found.gap, n_iter, done)
-                    if done:
-                        return best
-                following = _step(problem, state, found.residual_norms, lam)
-                if following is None:  # rounding leaves nothing to gain
+                if best.offer(state.weights, n_iter, state.products):
+                    break
+                if best.n_iter < n_iter and state.value >= before:  # rounding leaves nothing to gain
+                    break
+                before = state.value
+                following = _step(problem, state, best.last.residual_norms, lam)
+                if following is None:
                     break
                 state = following
-            assert best is not None
-            return best
+            return best.solution(n_iter)
 
         return solve
 
 
-@dataclass(frozen=True)
-class _State:
-    """eta (n_groups,) and what follows from it. value: f(eta). products: M R. factors: of each part, the columns of
-    groups with eta > 0, their sqrt(eta), and the lower Cholesky factor of K on them."""
-
-    eta: Tensor
-    value: float
-    weights: Weights
-    products: Weights
-    factors: list[tuple[Tensor, Tensor, Tensor]]
-
-    @classmethod
-    def at(cls, problem: Problem, eta: Tensor, lam: float) -> "_State":
-        value, weights, products, factors = problem.variance / 2 + lam / 2 * float(eta.sum()), [], [], []
-        for part in problem.parts:
-            (columns,) = (eta[part.groups] > 0).nonzero(as_tuple=True)
-            root = eta[part.groups[columns]].sqrt()
-            kernel = part.cxx[columns][:, columns] * root * root[:, None]
-            kernel.diagonal().add_(lam)
-            factor = torch.linalg.cholesky(kernel)
-            scaled = part.cyx[:, columns] * root
-            half = torch.linalg.solve_triangular(factor, scaled.T, upper=False)
-            weight = torch.linalg.solve_triangular(factor.T, half, upper=True).T * root
-            value -= float(half.square().sum()) / 2
-            full = torch.zeros_like(part.cyx)
-            full[:, columns] = weight
-            weights.append(full)
-            products.append(weight @ part.cxx[columns])
-            factors.append((columns, root, factor))
-        return cls(eta, value, weights, products, factors)
-
-
-def _first(problem: Problem, lam: float) -> Tensor:
-    """The groups whose gradient exceeds lam at M = 0, as large as if each were alone and white."""
-    norms = problem.norms([part.cyx for part in problem.parts])
-    scale = problem.by_group([part.cxx.diagonal() for part in problem.parts])
-    return ((norms - lam) / scale.clamp(min=torch.finfo(scale.dtype).tiny)).clamp(min=0)
-
-
-def _step(problem: Problem, state: _State, residual_norms: Tensor, lam: float) -> _State | None:
+def _step(problem: Problem, state: Inner, residual_norms: Tensor, lam: float) -> Inner | None:
     """The next eta by a Newton step on the groups that are free to move, shortened until f drops; None where none does.
 
     Free are the groups above 0 and the worst of those at 0 that would gain; one that a step takes below 0 stays there.
@@ -105,12 +66,13 @@ def _step(problem: Problem, state: _State, residual_norms: Tensor, lam: float) -
     (chosen,) = _with_worst(state.eta > 0, gradient).nonzero(as_tuple=True)
     direction = torch.zeros_like(state.eta)
     direction[chosen] = _solve(_hessian(problem, state, chosen, lam), gradient[chosen], state.eta[chosen])
+    rounding = _ROUNDING * problem.variance
     length = 1.0
     for _ in range(_HALVINGS):
         eta = (state.eta + length * direction).clamp(min=0)
         promised = float((gradient * (eta - state.eta)).sum())
-        following = _State.at(problem, eta, lam)
-        if following.value <= state.value + _ARMIJO * promised and promised < 0:
+        following = Inner.at(problem, eta, lam)
+        if following.value <= state.value + _ARMIJO * promised + rounding and promised < 0:
             return following
         length /= 2
     return None
@@ -125,7 +87,7 @@ def _with_worst(active: Tensor, gradient: Tensor) -> Tensor:
     return joined
 
 
-def _hessian(problem: Problem, state: _State, chosen: Tensor, lam: float) -> Tensor:
+def _hessian(problem: Problem, state: Inner, chosen: Tensor, lam: float) -> Tensor:
     """(chosen, chosen) second derivatives of f."""
     place = torch.full_like(state.eta, -1, dtype=torch.int64)
     place[chosen] = torch.arange(len(chosen), device=chosen.device)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import copysign
 
 import torch
 from torch import Tensor
@@ -106,8 +107,8 @@ def certify(problem: Problem, weights: Weights, lam: float, products: Weights | 
     error = max(c - 2 * linear + quadratic, 0.0)
     theta = (c - linear) / error if error > 0 else 1.0
     steepest = float(residual.max())
-    if theta * steepest > lam:
-        theta = lam / steepest
+    if abs(theta) * steepest > lam:  # below 0 where M is worse than nothing
+        theta = copysign(lam / steepest, theta)
     dual = theta * (c - linear) - theta**2 * error / 2
     return Certificate(objective, max(objective - dual, 0.0) / objective if objective > 0 else 0.0, residual)
 

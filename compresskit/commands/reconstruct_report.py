@@ -85,6 +85,9 @@ def reconstruct_result(
     }
     notes = [note for trial in trials for note in trial.outcome.notes]
     result.notes = list(dict.fromkeys([*notes, *first.compared.impossible, *slower(result.figures)]))
+    if first.sizes is not None and first.sizes[1].selections:
+        bits = 8 * first.sizes[1].selections
+        result.notes.append(f"{bits:,.0f} bits say which inputs are selected (log2 of the binomials): part of the size")
     if current.data.validation is None and options.target is not None:
         result.notes.append("a target was judged on training images; set `data.validation` for images of its own")
     result.details = {"trials": [_plain(trial) for trial in trials]}

@@ -1,10 +1,14 @@
 """Each recipe of the document's tables runs, from training to its row of the report, on tiny data of its layout."""
 
+import itertools
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
+import torchvision
+from PIL import Image
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RANDOM = np.random.default_rng(0)
@@ -60,3 +64,43 @@ def test_the_first_recipe_plans_its_chains(call, tmp_path):
     planned = call("fuse", recipe, data, "trials=1", "-c", "train", "--dry-run")
     assert planned.status == 0, planned.err
     assert "10×8192" in planned.out
+
+
+RECONSTRUCTIONS = {  # recipe: changes that make it small
+    "table1-lenet-300-100": ("reconstruct.compare={at: [60%]}",),
+    "table1-lenet-5": ("reconstruct.target={size: 50%}", "~reconstruct.compare"),
+    "figure5-lenet-5": ("reconstruct.compare={at: [30, 10], debias: [true, false]}", "~reconstruct.samples"),
+    "figure6-lenet-5": ("reconstruct.target={size: 50%}", "reconstruct.compare.at=[60%]", "~reconstruct.samples"),
+}
+
+
+def test_every_reconstruction_is_here():
+    found = sorted(path.stem for path in (CONFIGS / "reconstruct").glob("*.yaml"))
+    assert found == sorted([*RECONSTRUCTIONS, "table1-alexnet"])
+
+
+@pytest.mark.parametrize("name", RECONSTRUCTIONS)
+def test_a_reconstruction_gives_its_tables(call, tmp_path, name):
+    classes(tmp_path / "data.h5", (1, 28, 28), 10)
+    recipe = CONFIGS / "reconstruct" / f"{name}.yaml"
+    trainer = CONFIGS / "reconstruct" / f"table1-{'lenet-300-100' if '300' in name else 'lenet-5'}.yaml"
+    small = ("data={kind: arrays, path: data.h5, validation: 20}", "report.latency_repeats=1")
+    trained = call("train", trainer, *small, "train.epochs=1", "train.optimizer.lr=1e-2", "--out", "train")
+    assert trained.status == 0, trained.err
+    done = call("reconstruct", recipe, *small, *RECONSTRUCTIONS[name], "-c", "train", "--out", "smaller")
+    assert done.status == 0, done.err
+    assert "reconstructed" in done.out
+    assert (tmp_path / "smaller/trade-off.png").exists()
+    assert (tmp_path / "smaller/comparison.png").exists() == ("~reconstruct.compare" not in RECONSTRUCTIONS[name])
+
+
+def test_alexnet_is_planned(call, tmp_path):
+    """Its moments take more than a gigabyte, so it is only rehearsed, with two classes of one image each."""
+    for part, label in itertools.product(("train", "val"), ("cat", "dog")):
+        (tmp_path / "data/imagenet" / part / label).mkdir(parents=True)
+        Image.new("RGB", (300, 260)).save(tmp_path / "data/imagenet" / part / label / "1.jpeg")
+    torch.save(torchvision.models.alexnet(num_classes=2).state_dict(), tmp_path / "alexnet.pth")
+    planned = call("reconstruct", CONFIGS / "reconstruct/table1-alexnet.yaml", "data.workers=0", "--dry-run")
+    assert planned.status == 0, planned.err
+    assert "4096×9216" in planned.out
+    assert "256" in planned.out  # the maps that the first linear layer reads

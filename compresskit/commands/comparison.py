@@ -65,7 +65,7 @@ def table(trials: Sequence[Comparison]) -> Table:
         values = tuple(point.metrics[metric] for point in several)
         size = f"{statistics.fmean(point.size for point in several):.1%}"
         rows.append((first.selection, first.chaining, first.debias, first.asked, size, values, _widths(first.kept)))
-    return Table("comparison, without retraining; what layers keep is the first trial's", columns, rows)
+    return Table("comparison, without factors and retraining; what layers keep is the first trial's", columns, rows)
 
 
 def lines(trials: Sequence[Comparison]) -> dict[str, list[tuple[float, float]]]:
@@ -97,6 +97,7 @@ def combinations(options: ReconstructAndRetrain) -> tuple[list[ReconstructAndRet
     ):
         try:
             changes = _amount(options, at) | {"selection": kinds[name], "chaining": chaining, "debias": debias}
+            changes["low_rank"] = None  # which would blur what the selections differ in
             found.append(replace(options, **changes))
         except ValueError as error:
             impossible.append(f"left out of the comparison: {name}, debias {str(debias).lower()} ({error})")

@@ -68,7 +68,7 @@ class FuseAndRetrain(Fuse):
 
 @option
 class Compare:
-    """Settings that are tried beside the one that is kept: every combination is evaluated, without retraining."""
+    """Settings tried beside the one that is kept: every combination, without low-rank factors and retraining."""
 
     at: tuple[Annotated[float, Gt(0)] | str, ...] = ()  # in the place of lam, keep, error or the value of the target
     chaining: tuple[Chaining, ...] = ()

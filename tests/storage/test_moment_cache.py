@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
+from torch.nn import functional as F
 
 from compresskit.data.arrays import Arrays
 from compresskit.data.dataset import DataSet
@@ -99,6 +100,26 @@ def test_an_entry_that_does_not_fit_is_computed_again_or_refused(network, data, 
     assert found.count == 16 * len(split)
 
 
+def test_targets_come_from_the_teacher_who_is_part_of_the_identity(network, data, cache, caplog):
+    request = requests(network)[2]  # from what the last two layers read to the network's output
+    inputs = torch.cat([inputs for inputs, _ in data.train.batches(90, torch.device("cpu"))])
+    with torch.no_grad():
+        hidden = F.relu(network.conv2(F.max_pool2d(F.relu(network.norm1(network.conv1(inputs))), 2)))
+        x = hidden.flatten(1).double()
+    for seed in (1, 2, None):  # two teachers in turn, then none: the student's own outputs
+        teacher = trace(make(Plain, seed=seed).float()) if seed else None
+        with caplog.at_level(logging.WARNING):
+            found = cache.gather(network, [request], data.train, teacher=teacher)[request.name]
+        assert ("made with other teacher" in caplog.text) == (seed != 1)
+        caplog.clear()
+        with torch.no_grad():
+            y = (teacher or network)(inputs).double()
+        expected = (y - y.mean(0)).T @ (x - x.mean(0)) / len(x)
+        # the nets run in float32, whose products depend on the size of the batch
+        torch.testing.assert_close(found.cyx[0], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.mean_y.flatten(), y.mean(0), rtol=1e-4, atol=1e-6)
+
+
 def test_a_damaged_entry_is_computed_again(network, data, cache, caplog):
     request = requests(network)[0]
     cache.gather(network, [request], data.train)
@@ -145,7 +166,7 @@ def test_layers_are_taken_in_groups_that_fit(network, data, cache, monkeypatch):
 
 
 def test_one_layer_too_large_for_the_memory_is_refused(network, data, cache):
-    with pytest.raises(ResourceError, match=r"GB are allowed; fuse behind a pooling"):
+    with pytest.raises(ResourceError, match=r"GB are allowed; raise `moments.memory`, leave the layer out"):
         replace(cache, memory=1000).gather(network, requests(network), data.train)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.commands.result import Table
-from compresskit.passes.budget import goal_of
 from compresskit.passes.reconstruct import Reconstruction
 from compresskit.passes.reconstruct_options import Backward, GroupLasso, Reconstruct, Target
 from compresskit.recipes.schema import ReconstructAndRetrain
@@ -47,7 +46,9 @@ class Comparison:
         plain = json.loads(path.read_text()) if path.exists() else {"points": []}
         return cls([Point(**point) for point in plain["points"]])
 
-    def add(self, setting: Reconstruct, metrics: dict[str, float], found: Reconstruction, size: float) -> None:
+    def add(
+        self, setting: ReconstructAndRetrain, metrics: dict[str, float], found: Reconstruction, size: float
+    ) -> None:
         kept = {row.name: row.kept for row in found.rows}
         unexplained = {row.name: row.unexplained for row in found.rows}
         chosen = setting.chosen_selection.kind
@@ -108,25 +109,22 @@ def _group_lasso(options: Reconstruct) -> GroupLasso:
     return options.selection if isinstance(options.selection, GroupLasso) else GroupLasso()
 
 
-def _amount(options: Reconstruct, at: float | str | None) -> dict[str, Any]:
+def _amount(options: ReconstructAndRetrain, at: float | str | None) -> dict[str, Any]:
     """The key that says how much is kept, with another value."""
+    name = options.amount
     if at is None:
         return {}
     if options.target is not None:
-        changes: dict[str, Any] = {goal_of(options.target) or "accuracy_drop": at}
+        changes: dict[str, Any] = {name: at}
         return {"target": Target(**changes)}
-    name = next(name for name in ("lam", "keep", "error") if getattr(options, name) is not None)
     before = getattr(options, name)
     value = int(at) if name == "keep" and not isinstance(at, str) else at
     return {name: dict.fromkeys(before, value) if isinstance(before, dict) else value}
 
 
-def _asked(options: Reconstruct) -> str:
-    if options.target is not None:
-        name = goal_of(options.target) or "accuracy_drop"
-        return f"{name} {getattr(options.target, name)}"
-    name = next(name for name in ("lam", "keep", "error") if getattr(options, name) is not None)
-    value = getattr(options, name)
+def _asked(options: ReconstructAndRetrain) -> str:
+    name = options.amount
+    value = getattr(options.target or options, name)
     text = ", ".join(f"{key}: {item}" for key, item in value.items()) if isinstance(value, dict) else value
     return f"{name} {text}"
 

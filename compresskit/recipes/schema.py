@@ -11,7 +11,8 @@ from compresskit.data.registry import DATASETS
 from compresskit.models.registry import MODELS
 from compresskit.options import option
 from compresskit.passes.fuse_options import Fuse
-from compresskit.passes.reconstruct_options import Chaining, Reconstruct
+from compresskit.passes.reconstruct_options import GOALS, Chaining, Reconstruct
+from compresskit.passes.shares import share
 from compresskit.recipes.hints import Kinds
 from compresskit.training.options import Training
 
@@ -85,6 +86,32 @@ class ReconstructAndRetrain(Reconstruct):
     held_out: Annotated[int, Gt(0)] = 5000
     retrain: Training | None = None
     compare: Compare | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for at in self.compare.at if self.compare is not None else ():
+            _check_amount(at, self.amount)
+
+    @property
+    def amount(self) -> str:
+        """The key that says how much is kept: of the target, where there is one."""
+        where, names = (
+            (self, ("lam", "keep", "error")) if self.target is None else (self.target, (*GOALS, "accuracy_drop"))
+        )
+        return next(name for name in names if getattr(where, name) is not None)
+
+
+def _check_amount(at: float | str, amount: str) -> None:
+    """Raises ValueError if a value of `compare.at` cannot stand for the key `amount`."""
+    if amount in GOALS:
+        fits, form = isinstance(at, str) and 0 < share(at) < 1, "a share such as 40%"
+    elif amount == "keep":
+        fits = 0 < share(at) <= 1 if isinstance(at, str) else float(at).is_integer()
+        form = "a number of inputs or a share such as 50%"
+    else:
+        fits, form = not isinstance(at, str), "a number"
+    if not fits:
+        raise ValueError(f"compare.at: {at!r} cannot stand for `{amount}`; give {form}")
 
 
 @option

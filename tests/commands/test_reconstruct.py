@@ -173,6 +173,12 @@ def test_a_dry_run_lists_the_layers_and_writes_nothing(call, trained, tmp_path):
         (["~reconstruct.target", "reconstruct.keep={conv7: 4}"], "layer selector 'conv7'"),
         (["reconstruct.selection=forward"], "allowed: backward, group-lasso"),
         (["reconstruct.compare={at: [50%, 0.01%]}"], "0.0% cannot be reached"),
+        (["reconstruct.compare={at: [0.4]}"], "0.4 cannot stand for `size`; give a share such as 40%"),
+        (["~reconstruct.target", "reconstruct.lam=1", "reconstruct.compare={at: [50%]}"], "`lam`; give a number"),
+        (
+            ["~reconstruct.target", "reconstruct.keep=4", "reconstruct.compare={at: [2.5]}"],
+            "2.5 cannot stand for `keep`",
+        ),
         (["reconstruct.retrain.schedule={kind: cosine, warmup: 3}"], "warm up for less"),
     ],
 )

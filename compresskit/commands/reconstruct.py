@@ -1,6 +1,6 @@
 """`compresskit reconstruct`: thins the inputs of layers, refits and cuts them, and retrains if asked."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -71,7 +71,7 @@ def _run_trial(current: Session, options: ReconstructAndRetrain, trial: int) -> 
     done = folder / OUTCOME
     if not (current.arguments.resume and done.exists()):
         found = work.reconstruct(options)
-        outcome = _outcome(current, found, seed)
+        outcome = replace(_outcome(current, found, seed), held_out_drop=work.held_out_drop(found))
         keep(current, found.network, folder / RECONSTRUCTED, seed, outcome.reconstructed, start)
         if current.group.is_main:
             write_json(done, asdict(outcome))
@@ -108,6 +108,13 @@ class _Work:
         current.progress.log(f"reconstruct: {options.chaining}, {options.chosen_selection.kind}")
         shape = current.data.input_shape
         return reconstruct(self._start.network, self._gather, options, shape, self._judge, self._memory)
+
+    def held_out_drop(self, found: Reconstruction) -> float | None:
+        """Points of accuracy lost on held-out images, where the target is one of these."""
+        target, accuracy = self._options.target, self._judge.accuracy
+        if target is None or target.accuracy_drop is None or accuracy is None:
+            return None
+        return 100 * (accuracy(self._start.network) - accuracy(found.network))
 
     def compare(self, path: Path) -> Comparison:
         """Every combination that `compare` names; those that an interrupted run had finished are read back."""

@@ -29,6 +29,7 @@ class Outcome:
     """One reconstruction, before any retraining. reconstructed: test metrics. curves: by site, (kept, relative error).
 
     difference: largest one on a batch between the cut net and the one with zeros in place of what was cut.
+    held_out_drop: points of accuracy lost on held-out images, where the target is one of these.
     """
 
     reconstructed: dict[str, float]
@@ -37,6 +38,7 @@ class Outcome:
     notes: list[str]
     seconds: dict[str, float]
     difference: float
+    held_out_drop: float | None = None
 
     @classmethod
     def read(cls, path: Path) -> "Outcome":
@@ -184,9 +186,10 @@ def _targets(options: ReconstructAndRetrain, trials: list[ReconstructedTrial]) -
         return []
     goal = goal_of(target)
     if goal is None:
-        drops = [100 * (t.before.metrics["accuracy"] - t.outcome.reconstructed["accuracy"]) for t in trials]
-        asked = f"{target.accuracy_drop:g} points on held-out images"
-        return [Target("accuracy_drop", asked, f"{max(drops):.2f} points on the test set", True)]
+        drop = max(t.outcome.held_out_drop or 0.0 for t in trials)
+        asked = target.accuracy_drop or 0.0
+        said = f"{drop:.2f} points on held-out images"
+        return [Target("accuracy_drop", f"{asked:g} points", said, drop <= asked + 1e-9)]
     text = getattr(target, goal)
     pairs: dict[str, list[tuple[float, float]]] = {
         "size": [(t.sizes[0].raw, t.sizes[1].raw) for t in trials if t.sizes],

@@ -233,6 +233,18 @@ def test_numbers_have_no_accuracy_to_drop(call, tmp_path):
     assert "a target was judged on training images" in sized.out
 
 
+def test_a_drop_of_accuracy_is_that_of_the_net_that_is_saved(call, trained, tmp_path):
+    changes = ("~reconstruct.target", "~reconstruct.retrain", "reconstruct.target={accuracy_drop: 2.0}")
+    arguments = ("reconstruct", trained / "net.yaml", *changes, "-c", trained / "runs/net-train")
+    assert call(*arguments, "--out", "within").status == 0
+    (target,) = report(tmp_path / "within")["targets"]
+    assert target["met"]
+    assert 0 <= float(target["got"].split()[0]) <= 2.0
+    beyond = call(*arguments, "reconstruct.low_rank={error: 0.9}", "--out", "beyond")  # factors lose more than allowed
+    assert beyond.status == 3
+    assert "accuracy_drop: 2 points was asked for" in beyond.err
+
+
 def test_trials_are_put_together(call, trained, tmp_path):
     recipe = trained / "net.yaml"
     two = ("trials=2", "train.epochs=1")

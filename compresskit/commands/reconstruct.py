@@ -71,6 +71,8 @@ def _run_trial(current: Session, options: ReconstructAndRetrain, trial: int) -> 
     done = folder / OUTCOME
     if not (current.arguments.resume and done.exists()):
         found = work.reconstruct(options)
+        if not any(row.kept < row.inputs or row.low_rank for row in found.rows):
+            raise RecipeError("reconstruct: every layer keeps all of its inputs; ask for less, or lower min_channels")
         outcome = replace(_outcome(current, found, seed), held_out_drop=work.held_out_drop(found))
         keep(current, found.network, folder / RECONSTRUCTED, seed, outcome.reconstructed, start)
         if current.group.is_main:

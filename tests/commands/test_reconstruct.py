@@ -197,6 +197,13 @@ def test_a_penalty_beyond_the_largest_is_held_and_said(call, trained, tmp_path):
     assert load(tmp_path / "held/model.pt").network.get_submodule("conv1").weight.shape[0] == 3
 
 
+def test_a_run_that_changes_nothing_is_an_error(call, trained):
+    changes = ("~reconstruct.target", "~reconstruct.retrain", "reconstruct.keep=100%")
+    outcome = call("reconstruct", trained / "net.yaml", *changes, "-c", trained / "runs/net-train", "--out", "same")
+    assert outcome.status == 2
+    assert "every layer keeps all of its inputs; ask for less" in outcome.err
+
+
 def test_a_stale_cache_is_refused_where_the_recipe_says_so(call, trained, tmp_path):
     shared = ("moments.cache=shared", "moments.stale=fail", "~reconstruct.retrain")
     first = call("reconstruct", trained / "net.yaml", *shared, "-c", trained / "runs/net-train", "--out", "first")

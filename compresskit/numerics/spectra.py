@@ -1,0 +1,138 @@
+"""Spectra of weights: squared singular values, and the figures that sum them up.
+
+A layer is a stack of matrices (k, m, n): a linear layer is one, a convolution of k taps one for each tap. The spectra
+of a stack are pooled. WeightWatcher's `norm` and `spectral_norm` are those below: of eigenvalues, so squared.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+WEAK = 1e-6  # below it an eigenvalue counts as lost, absolute
+_SMALL, _MANY = 32, 4  # matrices of so few columns are decomposed together where there are so many
+_NUMPY = 1024  # columns up to which OpenBLAS finds eigenvalues faster than MKL
+_GUARD = 4  # smallest eigenvalue in units of n eps, below which a Gram matrix has lost it
+_ENTROPY = 1e-10  # added to shares and rank, as WeightWatcher does
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures of a spectrum, logarithms to the base 10.
+
+    norm: sum of the eigenvalues, ||W||_F^2; spectral_norm: the largest, ||W||_2^2. stable_rank: norm / spectral_norm.
+    entropy: -sum p ln p / ln rank of p = lambda / norm, from 0 to 1. rank: singular values above the largest one's
+    N eps, N the longer side; rank_loss: the others; weak_rank_loss: eigenvalues below 1e-6.
+    A spectrum of zeros has a rank of 0 and NaN for all that is no sum.
+    Source: Martin and Mahoney 2021, as WeightWatcher 0.7.7 computes them.
+    """
+
+    norm: float
+    log_norm: float
+    spectral_norm: float
+    log_spectral_norm: float
+    stable_rank: float
+    entropy: float
+    rank: int
+    rank_loss: int
+    weak_rank_loss: int
+
+
+def eigenvalues(stack: Floats, *, exact: bool = False) -> Floats:
+    """Squared singular values of each matrix of a stack (k, m, n), ascending: (k, min(m, n)), float64.
+
+    They are the eigenvalues of the Gram matrix of the shorter side, which costs a fifth of a decomposition, with an
+    error of eps times the largest one. Where the smallest is no more than that, rows and columns of zeros (of pruned
+    channels) are taken out, and what is still singular is decomposed itself; `exact` decomposes all.
+    Raises ValueError for weights that are not finite.
+    """
+    if not np.isfinite(stack).all():
+        raise ValueError("some weights are not finite")
+    tall = np.ascontiguousarray(stack if stack.shape[1] >= stack.shape[2] else stack.swapaxes(1, 2), np.float64)
+    count, _, columns = tall.shape
+    if columns == 1:
+        return np.asarray(np.square(tall).sum(1))
+    if exact:
+        return np.stack([_decomposed(matrix) for matrix in tall])
+    if columns <= _SMALL and count >= _MANY:
+        found = np.asarray(np.linalg.eigvalsh(tall.swapaxes(1, 2) @ tall), np.float64)
+    else:
+        found = np.stack([_of_gram(matrix.T @ matrix) for matrix in tall])
+    for number in np.flatnonzero(found[:, 0] < _GUARD * columns * np.finfo(np.float64).eps * found[:, -1]):
+        found[number] = _singular(tall[number])
+    return found
+
+
+def summary(values: Floats, longer: int) -> Summary:
+    """values: eigenvalues of all matrices of a layer. longer: side of its matrices."""
+    norm, largest = float(values.sum()), float(values.max())
+    rank = int((np.sqrt(values) > np.sqrt(largest) * longer * np.finfo(np.float64).eps).sum())
+    lost = int((values < WEAK).sum())
+    if largest == 0:
+        return Summary(norm, np.nan, largest, np.nan, np.nan, np.nan, 0, len(values), lost)
+    shares = values / norm + _ENTROPY
+    entropy = float(-(shares * np.log(shares)).sum() / np.log(rank + _ENTROPY)) if rank > 1 else 0.0
+    return Summary(
+        norm,
+        float(np.log10(norm)),
+        largest,
+        float(np.log10(largest)),
+        norm / largest,
+        entropy,
+        rank,
+        len(values) - rank,
+        lost,
+    )
+
+
+def permuted(stack: Floats, seed: int) -> Floats:
+    """The stack with the entries of each matrix in a random order: what is left when nothing was learnt."""
+    draws = torch.Generator().manual_seed(seed)
+    entries = torch.from_numpy(np.ascontiguousarray(stack)).flatten(1)
+    mixed = torch.stack([row[torch.randperm(len(row), generator=draws)] for row in entries])
+    return np.asarray(mixed.view(stack.shape).numpy(), np.float64)
+
+
+def jensen_shannon(one: Floats, other: Floats) -> float:
+    """Distance of two spectra of the same length: sqrt of (KL(p || m) + KL(q || m)) / 2 with natural logarithms,
+
+    p and q the sorted eigenvalues as shares of their sums, m their mean before, as shares of its own. From 0, for equal
+    ones, to sqrt(ln 2). Source: `rand_distance` of WeightWatcher, which compares the sorted values, no histograms.
+    """
+    one, other = np.sort(one), np.sort(other)
+    mean = (one + other) / 2
+    p, q, m = (values / values.sum() for values in (one, other, mean))
+    return float(np.sqrt(max((_divergence(p, m) + _divergence(q, m)) / 2, 0.0)))
+
+
+def _divergence(p: Floats, m: Floats) -> float:
+    some = p > 0
+    return float((p[some] * np.log(p[some] / m[some])).sum())
+
+
+def _of_gram(gram: Floats) -> Floats:
+    if len(gram) <= _NUMPY:
+        return np.asarray(np.linalg.eigvalsh(gram))
+    return np.asarray(torch.linalg.eigvalsh(torch.from_numpy(gram)).numpy())
+
+
+def _singular(tall: Floats) -> Floats:
+    """Of a matrix that is nearly singular: what is left without its zeros, or the decomposition."""
+    columns = tall.shape[1]
+    core = tall[tall.any(1)][:, tall.any(0)]
+    if core.size == 0:
+        return np.zeros(columns)
+    found = None
+    if core.shape[1] < columns and core.shape[0] >= core.shape[1]:
+        found = _of_gram(core.T @ core)
+        if found[0] < _GUARD * len(found) * np.finfo(np.float64).eps * found[-1]:
+            found = None
+    found = _decomposed(core) if found is None else found
+    return np.concatenate([np.zeros(columns - len(found)), found])
+
+
+def _decomposed(matrix: Floats) -> Floats:
+    return np.asarray(np.linalg.svd(matrix, compute_uv=False)[::-1] ** 2)

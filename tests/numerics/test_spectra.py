@@ -1,0 +1,106 @@
+"""Spectra against plain decompositions, and their figures against WeightWatcher's."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compresskit.numerics.spectra import eigenvalues, jensen_shannon, permuted, summary
+
+FIXTURES = json.loads(Path(__file__).with_name("spectra_fixtures.json").read_text())
+SHAPES = [
+    (1, 30, 20),
+    (1, 20, 30),
+    (9, 16, 8),
+    (9, 8, 40),
+    (2, 50, 40),
+    (9, 12, 1),
+    (1, 1, 7),
+    (3, 7, 7),
+    (1, 40, 1100),
+]
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=shape)
+
+
+def plain(stack: np.ndarray) -> np.ndarray:
+    return np.sort(np.linalg.svd(stack, compute_uv=False) ** 2, axis=-1)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_eigenvalues_are_squared_singular_values(shape, exact):
+    found = eigenvalues(draw(*shape), exact=exact)
+    assert found.shape == (shape[0], min(shape[1:]))
+    np.testing.assert_allclose(found, plain(draw(*shape)), rtol=1e-10)
+
+
+def test_more_columns_than_openblas_is_given(monkeypatch):
+    monkeypatch.setattr("compresskit.numerics.spectra._NUMPY", 10)
+    np.testing.assert_allclose(eigenvalues(draw(1, 60, 40)), plain(draw(1, 60, 40)), rtol=1e-10)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_pruned_and_low_rank_matrices_keep_their_small_eigenvalues(count):
+    """A Gram matrix alone gives -1e-13 for a zero, and loses what is 1e-16 of the largest."""
+    stack = draw(count, 40, 24)
+    stack[:, 5:15] = 0  # filters
+    stack[:, :, 3:9] = 0  # channels
+    found = eigenvalues(stack)
+    assert (found[:, :6] == 0).all()
+    np.testing.assert_allclose(found, plain(stack), rtol=1e-9, atol=1e-25)
+    steep = draw(count, 24, 24) * np.geomspace(1, 1e-7, 24)
+    np.testing.assert_allclose(eigenvalues(steep), plain(steep), rtol=1e-4)
+    rank_two = draw(count, 30, 2) @ draw(count, 2, 20)
+    assert summary(eigenvalues(rank_two)[0], 30).rank == 2
+
+
+def test_a_matrix_of_zeros_and_one_that_is_not_finite():
+    assert not eigenvalues(np.zeros((2, 5, 4))).any()
+    with pytest.raises(ValueError, match="not finite"):
+        eigenvalues(np.array([[[1.0, math.nan], [0, 1]]]))
+
+
+@pytest.mark.parametrize("spectrum", FIXTURES["spectra"], ids=lambda spectrum: spectrum["name"])
+def test_figures_are_those_of_weightwatcher(spectrum):
+    x = np.array(spectrum["evals"])
+    found = summary(x, len(x))
+    (entropy,) = (value for key, value in spectrum.items() if key.startswith("entropy"))
+    assert found.entropy == pytest.approx(entropy, rel=1e-12)
+    assert found.stable_rank == pytest.approx(spectrum["stable_rank"], rel=1e-12)
+    assert (found.rank, found.rank_loss) == (spectrum["matrix_rank"], len(x) - spectrum["matrix_rank"])
+    assert (found.norm, found.spectral_norm) == (pytest.approx(x.sum()), x.max())
+    assert (found.log_norm, found.log_spectral_norm) == (
+        pytest.approx(math.log10(x.sum())), pytest.approx(math.log10(x.max()))
+    )  # fmt: skip
+    assert found.weak_rank_loss == (x < 1e-6).sum()
+
+
+def test_spectra_of_rank_one_and_zero_have_no_garbage():
+    assert summary(np.array([0.0, 0.0, 2.0]), 3).entropy == 0  # WeightWatcher divides by ln(1 + 1e-10)
+    nothing = summary(np.zeros(4), 4)
+    assert (nothing.rank, nothing.rank_loss, nothing.norm) == (0, 4, 0)
+    assert all(math.isnan(value) for value in (nothing.log_norm, nothing.stable_rank, nothing.entropy))
+
+
+def test_permuting_keeps_the_entries_of_each_matrix_and_follows_the_seed():
+    stack = draw(3, 6, 5)
+    mixed = permuted(stack, 1)
+    for one, other in zip(stack, mixed, strict=True):
+        assert not np.array_equal(one, other)
+        np.testing.assert_array_equal(np.sort(one.ravel()), np.sort(other.ravel()))
+    np.testing.assert_array_equal(mixed, permuted(stack, 1))
+    assert not np.array_equal(mixed, permuted(stack, 2))
+
+
+def test_distances_of_spectra():
+    expected = FIXTURES["distance"]
+    p, q = np.array(expected["p"]), np.array(expected["q"])
+    assert jensen_shannon(p, q) == pytest.approx(expected["jensen_shannon_distance"], rel=1e-12)
+    assert jensen_shannon(q, p) == pytest.approx(expected["jensen_shannon_distance"], rel=1e-12)
+    assert jensen_shannon(p, p[::-1]) == 0
+    assert jensen_shannon(np.array([0.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0])) < math.sqrt(math.log(2))

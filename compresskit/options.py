@@ -1,7 +1,7 @@
 """The one form of extension: a choice that a recipe can name is a small frozen class whose fields are its options."""
 
-from dataclasses import dataclass
-from typing import TypeVar, dataclass_transform
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
 
@@ -10,3 +10,8 @@ T = TypeVar("T")
 def option(cls: type[T]) -> type[T]:
     """Frozen keyword-only dataclass. A recipe may give any of its fields, and nothing else."""
     return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def narrowed(cls: type[T], value: Any) -> T:
+    """The options of `cls` among those of `value`, an object of a class made from it."""
+    return cls(**{key.name: getattr(value, key.name) for key in fields(cls)})  # type: ignore[arg-type]

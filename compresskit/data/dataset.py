@@ -57,12 +57,13 @@ class DataSet:
     train: Split
     validation: Split | None
     test: Split
-    task: str  # "classification" or "regression"
-    outputs: int
+    task: str  # "classification", "regression" or "detection"
+    outputs: int  # along dimension 1 of what the network returns
     input_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    anchors: tuple[tuple[float, float], ...] = ()  # widths and heights as fractions of the image's; for detection
 
 
 class Source(Protocol):

@@ -2,9 +2,11 @@
 
 from compresskit.data.arrays import Arrays
 from compresskit.data.dataset import Source
+from compresskit.data.detection import VocDetection
 from compresskit.data.folders import ImageFolder
 from compresskit.data.mini import MnistMini
 from compresskit.data.named import CIFAR10, CIFAR100, MNIST, FashionMNIST
+from compresskit.data.segmentation import Cityscapes, VocSegmentation
 
 DATASETS: dict[str, type[Source]] = {
     "mnist-mini": MnistMini,
@@ -13,5 +15,8 @@ DATASETS: dict[str, type[Source]] = {
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
     "image-folder": ImageFolder,
+    "voc-detection": VocDetection,
     "arrays": Arrays,
+    "voc-segmentation": VocSegmentation,
+    "cityscapes": Cityscapes,
 }

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from compresskit.graph import windows
+from compresskit.graph.expanded import Expanded
 from compresskit.graph.stochastic_depth import StochasticDepth
 
 _MODULES = """
@@ -86,6 +87,7 @@ MODULES: dict[str, type[nn.Module]] = {
     **{name: getattr(nn, name) for name in _MODULES.split()},
     "StochasticDepth": StochasticDepth,
     "WindowAttention": windows.WindowAttention,
+    "Expanded": Expanded,
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "getattr": builtins.getattr,  # of ATTRIBUTES only

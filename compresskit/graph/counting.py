@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from compresskit.graph.expanded import Expanded
+
 
 @dataclass(frozen=True)
 class LayerCount:
@@ -38,7 +40,8 @@ def count(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Counts:
     """Counts of one forward pass in eval mode.
 
     input_shape: of one sample. The network itself is not run: a copy without values passes through torch's own FLOP
-    counter (2 FLOPs a multiply-accumulate) on the meta device. Raises RuntimeError where the shapes do not fit.
+    counter (2 FLOPs a multiply-accumulate) on the meta device. Expanded layers count as their factors one after
+    another, as ExpandNets counts them. Raises RuntimeError where the shapes do not fit.
     """
     ghost = _without_values(network).eval()
     counter = _Counter(ghost)
@@ -52,7 +55,11 @@ def count(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Counts:
 def _without_values(network: fx.GraphModule) -> fx.GraphModule:
     """A copy whose tensors lie on the meta device; theirs are never copied."""
     tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): _on_meta(tensor) for tensor in tensors})
+    ghost = copy.deepcopy(network, {id(tensor): _on_meta(tensor) for tensor in tensors})
+    for module in ghost.modules():
+        if isinstance(module, Expanded):
+            module.mode = "sequential"
+    return ghost
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

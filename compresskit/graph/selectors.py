@@ -9,12 +9,14 @@ from compresskit.errors import RecipeError, near_names
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {"@conv": _CONVOLUTIONS, "@linear": (nn.Linear,)}
+_KERNEL = re.compile(r"@conv(\d+(x\d+)*)")  # @conv3x3, @conv9 (one dimension), @conv1x1
 
 
 def select(network: fx.GraphModule, selectors: Sequence[str]) -> list[str]:
     """Names of the convolutions and linear layers that any of the selectors means, in the order of the network.
 
-    A selector is an exact name, `re:` and a pattern that the whole name must match, `@conv` or `@linear`.
+    A selector is an exact name, `re:` and a pattern that the whole name must match, `@conv`, `@linear`, or `@conv3x3`:
+    the convolutions with that kernel.
     Raises RecipeError for a selector that means nothing, with the nearest names.
     """
     called = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
@@ -25,10 +27,13 @@ def select(network: fx.GraphModule, selectors: Sequence[str]) -> list[str]:
 
 
 def _matches(selector: str, layers: Mapping[str, nn.Module]) -> list[str]:
-    if selector.startswith("@"):
+    if kernel := _KERNEL.fullmatch(selector):
+        taps = tuple(map(int, kernel[1].split("x")))
+        found = [name for name, module in layers.items() if getattr(module, "kernel_size", None) == taps]
+    elif selector.startswith("@"):
         if selector not in KINDS:
             raise RecipeError(
-                f"layer selector {selector!r}: allowed are {', '.join(KINDS)}, re:PATTERN and exact names"
+                f"layer selector {selector!r}: allowed are {', '.join(KINDS)}, @conv3x3, re:PATTERN and exact names"
             )
         found = [name for name, module in layers.items() if isinstance(module, KINDS[selector])]
     elif selector.startswith("re:"):

@@ -4,13 +4,21 @@ from compresskit.models.convnet import ConvNet
 from compresskit.models.factory import Factory
 from compresskit.models.lenet import LeNet5, LeNet300100
 from compresskit.models.mlp import MLP
+from compresskit.models.mobilenet import MobileNet
+from compresskit.models.smallnet import SmallNet
 from compresskit.models.torchvision_zoo import Torchvision
+from compresskit.models.unet import UNet
+from compresskit.models.yolo_lite import YoloLite
 
 MODELS: dict[str, type] = {
     "mlp": MLP,
     "lenet-300-100": LeNet300100,
     "lenet-5": LeNet5,
     "convnet": ConvNet,
+    "smallnet": SmallNet,
+    "mobilenet": MobileNet,
+    "yolo-lite": YoloLite,
+    "unet": UNet,
     "torchvision": Torchvision,
     "factory": Factory,
 }

@@ -60,7 +60,7 @@ def fuse(moments: Moments, solver: Solver, channels: Channels = "joint", taps: i
     Source: FuseInit, Theorems 1 and 2, Corollary 1. Ours takes one bias for each output channel, the mean over
     positions, where (17) varies with the position; and solves channels jointly unless asked for (16).
     """
-    if not all(bool(tensor.isfinite().all()) for tensor in (moments.mean_x, moments.mean_y, moments.cyx, moments.cyy)):
+    if not moments.finite:
         raise ValueError("the moments are not finite")
     weights, solutions, error = [], [], moments.variance
     for group, cyx in enumerate(moments.cyx):

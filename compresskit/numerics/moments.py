@@ -34,6 +34,11 @@ class Moments:
         """tr(Cyy) = E||y - mean y||^2."""
         return float(self.cyy.sum())
 
+    @property
+    def finite(self) -> bool:
+        """Whether no mean and no moment with the target is infinite or NaN; cxx, which may lie on disk, is not read."""
+        return all(bool(t.isfinite().all()) for t in (self.mean_x, self.mean_y, self.cyx, self.cyy))
+
 
 @dataclass
 class MomentSums:

@@ -5,7 +5,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from compresskit.data.registry import DATASETS
 
-NEEDED = {"image-folder": '"root": "r",', "arrays": '"path": "p",'}
+NEEDED = {"image-folder": '"root": "r",', "voc-detection": '"root": "r",', "arrays": '"path": "p",'}
 
 
 def parse(kind: str, options: str) -> Any:

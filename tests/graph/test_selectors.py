@@ -21,6 +21,8 @@ CONVS = ["stem", "block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2",
     [
         (["@conv"], CONVS),
         (["@linear"], ["head"]),
+        (["@conv1x1"], ["block2.shortcut"]),
+        (["@conv3x3", "head"], [*CONVS[:-1], "head"]),
         (["head", "stem"], ["stem", "head"]),  # in the order of the network
         (["stem", "stem", "re:st.*"], ["stem"]),
         ([r"re:block\d\.conv1"], ["block1.conv1", "block2.conv1"]),
@@ -39,7 +41,7 @@ def test_selectors(network, selectors, expected):
         ("re:conv1", "'re:conv1': no convolution"),  # the whole name must match
         ("block1.norm1", "no convolution or linear layer is named so"),
         ("re:(", "no regular expression"),
-        ("@conv2d", "allowed are @conv, @linear, re:PATTERN and exact names"),
+        ("@conv2d", "allowed are @conv, @linear, @conv3x3, re:PATTERN and exact names"),
     ],
 )
 def test_a_selector_that_means_nothing_is_an_error(network, selector, message):

@@ -34,6 +34,10 @@ EXAMPLES = {
     nn.Upsample: (None, (2.0, 2.0), "bilinear", True),
     MODULES["StochasticDepth"]: (0.1, "row"),
     MODULES["WindowAttention"]: ((2, 2), (1, 1), 2, 0.1, 0.2),
+    MODULES["Expanded"]: (
+        *("Conv2d", 6, 4, (((8, (1, 3)), (4, (3, 1))),), False, (3, 3), (2, 1), (1, 2), (2, 1), 2),
+        *("circular", "sequential", True),
+    ),
     **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d], (3, 1e-3, None, False, False)),
     **dict.fromkeys([nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d], (3, 1e-3, 0.2, True, True)),
     **dict.fromkeys([nn.LPPool1d, nn.LPPool2d], (2, 3, 2, True)),

@@ -8,7 +8,9 @@ from compresskit.errors import RecipeError
 from compresskit.models.convnet import ConvNet
 from compresskit.models.lenet import LeNet5, LeNet300100
 from compresskit.models.mlp import MLP
+from compresskit.models.mobilenet import MobileNet
 from compresskit.models.registry import MODELS
+from compresskit.models.smallnet import SmallNet
 
 
 def names(network: nn.Module) -> list[str]:
@@ -142,3 +144,30 @@ def test_data_that_do_not_fit(model, shape, message):
 def test_options_that_contradict_each_other(options, message):
     with pytest.raises(ValueError, match=message):
         ConvNet(channels=(2, 2), **options)
+
+
+def test_smallnet_is_that_of_expandnets_table_9():
+    net = SmallNet(kernel=7).build((3, 32, 32), 10)
+    assert sum(p.numel() for p in net.parameters()) == 66186  # 66.19 thousand; 72.04 for 100 classes
+    assert sum(p.numel() for p in SmallNet(kernel=7).build((3, 32, 32), 100).parameters()) == 72036
+    assert net.fc1.in_features == 512
+    assert output(net, (3, 32, 32)) == (2, 10)
+    with pytest.raises(RecipeError, match="smallnet takes images of 8 x 8 and more"):
+        SmallNet().build((64,), 10)
+
+
+def test_mobilenet_has_the_documented_size():
+    net = MobileNet().build((3, 224, 224), 1000)
+    assert sum(p.numel() for p in net.parameters()) == 4_231_976  # 4.2 million (Howard et al. 2017, Table 6)
+    half = MobileNet(width=0.5).build((3, 224, 224), 1000)
+    assert sum(p.numel() for p in half.parameters()) == 1_331_592  # 1.3 million
+    assert net.block13.pointwise.weight.shape == (1024, 1024, 1, 1)
+
+
+@pytest.mark.parametrize(("small", "positions"), [(False, 1), (True, 4)])
+def test_mobilenet_keeps_small_images_larger(small, positions):
+    net = MobileNet(width=0.25, small_images=small).build((3, 32, 32), 10)
+    assert output(net, (3, 32, 32)) == (2, 10)
+    assert net[:-3](torch.zeros(1, 3, 32, 32)).shape[2:] == (positions, positions)
+    with pytest.raises(RecipeError, match="mobilenet takes images"):
+        MobileNet().build((9,), 10)

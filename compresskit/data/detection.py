@@ -1,0 +1,188 @@
+"""Sets for detection in PASCAL VOC's layout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from xml.etree import ElementTree
+
+import torch
+from annotated_types import Ge, Gt, Len
+from torch import Tensor
+from torchvision import datasets, tv_tensors
+from torchvision.transforms import v2
+
+from compresskit.data.dataset import AnySet, DataSet, digest, generator, partition
+from compresskit.data.files import FileSplit, sizes
+from compresskit.data.normalization import Normalization
+from compresskit.errors import DataError
+from compresskit.options import option
+
+Deviation = Annotated[float, Gt(0)]
+Length = Annotated[float, Gt(0)]
+Year = Literal[2007, 2012]
+VOC = tuple(
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
+    "sofa train tvmonitor".split()
+)
+# YOLOv2's, from darknet's cfg/yolov2-voc.cfg, where they are in cells of a 13 x 13 grid
+ANCHORS = (
+    (1.3221 / 13, 1.73145 / 13),
+    (3.19275 / 13, 4.00944 / 13),
+    (5.05587 / 13, 8.09892 / 13),
+    (9.47112 / 13, 4.84053 / 13),
+    (11.2364 / 13, 10.0071 / 13),
+)
+COLOURS = (1 / 1.5, 1.5)  # factors of saturation and brightness: darknet's saturation and exposure of 1.5
+HUE = 0.1  # darknet's hue
+
+
+@option
+class VocDetection(AnySet):
+    """Images with boxes: root/VOCdevkit/VOC{year}/{JPEGImages,Annotations,ImageSets/Main}, as torchvision reads them.
+
+    Images are stretched to size x size. Objects that the annotations call difficult are left out of training and of
+    evaluation. Each part is served in a fixed random order (by split_seed), so that its first images are a fair sample.
+    """
+
+    kind: Literal["voc-detection"] = "voc-detection"
+    root: str  # folder that holds VOCdevkit; `~` is the home folder
+    train: Annotated[tuple[Year, ...], Len(1)] = (2007, 2012)  # years to train on
+    train_part: Literal["trainval", "train"] = "trainval"  # file of ImageSets/Main that lists the training images
+    test: Year = 2007  # year to test on
+    test_part: Literal["test", "val"] = "test"  # of 2012 only `val` has annotations
+    classes: Annotated[tuple[str, ...], Len(1)] = VOC  # objects of other names are left out
+    size: Annotated[int, Ge(32)] = 224  # height and width that the model sees
+    anchors: Annotated[tuple[tuple[Length, Length], ...], Len(1)] = ANCHORS  # widths and heights, parts of the image's
+    crop: bool = True  # in training, cut out a part that shares enough with a box (torchvision's RandomIoUCrop, of SSD)
+    flip: bool = True  # in training, mirror left to right with probability 1/2
+    colour: bool = True  # in training, change brightness, saturation and hue
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
+    workers: Annotated[int, Ge(0)] = 4  # processes that read images, for each part; 0 reads in the main process
+
+    def __post_init__(self) -> None:
+        if self.test_part == "test" and self.test != 2007:
+            raise ValueError(f"test: VOC{self.test} has no annotated `test`; use test_part: val, or test: 2007")
+        if self.test_part == "val" and self.train_part == "trainval" and self.test in self.train:
+            raise ValueError("test_part: val is a part of trainval; use train_part: train")
+
+    def load(self, seed: int) -> DataSet:
+        """The set; annotations are read now, images when they are served.
+
+        Targets are (N, boxes, 5) float32: class, centre x and y, width and height as fractions of the image; rows of
+        class -1 fill up images with fewer boxes than the fullest. Raises DataError if files lack or label_noise is set.
+        """
+        if self.label_noise:
+            raise DataError("data.label_noise: it replaces labels of whole images; leave it out for detection")
+        parts = [self._listed(year, self.train_part) for year in self.train]
+        train, test = self._shuffled(parts), self._shuffled([self._listed(self.test, self.test_part)])
+        kept, held = partition(len(train), self)
+        rows = max(1, *(len(objects) for part in (train, test) for objects in part.objects))
+        plain, augmented = Pipeline(self._plain(), rows), Pipeline(self._augmented(), rows)
+        normalization = Normalization(self.mean, self.std)
+        splits = (
+            FileSplit(train.take(kept), normalization, self.workers, plain, augmented),
+            FileSplit(train.take(held), normalization, self.workers, plain, plain) if len(held) else None,
+            FileSplit(test, normalization, self.workers, plain, plain),
+        )
+        return DataSet(
+            *splits,
+            task="detection",
+            outputs=len(self.anchors) * (5 + len(self.classes)),
+            input_shape=(3, self.size, self.size),
+            mean=self.mean,
+            std=self.std,
+            fingerprint=digest(self.anchors, self.classes, *(split and split.fingerprint for split in splits)),
+            anchors=self.anchors,
+        )
+
+    def _listed(self, year: int, part: str) -> "Boxed":
+        root = Path(self.root).expanduser()
+        try:
+            found = datasets.VOCDetection(root, year=str(year), image_set=part)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{root}: no VOCdevkit/VOC{year} with ImageSets/Main/{part}.txt ({error}); check data.root, data.train "
+                "and data.test"
+            ) from error
+        return Boxed(root, found.images, [objects(path, self.classes) for path in found.annotations])
+
+    def _shuffled(self, parts: list["Boxed"]) -> "Boxed":
+        paths, found = [path for part in parts for path in part.paths], [o for part in parts for o in part.objects]
+        whole = Boxed(parts[0].folder, paths, found)
+        return whole.take(torch.randperm(len(whole), generator=generator("folder order", self.split_seed)))
+
+    def _plain(self) -> list[v2.Transform]:
+        return [v2.Resize((self.size, self.size))]
+
+    def _augmented(self) -> list[v2.Transform]:
+        colours = [v2.ColorJitter(brightness=COLOURS, saturation=COLOURS, hue=HUE)] if self.colour else []
+        crops = [v2.RandomIoUCrop()] if self.crop else []
+        flips = [v2.RandomHorizontalFlip()] if self.flip else []
+        return [*colours, *crops, *flips, *self._plain()]
+
+
+@dataclass(frozen=True)
+class Boxed:
+    """Images of a part. objects: of each image (objects, 5) float32, class, left, top, right and bottom in pixels."""
+
+    folder: Path
+    paths: list[str]
+    objects: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, index: Tensor) -> "Boxed":
+        chosen = index.tolist()
+        return replace(self, paths=[self.paths[i] for i in chosen], objects=[self.objects[i] for i in chosen])
+
+    def target(self, index: int) -> Tensor:
+        return self.objects[index]
+
+    def identity(self) -> tuple[object, ...]:
+        return sizes(self.folder, self.paths), [objects.tolist() for objects in self.objects]
+
+
+class Pipeline:
+    """Transforms an image with its objects; the result has `rows` rows of class, centre x and y, width and height."""
+
+    def __init__(self, transforms: list[v2.Transform], rows: int) -> None:
+        self._transform = v2.Compose([*transforms, v2.SanitizeBoundingBoxes(), v2.PILToTensor()])
+        self._rows = rows
+
+    def __str__(self) -> str:
+        return f"{self._transform} {self._rows}"
+
+    def __call__(self, image: Any, objects: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (3, height, width) and float32 (rows, 5). objects: see Boxed; those cut away are dropped."""
+        canvas = (image.height, image.width)
+        boxes = tv_tensors.BoundingBoxes(objects[:, 1:], format="XYXY", canvas_size=canvas)
+        pixels, found = self._transform(image, {"boxes": boxes, "labels": objects[:, 0]})
+        low, high = found["boxes"].as_subclass(Tensor).split(2, dim=1)
+        size = torch.tensor(pixels.shape[:0:-1])  # width, height
+        target = torch.full((self._rows, 5), -1.0)
+        target[: len(low)] = torch.cat([found["labels"][:, None], (low + high) / 2 / size, (high - low) / size], 1)
+        return pixels, target
+
+
+def objects(path: str, classes: Sequence[str]) -> Tensor:
+    """The objects of an annotation file that are of these classes and not difficult, as in Boxed.
+
+    VOC counts pixels from 1 and names the last one that is inside; here the edges are lines between pixels, from 0.
+    Raises DataError for a file that cannot be read.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+        found = [entry for entry in root.iter("object") if entry.findtext("difficult", "0").strip() != "1"]
+        named = [(entry.findtext("name", "").strip(), entry.find("bndbox")) for entry in found]
+        rows = [(classes.index(name), *_edges(box)) for name, box in named if name in classes and box is not None]
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        raise DataError(f"{path}: cannot be read as VOC's annotations ({error}); mend or remove it") from error
+    return torch.tensor(rows, dtype=torch.float32).view(-1, 5)
+
+
+def _edges(box: ElementTree.Element) -> tuple[float, ...]:
+    left, top, right, bottom = (float(box.findtext(edge, "")) for edge in ("xmin", "ymin", "xmax", "ymax"))
+    return left - 1, top - 1, right, bottom

@@ -1,0 +1,175 @@
+"""Splits whose samples are files: decoded and transformed by worker processes, normalised on the device."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import datasets
+
+from compresskit.data.dataset import digest, generator, shares
+from compresskit.data.normalization import Normalization
+from compresskit.errors import DataError
+
+Key = tuple[list[int], list[int] | None]  # images of a batch, and the seeds of their augmentation
+# (PIL image, target) -> uint8 (C, H, W) and the target's tensor, each of one shape for all samples; its str is part of
+# the split's fingerprint
+Transform = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Samples(Protocol):
+    """The files of a part, with their targets."""
+
+    @property
+    def paths(self) -> list[str]:
+        """The images."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor) -> Self:
+        """The samples of these positions, in this order."""
+        ...
+
+    def target(self, index: int) -> Any:
+        """Of one sample, as the transforms take it.  Raises DataError for a file that cannot be read."""
+        ...
+
+    def identity(self) -> tuple[object, ...]:
+        """What the fingerprint is made from: names and sizes of the files, and the targets."""
+        ...
+
+
+class FileSplit:
+    """Split whose samples are files; one loop over it at a time, since the worker processes are kept."""
+
+    def __init__(
+        self, samples: Samples, normalization: Normalization, workers: int, plain: Transform, augmented: Transform
+    ) -> None:
+        self._samples, self._plain = samples, plain
+        self._reader = _Reader(samples, plain, augmented)
+        self._normalization = normalization
+        self._workers = workers
+        self._schedule = _Schedule()
+        self._loader: DataLoader[Any] | None = None
+        self.fingerprint = digest(*samples.identity(), str(plain), str(augmented), normalization)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def sample(self, count: int) -> "FileSplit":
+        """See Split; the stored order is random already."""
+        samples = self._samples.take(torch.arange(min(count, len(self))))
+        return FileSplit(samples, self._normalization, self._workers, self._plain, self._plain)
+
+    def batches(
+        self,
+        batch_size: int,
+        device: torch.device,
+        *,
+        seed: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+        start: int = 0,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See Split.  Raises DataError for a file that is no image, RuntimeError if a second loop has begun."""
+        keys = self._keys(seed, shares(len(self), batch_size, rank, world, drop_last, start))
+        self._schedule.keys = keys
+        for batch in self._kept_loader(device):
+            if self._schedule.keys is not keys:
+                raise RuntimeError("a second loop over these files began before the first was done")
+            if isinstance(batch, str):
+                raise DataError(batch)
+            images, targets = batch
+            images = images.to(device, non_blocking=True)
+            yield self._normalization.on(device, images)(images), targets.to(device, non_blocking=True)
+
+    def _keys(self, seed: int | None, positions: Iterable[slice]) -> Iterator[Key]:
+        """For each batch the images to read and the seed of each one's augmentation, none for the stored order."""
+        if seed is None:
+            return ((list(range(share.start, share.stop)), None) for share in positions)
+        random = generator("epoch", seed)
+        order = torch.randperm(len(self), generator=random)
+        seeds = torch.randint(2**32, (len(self),), generator=random)
+        return ((order[share].tolist(), seeds[share].tolist()) for share in positions)
+
+    def _kept_loader(self, device: torch.device) -> DataLoader[Any]:
+        if self._loader is None:
+            self._loader = DataLoader(
+                self._reader,
+                batch_size=None,  # the schedule names whole batches and the reader stacks them
+                sampler=self._schedule,
+                num_workers=self._workers,
+                persistent_workers=self._workers > 0,
+                pin_memory=device.type == "cuda",
+                collate_fn=_as_read,
+                generator=torch.Generator(),  # else each loop would draw a seed from torch's global generator
+            )
+        return self._loader
+
+
+class _Schedule(Sampler[Key]):
+    """Hands the loader the keys of the epoch at hand, so that one set of workers serves them all."""
+
+    keys: Iterator[Key] = iter(())
+
+    def __iter__(self) -> Iterator[Key]:
+        return self.keys
+
+
+class _Reader(Dataset[Any]):
+    """Decodes and transforms a batch; lives in the workers, and what it returns depends on the key alone."""
+
+    def __init__(self, samples: Samples, plain: Transform, augmented: Transform) -> None:
+        self._samples = samples
+        self._plain = plain
+        self._augmented = augmented
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor] | str:
+        """Images (N, C, H, W) uint8 and targets (N, ...), or the message of a DataError.
+
+        Raised here, it would reach the main process with the worker's traceback in its message.
+        """
+        indices, seeds = key
+        try:
+            if seeds is None:
+                pairs = [self._plain(*self._decoded(index)) for index in indices]
+            else:
+                pairs = [self._drawn(index, seed) for index, seed in zip(indices, seeds, strict=True)]
+        except DataError as error:
+            return str(error)
+        images, targets = zip(*pairs, strict=True)
+        return torch.stack(images), torch.stack(targets)
+
+    def _decoded(self, index: int) -> tuple[Any, Any]:
+        return decode(self._samples.paths[index]), self._samples.target(index)
+
+    def _drawn(self, index: int, seed: int) -> tuple[Tensor, Tensor]:
+        with torch.random.fork_rng(devices=[]):  # the transforms draw from torch's global generator
+            torch.default_generator.manual_seed(seed)
+            return self._augmented(*self._decoded(index))
+
+
+def decode(path: str) -> Any:
+    """The RGB image of a file, as PIL's.  Raises DataError if it is none."""
+    try:
+        return datasets.folder.default_loader(path)
+    except (OSError, ValueError, SyntaxError) as error:  # PIL raises SyntaxError for some damaged files
+        raise DataError(f"{path}: cannot be read as an image ({error}); mend or remove it") from error
+
+
+def sizes(folder: Path, paths: Iterable[str]) -> list[tuple[str, int]]:
+    """Each file's name below `folder` and its bytes, for a fingerprint."""
+    files = [Path(path) for path in paths]
+    return [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
+
+
+def _as_read(batch: Any) -> Any:
+    """In place of torch's conversion, which knows tensors and numbers but not errors."""
+    return batch

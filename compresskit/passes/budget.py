@@ -58,6 +58,11 @@ class SizeModel:
         terms = self._parameters if goal == "params" else self._macs
         return lambda kept: self._sum(terms, kept)
 
+    def smallest(self, goal: str, least: int) -> float:
+        """The share of `goal` that stays where every site keeps `least` inputs."""
+        cost = self.cost(goal)
+        return float(cost(self.full.clamp(max=least)) / cost(self.full))
+
     def _sum(self, terms: Sequence[_Term], kept: Tensor) -> Tensor:
         return torch.stack([term(kept) for term in terms]).sum(0)
 
@@ -101,8 +106,7 @@ def check_target(model: SizeModel, target: Target, least: int) -> None:
     goal = goal_of(target)
     if goal is None:
         return
-    cost = model.cost(goal)
-    smallest = float(cost(model.full.clamp(max=least)) / cost(model.full))
+    smallest = model.smallest(goal, least)
     asked = share(getattr(target, goal))
     if asked < smallest:
         raise RecipeError(

@@ -51,13 +51,12 @@ class Job:
 
 
 def parallel(
-    network: fx.GraphModule, plan: Plan, rules: Mapping[str, Rule], choices: Mapping[str, Choice], gather: Gather,
+    plan: Plan, rules: Mapping[str, Rule], choices: Mapping[str, Choice], moments: Mapping[str, Moments],
     options: Reconstruct,
 ) -> Draft:  # fmt: skip
     """Each site on its own, from true inputs to true outputs. choices: those that are made already."""
-    moments = gather(network, [reader.request for reader in plan.readers], None)
     open_sites = [site for site in plan.sites if site.name not in choices]
-    jobs = [Job(site, _own(site, moments), rules[site.name], options) for site in open_sites]
+    jobs = [Job(site, own_moments(site, moments), rules[site.name], options) for site in open_sites]
     made = dict(choices) | dict(zip((site.name for site in open_sites), run_jobs(jobs, options.workers), strict=True))
     draft = Draft()
     for site in plan.sites:
@@ -65,16 +64,13 @@ def parallel(
     return draft
 
 
-def bottom_up(
-    network: fx.GraphModule, plan: Plan, rules: Mapping[str, Rule], gather: Gather, options: Reconstruct
-) -> Draft:
+def bottom_up(plan: Plan, rules: Mapping[str, Rule], moments: Mapping[str, Moments], options: Reconstruct) -> Draft:
     """From the last site to the first; of a layer's outputs only those count that later ones still read."""
-    moments = gather(network, [reader.request for reader in plan.readers], None)
     draft = Draft()
     for site in reversed(plan.sites):
         dead = dead_atoms(plan.channels, plan.sites, draft.choices)
         rows = {reader.layer: ~dead[plan.channels.writes[reader.layer]] for reader in site.readers}
-        choice = Job(site, _own(site, moments), rules[site.name], options, rows)()
+        choice = Job(site, own_moments(site, moments), rules[site.name], options, rows)()
         draft.add(site, choice, moments, options.debias, rows)
     return draft
 
@@ -114,7 +110,8 @@ def _run(job: Job) -> Choice:
     return job()
 
 
-def _own(site: Site, moments: Mapping[str, Moments]) -> dict[str, Moments]:
+def own_moments(site: Site, moments: Mapping[str, Moments]) -> dict[str, Moments]:
+    """Those of the site's own readers, which is all that a worker process should be sent."""
     return {reader.request.name: moments[reader.request.name] for reader in site.readers}
 
 

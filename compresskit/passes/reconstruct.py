@@ -13,6 +13,7 @@ from compresskit.graph.cut import cut, select_inputs
 from compresskit.graph.trace import trace
 from compresskit.numerics.encoding import selection_bits
 from compresskit.numerics.moments import Moments
+from compresskit.passes.budget import SizeModel, check_target
 from compresskit.passes.chaining import Draft, Gather, bottom_up, dead_atoms, kept_inputs, parallel, top_down
 from compresskit.passes.factorised import factorise_layers
 from compresskit.passes.moments import Batches, collect
@@ -96,12 +97,21 @@ def reconstruct(
     notes: list[str] = []
     if options.target is None:
         rules = rules_of(network, made, options)
+        moments = {} if options.chaining == "top-down" else _of_all(network, made, gather)
     else:
-        rules, choices, notes = reach(
-            network, made, options, input_shape, gather, judge, {} if memory is None else memory
-        )
+        model = SizeModel(network, made, input_shape)
+        check_target(model, options.target, options.min_channels)
+        moments = _of_all(network, made, gather)
+        known = {} if memory is None else memory
+        rules, choices, notes = reach(network, made, options, model, moments, judge, known)
     clock.lap("target")
-    draft = _draft(network, made, rules, choices, gather, options)
+    match options.chaining:
+        case "parallel":
+            draft = parallel(made, rules, choices, moments, options)
+        case "bottom-up":
+            draft = bottom_up(made, rules, moments, options)
+        case "top-down":
+            draft = top_down(network, made, rules, gather, options)
     clock.lap("solve")
     notes += _doubts(made, draft, options)
     masked = with_layers(network, draft.layers)
@@ -137,17 +147,9 @@ def reconstruct_model(
     return found.network, found.rows
 
 
-def _draft(
-    network: fx.GraphModule, made: Plan, rules: Mapping[str, Rule], choices: Mapping[str, Choice], gather: Gather,
-    options: Reconstruct,
-) -> Draft:  # fmt: skip
-    match options.chaining:
-        case "parallel":
-            return parallel(network, made, rules, choices, gather, options)
-        case "bottom-up":
-            return bottom_up(network, made, rules, gather, options)
-        case "top-down":
-            return top_down(network, made, rules, gather, options)
+def _of_all(network: fx.GraphModule, made: Plan, gather: Gather) -> dict[str, Moments]:
+    """Moments of every reader's input and its own output."""
+    return gather(network, [reader.request for reader in made.readers], None)
 
 
 def _cut(masked: fx.GraphModule, made: Plan, draft: Draft) -> tuple[fx.GraphModule, float]:
@@ -217,7 +219,7 @@ def _finite(gather: Gather) -> Gather:
     def checked(student: fx.GraphModule, requests: Any, teacher: fx.GraphModule | None) -> dict[str, Moments]:
         moments = gather(student, requests, teacher)
         for name, found in moments.items():
-            if not all(bool(t.isfinite().all()) for t in (found.mean_x, found.mean_y, found.cyx, found.cyy)):
+            if not found.finite:
                 raise ConvergenceError(f"{name}: its moments are not finite; check the checkpoint and the data for NaN")
         return moments
 

@@ -13,6 +13,7 @@ Chaining = Literal["parallel", "top-down", "bottom-up"]
 Positive = Annotated[float, Gt(0)]
 Count = Annotated[int, Gt(0)] | str
 GOALS = ("size", "params", "macs")
+AMOUNTS = ("lam", "keep", "error")
 
 
 @option
@@ -85,7 +86,7 @@ class Reconstruct:
     on_no_convergence: Literal["warn", "fail"] = "warn"  # when a solver stops before its tolerance
 
     def __post_init__(self) -> None:
-        given = [name for name in ("lam", "keep", "error", "target") if getattr(self, name) is not None]
+        given = [name for name in (*AMOUNTS, "target") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give one of lam, keep, error and target, which say how much is kept; not {len(given)}")
         if self.lam is not None and isinstance(self.selection, Backward):
@@ -100,8 +101,14 @@ class Reconstruct:
     @property
     def told_layers(self) -> tuple[str, ...] | None:
         """The selectors of the mapping that says how much is kept; None where one value is for all."""
-        amounts = next(filter(None, (self.lam, self.keep, self.error)), None)
-        return tuple(amounts) if isinstance(amounts, dict) else None
+        told = None if self.target is not None else getattr(self, self.amount)
+        return tuple(told) if isinstance(told, dict) else None
+
+    @property
+    def amount(self) -> str:
+        """The key that says how much is kept: of the target, where there is one."""
+        where, names = (self, AMOUNTS) if self.target is None else (self.target, (*GOALS, "accuracy_drop"))
+        return next(name for name in names if getattr(where, name) is not None)
 
     @property
     def chosen_selection(self) -> Selection:

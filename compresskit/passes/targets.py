@@ -10,8 +10,8 @@ from torch import Tensor, fx
 from compresskit.errors import RecipeError
 from compresskit.graph.selectors import select
 from compresskit.numerics.moments import Moments
-from compresskit.passes.budget import SizeModel, check_target, goal_of, shared_out
-from compresskit.passes.chaining import Draft, Gather, Job, run_jobs
+from compresskit.passes.budget import SizeModel, goal_of, shared_out
+from compresskit.passes.chaining import Draft, Job, own_moments, run_jobs
 from compresskit.passes.readers import Plan
 from compresskit.passes.reconstruct_options import Reconstruct
 from compresskit.passes.refitted import with_layers
@@ -43,7 +43,7 @@ def rules_of(network: fx.GraphModule, plan: Plan, options: Reconstruct) -> dict[
 
     Raises RecipeError where the layers of one site are told different things.
     """
-    kind = next(name for name in ("lam", "keep", "error") if getattr(options, name) is not None)
+    kind = options.amount
     value = getattr(options, kind)
     by_layer = {reader.layer: value for reader in plan.readers}
     if isinstance(value, dict):
@@ -61,7 +61,7 @@ def rules_of(network: fx.GraphModule, plan: Plan, options: Reconstruct) -> dict[
 
 
 def reach(
-    network: fx.GraphModule, plan: Plan, options: Reconstruct, input_shape: tuple[int, ...], gather: Gather,
+    network: fx.GraphModule, plan: Plan, options: Reconstruct, model: SizeModel, moments: Mapping[str, Moments],
     judge: Judge | None, memory: Memory,
 ) -> tuple[dict[str, Rule], dict[str, Choice], list[str]]:  # fmt: skip
     """Rules that reach the target, the choices they mean where sites are reconstructed in parallel, and notes.
@@ -71,15 +71,13 @@ def reach(
     held-out images. Of the two, the one whose network diverges less is taken.
     """
     assert options.target is not None
-    model = SizeModel(network, plan, input_shape)
-    check_target(model, options.target, options.min_channels)
-    moments = gather(network, [reader.request for reader in plan.readers], None)
     curves = _curves(plan, options, moments, memory)
 
     def built(counts: Sequence[int]) -> fx.GraphModule:
         draft = Draft()
         for site, curve, kept in zip(plan.sites, curves, counts, strict=True):
-            draft.add(site, _at(curve, kept), moments, debias=True, rows=None)
+            if kept < site.n_groups:  # else the weights are those that it has
+                draft.add(site, _at(curve, kept), moments, debias=True, rows=None)
         return with_layers(network, draft.layers)
 
     losses = [[torch.tensor(curve.errors, dtype=torch.float64) for curve in curves]]
@@ -107,9 +105,7 @@ def _curves(plan: Plan, options: Reconstruct, moments: Mapping[str, Moments], me
     """The trade-off of every site."""
     key = ("curves", options.chosen_selection, options.min_channels, *(site.name for site in plan.sites))
     if key not in memory:
-        jobs = [
-            Job(s, {r.request.name: moments[r.request.name] for r in s.readers}, Rule(), options) for s in plan.sites
-        ]
+        jobs = [Job(site, own_moments(site, moments), Rule(), options) for site in plan.sites]
         memory[key] = [choice.curve for choice in run_jobs(jobs, options.workers)]
     return memory[key]
 

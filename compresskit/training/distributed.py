@@ -51,6 +51,14 @@ class Group:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, items: list[T]) -> list[T]:
+        """The items of all processes, in the order of their ranks, in every process. They must be picklable."""
+        if self.world == 1:
+            return items
+        boxes: list[list[T]] = [[] for _ in range(self.world)]
+        dist.all_gather_object(boxes, items)
+        return [item for box in boxes for item in box]
+
     def in_main(self, work: Callable[[], None]) -> None:
         """Runs `work` in the main process alone; what it refuses, every process raises."""
         refusal: CompresskitError | None = None

@@ -5,8 +5,9 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Protocol
 
 import torch
@@ -16,7 +17,7 @@ from compresskit.data.dataset import DataSet, Split
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.training import state
 from compresskit.training.distributed import Group
-from compresskit.training.evaluation import METRICS, evaluate
+from compresskit.training.evaluation import METRICS, evaluate, tally_for
 from compresskit.training.losses import loss_for
 from compresskit.training.metrics_log import MetricsLog, summary_writer
 from compresskit.training.options import Training
@@ -42,7 +43,8 @@ class History:
     """What training did. rows: those of metrics.csv. monitor: the column that picks the best epoch.
 
     best_epoch: counted from 1, the first of several equal ones. best_state: its state dict, on the CPU.
-    seconds: of training and evaluation, summed over the runs that it took.
+    seconds: of training and evaluation, summed over the runs that it took. cosines: of gradients of pairs of batches
+    after the last epoch, if `gradient_confusion` was asked for.
     """
 
     rows: list[dict[str, float]]
@@ -51,6 +53,7 @@ class History:
     best_metric: float
     best_state: dict[str, Tensor]
     seconds: float
+    cosines: list[float] = field(default_factory=list)
 
 
 def fit(
@@ -64,12 +67,14 @@ def fit(
     resume: bool = False,
     group: Group = Group(),  # noqa: B008
     progress: Progress | None = None,
+    teacher: fx.GraphModule | None = None,
 ) -> History:
     """Trains `network` in place, on `device`; afterwards it holds the last weights, and History the best.
 
     The best epoch is that of the validation split, or of the test set where there is none. After each epoch the main
     process replaces in `folder` metrics.csv, state.pt and, if it was the best so far, best-weights.pt, each file whole.
     resume: goes on from state.pt, if there is one, and ends with the tensors of a run that was never stopped.
+    teacher: of `options.distill`.
     Equal arguments give equal tensors on the same machine, as far as torch's own operations do.
 
     Raises RecipeError if the options do not fit the data or the device, RunFolderError if state.pt was made for
@@ -77,8 +82,8 @@ def fit(
     """
     network.to(device)
     monitor = _Monitor(data, options)
-    trainer = Trainer(network, data, options, seed, device, group)
-    made_for = state.fingerprint(network, data, options, seed, device, group.world)
+    trainer = Trainer(network, data, options, seed, device, group, teacher)
+    made_for = state.fingerprint(network, data, options, seed, device, group.world, teacher)
     record = _start(folder, made_for, trainer, resume=resume)
     first = len(record.rows)
     if first == 0 and data.validation is None and group.is_main:
@@ -88,6 +93,9 @@ def fit(
     ) as metrics:
         for epoch in range(first, options.epochs):
             row = _run_epoch(epoch, trainer, monitor, progress)
+            if options.gradient_confusion is not None:
+                record.cosines = trainer.gradient_cosines(epoch, options.gradient_confusion.pairs)
+                row |= {"gradient_cosine_min": min(record.cosines), "gradient_cosine_mean": fmean(record.cosines)}
             is_best = record.add(row, monitor.column, higher_is_better=monitor.higher_is_better)
             if group.is_main:
                 if is_best:
@@ -99,13 +107,14 @@ def fit(
     group.barrier()  # the main process has written the best weights
     seconds = sum(row["seconds"] for row in record.rows)
     best = state.load_best(folder)
-    return History(record.rows, monitor.column, record.best_epoch, record.best_metric, best, seconds)
+    return History(record.rows, monitor.column, record.best_epoch, record.best_metric, best, seconds, record.cosines)
 
 
 def check(data: DataSet, options: Training, device: torch.device, group: Group = Group()) -> int:  # noqa: B008
     """Steps of an epoch, if `fit` will take these options. Raises RecipeError where it would."""
     _Monitor(data, options)
     loss_for(data.task, options.loss)
+    tally_for(data.task, data.anchors, device)
     if options.tensorboard:
         summary_writer()
     return count_steps(data, options, device, group)
@@ -123,13 +132,23 @@ class _Monitor:
             )
         self._prefix = "test" if data.validation is None else "val"
         self._split: Split = data.test if data.validation is None else data.validation
-        self._task = data.task
+        self._task, self._anchors = data.task, data.anchors
+        maps = data.task in ("segmentation", "detection")  # large outputs: evaluation has the memory that training has
+        self._batch_size = options.batch_size if maps else 1000
         self.column = f"{self._prefix}_{name}"
         self.higher_is_better = metrics[name].higher_is_better
 
     def figures(self, trainer: Trainer) -> dict[str, float]:
         """Raises ConvergenceError at one that is not finite: the last steps may have ruined the weights."""
-        figures = evaluate(trainer.network, self._split, task=self._task, device=trainer.device, group=trainer.group)
+        figures = evaluate(
+            trainer.network,
+            self._split,
+            task=self._task,
+            anchors=self._anchors,
+            device=trainer.device,
+            batch_size=self._batch_size,
+            group=trainer.group,
+        )
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise ConvergenceError(

@@ -5,9 +5,13 @@ from typing import Annotated, Literal
 from annotated_types import Gt
 
 from compresskit.options import option
+from compresskit.training.distillation import Distill
+from compresskit.training.gradient_confusion import GradientConfusion
 from compresskit.training.losses import Loss
 from compresskit.training.optimizers import SGD, Optimizer
 from compresskit.training.schedules import Cosine, Schedule
+
+Metric = Literal["accuracy", "loss", "mae", "mse", "miou", "recall", "precision", "map"]
 
 
 @option
@@ -18,12 +22,14 @@ class Training:
     batch_size: Annotated[int, Gt(0)] = 128  # of all processes together
     optimizer: Optimizer = SGD()
     schedule: Schedule = Cosine()
-    loss: Loss | None = None  # default: cross-entropy for classes, mse for numbers
+    loss: Loss | None = None  # default: cross-entropy for classes, mse for numbers, yolo for boxes
+    distill: Distill | None = None  # learn from a teacher, too
     decay_bias_and_norm: bool = True  # false: weight decay spares parameters of one dimension
     clip_norm: Annotated[float, Gt(0)] | None = None  # largest 2-norm of the whole gradient; a larger one is scaled
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of forward passes; float16 needs CUDA
     compile: bool = False  # torch.compile: slow first step, faster afterwards
-    monitor: Literal["accuracy", "loss", "mae", "mse"] | None = None  # picks the best epoch; default accuracy or mae
+    monitor: Metric | None = None  # picks the best epoch; by default the main metric of the task
+    gradient_confusion: GradientConfusion | None = None  # measured at the end of each epoch; {} takes its defaults
     tensorboard: bool = False  # write the metrics for TensorBoard, too
 
     def __post_init__(self) -> None:

@@ -22,11 +22,15 @@ BEST = "best-weights.pt"
 
 @dataclass
 class Record:
-    """How far a run is. rows: one for each finished epoch; best_epoch: counted from 1, 0 before the first."""
+    """How far a run is. rows: one for each finished epoch; best_epoch: counted from 1, 0 before the first.
+
+    cosines: of gradients, after the last of these epochs.
+    """
 
     rows: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_metric: float = math.nan
+    cosines: list[float] = field(default_factory=list)
 
     def add(self, row: dict[str, float], column: str, *, higher_is_better: bool) -> bool:
         """Appends the row of an epoch; returns whether it is the best so far by that column."""
@@ -39,20 +43,29 @@ class Record:
 
 
 def fingerprint(
-    network: nn.Module, data: DataSet, options: Training, seed: int, device: torch.device, world: int
+    network: nn.Module,
+    data: DataSet,
+    options: Training,
+    seed: int,
+    device: torch.device,
+    world: int,
+    teacher: nn.Module | None = None,
 ) -> dict[str, Any]:
     """All that the final tensors depend on, as plain values."""
-    weights = network.state_dict()
     return {
         **asdict(options),
         "seed": seed,
         "device": device.type,
         "processes": world,
         "data": data.fingerprint,
-        "starting weights": digest(
-            *((name, *tensor.shape) for name, tensor in weights.items()), *map(_bytes, weights.values())
-        ),
+        "starting weights": _weights(network),
+        **({"teacher": _weights(teacher)} if teacher is not None else {}),
     }
+
+
+def _weights(network: nn.Module) -> str:
+    weights = network.state_dict()
+    return digest(*((name, *tensor.shape) for name, tensor in weights.items()), *map(_bytes, weights.values()))
 
 
 def save(folder: Path, made_for: Mapping[str, Any], record: Record, trainer: Mapping[str, Any]) -> None:
@@ -90,7 +103,8 @@ def load(folder: Path, made_for: Mapping[str, Any]) -> tuple[Record, dict[str, A
             f"{path}: made for another run: {'; '.join(differences)}; "
             "resume with what it was made for, or start anew with --force"
         )
-    return Record(state["rows"], state["best_epoch"], state["best_metric"]), state["trainer"]
+    record = Record(state["rows"], state["best_epoch"], state["best_metric"], state.get("cosines", []))
+    return record, state["trainer"]
 
 
 def clear(folder: Path) -> None:

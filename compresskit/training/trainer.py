@@ -1,8 +1,9 @@
 """One epoch of gradient steps, with what outlives it: network, optimiser and gradient scaler."""
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,13 +13,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from compresskit.data.dataset import DataSet
 from compresskit.errors import ConvergenceError, RecipeError
+from compresskit.training.distillation import distiller_for
 from compresskit.training.distributed import Group
 from compresskit.training.evaluation import METRICS
+from compresskit.training.gradient_confusion import gradient_cosines
 from compresskit.training.losses import loss_for
 from compresskit.training.optimizers import parameter_groups
 from compresskit.training.options import Training
 from compresskit.training.seeds import epoch_seed
 
+CONFUSION = -1  # in the place of a rank: random numbers that training does not use
 CHECK_EVERY = 50  # steps between two looks at the losses; each look makes the host wait for the device
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,21 +31,32 @@ class Trainer:
     """Trains `network` in place on the training split; every process of `group` holds one."""
 
     def __init__(
-        self, network: fx.GraphModule, data: DataSet, options: Training, seed: int, device: torch.device, group: Group
+        self,
+        network: fx.GraphModule,
+        data: DataSet,
+        options: Training,
+        seed: int,
+        device: torch.device,
+        group: Group,
+        teacher: fx.GraphModule | None = None,
     ) -> None:
         self.drop_last = _drop_last(len(data.train), options.batch_size, group.world)
         self.steps = count_steps(data, options, device, group)
         self.network, self.split, self.options, self.seed = network, data.train, options, seed
         self.device, self.group = device, group
-        self.loss = loss_for(data.task, options.loss)
-        self.score_name, self.score = next(iter(METRICS[data.task].items()))
-        self.optimizer = options.optimizer(parameter_groups(network, decay_bias_and_norm=options.decay_bias_and_norm))
+        self.loss = loss_for(data.task, options.loss, data.anchors)
+        self.score_name, score = next(iter(METRICS[data.task].items()))
+        self.score = score.total  # None: the main metric is no mean over samples, too dear to take in training
+        self.distiller = distiller_for(network, teacher, options.distill, data.input_shape, seed)
+        self.regressors = self.distiller.regressors if self.distiller else nn.ModuleList()
+        trained = nn.ModuleList([network, self.regressors])
+        self.optimizer = options.optimizer(parameter_groups(trained, decay_bias_and_norm=options.decay_bias_and_norm))
         self.parameters = [p for part in self.optimizer.param_groups for p in part["params"]]
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
-        self.module = _wrap(network, options, device, group)
+        self.module = _wrap(self.distiller.student if self.distiller else network, options, device, group)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scaler")}
+        return {name: getattr(self, name).state_dict() for name in ("network", "regressors", "optimizer", "scaler")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in state.items():
@@ -57,18 +72,19 @@ class Trainer:
         self.network.train()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(epoch_seed(self.seed, epoch, self.group.rank))
-            loss, score, count = self._run(epoch, on_step)
+            loss, score, term, count = self._run(epoch, on_step)
         self.optimizer.zero_grad(set_to_none=True)
         self.group.broadcast(self.network.buffers())
         return {
             "lr": self.optimizer.param_groups[0]["lr"],
             "train_loss": loss / count,
-            f"train_{self.score_name}": score / count,
+            **({f"train_{self.score_name}": score / count} if self.score is not None else {}),
+            **({"distill_loss": term / count} if self.distiller else {}),
             "images_per_second": count / (time.perf_counter() - began),
         }
 
     def _run(self, epoch: int, on_step: Callable[[int], None]) -> list[float]:
-        """Sums of loss, score and samples over all processes."""
+        """Sums of loss, score, the teacher's term and samples over all processes."""
         tally = _Tally(epoch)
         batches = self.split.batches(
             self.options.batch_size,
@@ -80,10 +96,10 @@ class Trainer:
         )
         for index, (inputs, targets) in enumerate(batches):
             self._set_rate(epoch * self.steps + index)
-            tally.add(*self._step(inputs, targets), len(targets))
+            tally.add(self._step(inputs, targets), len(targets))
             on_step(index + 1)
         tally.settle()
-        sums = torch.tensor([tally.loss, tally.score, tally.count], dtype=torch.float64, device=self.device)
+        sums = torch.tensor([tally.loss, tally.score, tally.term, tally.count], dtype=torch.float64, device=self.device)
         self.group.sum_tensors([sums])
         return sums.tolist()
 
@@ -92,11 +108,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss and summed score of the batch, before the step; both stay on the device."""
-        with self._autocast():
-            output = self.module(inputs)
-            loss = self.loss(output, targets)
+    def _step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the batch, before the step: mean loss, summed score and mean term of the teacher (0 where there is none).
+
+        They stay on the device.
+        """
+        loss, output, term = self._objective(self.module, inputs, targets, self.options.precision)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.options.clip_norm is not None:
@@ -104,25 +121,73 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach(), self.score.total(output.detach(), targets)
+        score = term.new_zeros(()) if self.score is None else self.score(output.detach(), targets)
+        return loss.detach(), score, term
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.options.precision == "float32":
+    def _objective(
+        self, module: Callable[..., Any], inputs: Tensor, targets: Tensor, precision: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of a batch, the output that it was taken of, and the teacher's term in it."""
+        with self._autocast(precision):
+            if self.distiller is None:
+                output = module(inputs)
+                return self.loss(output, targets), output, inputs.new_zeros(())
+            output, *features = module(inputs)
+            loss, term = self.distiller.loss(self.loss(output, targets), (output, *features), inputs)
+            return loss, output, term
+
+    def gradient_cosines(self, epoch: int, pairs: int) -> list[float]:
+        """Of `pairs` pairs of mini-batches, with the weights as they are and batch norms as in training.
+
+        Pairs are neighbours in a shuffled order of their own, drawn anew when it ends. Every process takes them all.
+        In float32 where training takes float16, whose gradients vanish unless the scaler enlarges them. Running
+        statistics and random state are left as they were.
+        """
+        buffers = [buffer.clone() for buffer in self.network.buffers()]
+        bare = self.distiller.student if self.distiller else self.network
+        precision = "float32" if self.options.precision == "float16" else self.options.precision
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(epoch_seed(self.seed, epoch, CONFUSION))
+            self.network.train()
+            found = gradient_cosines(
+                lambda inputs, targets: self._objective(bare, inputs, targets, precision)[0],
+                trained,
+                self._pairs(epoch, pairs),
+            )
+        for buffer, value in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        return found
+
+    def _pairs(self, epoch: int, count: int) -> Iterator[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+        size = min(self.options.batch_size, len(self.split) // 2)
+        for order in itertools.count():
+            seed = epoch_seed(epoch_seed(self.seed, epoch, CONFUSION), order)
+            batches = self.split.batches(size, self.device, seed=seed, drop_last=True)
+            for pair in zip(batches, batches, strict=False):  # one iterator twice: neighbours
+                yield pair
+                count -= 1
+                if count == 0:
+                    return
+
+    def _autocast(self, precision: str) -> AbstractContextManager[Any]:
+        if precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, AUTOCAST[self.options.precision])
+        return torch.autocast(self.device.type, AUTOCAST[precision])
 
 
 class _Tally:
     """Sums of an epoch in this process; figures wait on the device until enough have come to be read at once."""
 
     def __init__(self, epoch: int) -> None:
-        self.loss = self.score = 0.0
+        self.loss = self.score = self.term = 0.0
         self.count = self.steps = 0
         self._epoch = epoch
-        self._waiting: list[tuple[Tensor, Tensor, int]] = []
+        self._waiting: list[tuple[tuple[Tensor, Tensor, Tensor], int]] = []
 
-    def add(self, loss: Tensor, score: Tensor, size: int) -> None:
-        self._waiting.append((loss, score, size))
+    def add(self, figures: tuple[Tensor, Tensor, Tensor], size: int) -> None:
+        """Of a batch of `size`: mean loss, summed score, and mean term of the teacher."""
+        self._waiting.append((figures, size))
         if len(self._waiting) == CHECK_EVERY:
             self.settle()
 
@@ -130,9 +195,10 @@ class _Tally:
         """Adds what waits. Raises ConvergenceError at the first loss that is not finite."""
         if not self._waiting:
             return
-        losses, scores, sizes = zip(*self._waiting, strict=True)
+        figures, sizes = zip(*self._waiting, strict=True)
         self._waiting.clear()
-        for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True):
+        losses, scores, terms = (torch.stack(values) for values in zip(*figures, strict=True))
+        for loss, term, size in zip(losses.tolist(), terms.tolist(), sizes, strict=True):
             self.steps += 1
             if not math.isfinite(loss):
                 raise ConvergenceError(
@@ -140,7 +206,8 @@ class _Tally:
                     "set clip_norm or schedule.warmup, or use precision: float32"
                 )
             self.loss += loss * size
-        self.score += torch.stack(scores).double().sum().item()
+            self.term += term * size
+        self.score += scores.double().sum().item()
         self.count += sum(sizes)
 
 
@@ -156,6 +223,10 @@ def count_steps(data: DataSet, options: Training, device: torch.device, group: G
         raise RecipeError("precision: float16 needs --device cuda; on the CPU use float32 or bfloat16")
     if batch_size % world:
         raise RecipeError(f"batch_size: {batch_size} cannot be shared by {world} processes; use a multiple of {world}")
+    if options.gradient_confusion is not None and samples < 2:
+        raise RecipeError(
+            "gradient_confusion: a pair of batches needs two training samples; give more, or leave it out"
+        )
     whole = _drop_last(samples, batch_size, world)
     steps = samples // batch_size if whole else math.ceil(samples / batch_size)
     if steps == 0:
@@ -163,8 +234,7 @@ def count_steps(data: DataSet, options: Training, device: torch.device, group: G
     return steps
 
 
-def _wrap(network: fx.GraphModule, options: Training, device: torch.device, group: Group) -> Callable[..., Tensor]:
-    module: nn.Module = network
+def _wrap(module: nn.Module, options: Training, device: torch.device, group: Group) -> Callable[..., Any]:
     if group.world > 1:
         module = DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
     return torch.compile(module) if options.compile else module

@@ -29,7 +29,7 @@ def test_regression_equals_a_loop(tiny):
     assert evaluate(network, split, task="regression", batch_size=7) == pytest.approx(expected, rel=1e-6)  # as above
 
 
-@pytest.mark.parametrize("task", METRICS)
+@pytest.mark.parametrize("task", ["classification", "regression"])
 def test_batch_size_does_not_matter(tiny, task):
     split, network = tiny.dataset(task).test, tiny.network()
     whole, single = (evaluate(network, split, task=task, batch_size=size) for size in (20, 1))

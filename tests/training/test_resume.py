@@ -49,7 +49,7 @@ def test_a_killed_run_ends_with_the_tensors_of_one_that_was_not(tmp_path, epoch)
 def test_the_state_holds_plain_data_only(tiny, tmp_path):
     tiny.run(tmp_path, tiny.OPTIONS)
     content = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert set(content) == {"version", "made_for", "rows", "best_epoch", "best_metric", "trainer"}
+    assert set(content) == {"version", "made_for", "rows", "best_epoch", "best_metric", "cosines", "trainer"}
 
 
 def test_a_finished_run_returns_at_once_with_the_same_result(tiny, tmp_path):

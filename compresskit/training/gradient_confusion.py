@@ -1,0 +1,54 @@
+"""How much the gradients of mini-batches contradict one another (Sankararaman et al. 2019)."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from compresskit.errors import ConvergenceError
+from compresskit.options import option
+
+
+@option
+class GradientConfusion:
+    """Cosine similarity of the gradients of pairs of mini-batches, at the end of each epoch (ExpandNets, Figure 3).
+
+    The batches are shuffled and augmented as in training, and their size is that of training, or half the training
+    samples where that is less: two batches of a pair share no sample.
+    """
+
+    pairs: Annotated[int, Ge(2)] = 100  # in each epoch; a density needs two
+
+
+def gradient_cosines(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    parameters: Sequence[Tensor],
+    pairs: Iterable[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
+) -> list[float]:
+    """For each pair of batches <g, h> / (||g|| ||h||), g and h the gradients of `loss` by all parameters together.
+
+    Holds two gradients at a time, and leaves none in the parameters. A gradient of zero has a cosine of 0 with any.
+    Raises ConvergenceError at a gradient that is not finite.
+    """
+    found = []
+    for batches in pairs:
+        one, other = (torch.autograd.grad(loss(*batch), list(parameters), allow_unused=True) for batch in batches)
+        found.append(_cosine(one, other))
+    return found
+
+
+def _cosine(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> float:
+    product, first, second = (_dot(g, h) for g, h in ((one, other), (one, one), (other, other)))
+    if not math.isfinite(first + second):
+        raise ConvergenceError("gradient_confusion: a gradient is not finite; lower optimizer.lr, or set clip_norm")
+    norms = math.sqrt(first) * math.sqrt(second)
+    return product / norms if norms else 0.0
+
+
+def _dot(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> float:
+    """Inner product of two gradients, parameter by parameter in float64; None is a gradient of zero."""
+    both = [(g, h) for g, h in zip(one, other, strict=True) if g is not None and h is not None]
+    return float(sum((g.double() * h.double()).sum() for g, h in both))

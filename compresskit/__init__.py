@@ -3,12 +3,14 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "fuse", "load", "reconstruct"]
+__all__ = ["__version__", "contract", "evaluate", "expand", "fuse", "load", "reconstruct"]
 
 _HOMES = {
     "load": ("compresskit.storage.checkpoint", "load_network"),
     "fuse": ("compresskit.passes.fuse", "fuse"),
     "reconstruct": ("compresskit.passes.reconstruct", "reconstruct_model"),
+    "expand": ("compresskit.passes.expand", "expand_model"),
+    "contract": ("compresskit.passes.expand", "contract_model"),
     "evaluate": ("compresskit.training.evaluation", "evaluate"),
 }
 

@@ -78,6 +78,19 @@ def fuse(
 
 
 @app.command()
+def expand(
+    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
+    device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
+    dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Train a compact network as an over-parameterised one, and multiply it back."""
+    from compresskit.commands import expand as command
+
+    arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
+    _run(lambda progress: command.run(arguments, progress), quiet, json)
+
+
+@app.command()
 def reconstruct(
     recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
     device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
@@ -158,8 +171,8 @@ def _absent(verb: str) -> Callable[[typer.Context], None]:
     return refuse
 
 
-PRESENT = ("train", "fuse", "reconstruct", "finetune", "evaluate", "inspect", "validate", "show")
-for _verb in ("expand", "prune", "spectra", "export"):
+PRESENT = ("train", "fuse", "expand", "reconstruct", "finetune", "evaluate", "inspect", "validate", "show")
+for _verb in ("prune", "spectra", "export"):
     _settings = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command(_verb, context_settings=_settings)(_absent(_verb))
 

@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from compresskit.numerics.kernel_density import NARROW, density
 from compresskit.storage.atomic import atomic_write
 
 Curves = Sequence[Sequence[float]]
+_COLUMNS = 4  # panels side by side
 _SMALLEST = 1e-8  # below it an error is rounding, and a logarithmic scale shows nothing else
 
 
@@ -26,6 +31,64 @@ def learning_curves(path: Path, curves: Mapping[str, tuple[Curves, Curves]], met
         panel.set(title=name, xlabel="epoch", ylabel=metric)
         panel.legend(frameon=False)
         panel.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def training_curves(path: Path, curves: Mapping[str, Curves], metric: str) -> None:
+    """`metric` by epoch, a line for each network: mean and standard deviation over its curves, one for each trial."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    panel = figure.subplots()
+    for number, (name, several) in enumerate(curves.items()):
+        _band(panel, several, 1, name, f"C{number % 10}")
+    panel.set(xlabel="epoch", ylabel=metric)
+    panel.legend(frameon=False)
+    panel.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def gradient_cosines(path: Path, smallest: Mapping[str, Curves], last: Mapping[str, Sequence[float]]) -> None:
+    """Left, the smallest cosine by epoch, a line for each network; right, the density of all after the last epoch.
+
+    smallest: by network, one curve for each trial. last: by network, the cosines of all trials together.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (name, curves) in enumerate(smallest.items()):
+        _band(left, curves, 1, name, f"C{number % 10}")
+        _density(right, last[name], name, f"C{number % 10}")
+    left.set(xlabel="epoch", ylabel="smallest cosine of gradients")
+    right.set(xlabel="cosine of gradients after the last epoch", ylabel="density")
+    for panel in (left, right):
+        panel.grid(alpha=0.3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    _save(figure, path)
+
+
+def landscapes(path: Path, surfaces: Mapping[str, Sequence[Sequence[float]]], extent: float, metric: str) -> None:
+    """A panel a network: contours of `metric` over two directions, at the same levels in all, so that they compare.
+
+    metric: one that is small where a net is good, and not negative. Levels grow by a constant factor, for corners are
+    often a hundred times as high as the basin; what is below a thousandth of the largest value is drawn as that.
+    The trained net is the cross in the middle, the smallest value the dot. What is not finite stays white.
+    """
+    columns = min(_COLUMNS, len(surfaces))
+    rows = -(-len(surfaces) // columns)
+    figure = Figure(figsize=(4.4 * columns, 4 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel in panels[len(surfaces) :]:
+        panel.set_axis_off()
+    grids = [np.ma.masked_invalid(surface) for surface in surfaces.values()]
+    smallest, largest = min(float(grid.min()) for grid in grids), max(float(grid.max()) for grid in grids)
+    lowest = max(smallest, largest / 1000) or 1.0
+    levels = np.geomspace(lowest, largest if largest > lowest else 2 * lowest, 21)
+    for panel, name, grid in zip(panels, surfaces, grids, strict=False):
+        places = np.linspace(-extent, extent, len(grid))
+        filled = panel.contourf(places, places, np.ma.maximum(grid, lowest), levels=levels, norm=LogNorm())
+        row, column = np.unravel_index(grid.argmin(), grid.shape)
+        panel.plot(0, 0, "r+", markersize=12)
+        panel.plot(places[column], places[row], "r.")
+        panel.set(title=fill(name, 36), xlabel="second direction", ylabel="first direction")
+    figure.colorbar(filled, ax=panels, label=metric, format="%.3g")
     _save(figure, path)
 
 
@@ -50,7 +113,7 @@ def trade_offs(
 
     curves: by site, (kept, errors). chosen: by site, (kept, error).
     """
-    columns = min(4, len(curves))
+    columns = min(_COLUMNS, len(curves))
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.8 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -80,6 +143,13 @@ def comparison(path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], m
     _save(figure, path)
 
 
+def _density(panel: Axes, samples: Sequence[float], label: str, colour: str) -> None:
+    if max(samples) - min(samples) < NARROW:
+        panel.axvline(samples[0], color=colour, label=label)
+    else:
+        panel.plot(*density(samples), color=colour, label=label)
+
+
 def _band(panel: Axes, curves: Curves, first: int, label: str, colour: str) -> None:
     if not curves:
         return
@@ -87,6 +157,7 @@ def _band(panel: Axes, curves: Curves, first: int, label: str, colour: str) -> N
     epochs = np.arange(first, first + values.shape[1])
     mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
     panel.plot(epochs, mean, color=colour, label=label, marker=".")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
 
 

@@ -51,7 +51,7 @@ def show(result: Result, console: Console) -> None:
         drawn = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
         for column, name in enumerate(table.columns):
             numeric = all(_is_number(row[column]) for row in table.rows)
-            drawn.add_column(escape(name), justify="right" if numeric else "left")
+            drawn.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
         for row in table.rows:
             drawn.add_row(*(escape(cell(value)) for value in row))
         console.print(drawn)

@@ -31,6 +31,8 @@ HOMES = {
     "matplotlib": {"plots"},
     "tensorboard": {"training.metrics_log"},
     "scipy": {"numerics"},
+    "PIL": {"data"},
+    "pycocotools": {"training.average_precision"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.read_text().strip())
 

@@ -3,8 +3,7 @@
 from compresskit.commands.plan import plan_training
 from compresskit.commands.result import Result
 from compresskit.commands.session import Arguments, Progress, session, with_folder
-from compresskit.commands.trials import train_trials
-from compresskit.training.loop import check
+from compresskit.commands.trials import check_training, train_trials
 
 
 def run(arguments: Arguments, progress: Progress) -> Result:
@@ -14,5 +13,5 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         start = current.parent(0)
         if arguments.dry_run:
             return plan_training(current, start.network, options)
-        check(current.data, options, current.device, current.group)
+        check_training(current, start.network, options)
         return train_trials(with_folder(current), options, current.parent)

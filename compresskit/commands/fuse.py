@@ -13,7 +13,7 @@ from compresskit.commands.moments import temporary_folder
 from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result
 from compresskit.commands.session import Arguments, Progress, Session, Start, session, trial_folder, with_folder
-from compresskit.commands.trials import keep
+from compresskit.commands.trials import check_training, keep
 from compresskit.errors import RecipeError
 from compresskit.passes.fuse import rehearse
 from compresskit.passes.fuse_auto import size
@@ -21,7 +21,6 @@ from compresskit.passes.fusible import Fusible
 from compresskit.recipes.schema import FuseAndRetrain
 from compresskit.storage.atomic import write_json
 from compresskit.storage.checkpoint import load
-from compresskit.training.loop import check
 from compresskit.training.options import Training
 
 FUSED, FUSED_STEP = "fused.pt", "fused.json"  # of a step, before its training
@@ -40,7 +39,7 @@ def run(arguments: Arguments, progress: Progress, *, ranked: bool = True) -> Res
             raise RecipeError("fuse.until: `layers: auto` needs to know when to stop; --dry-run shows the candidates")
         for settings in (options.retrain, options.baseline):
             if isinstance(settings, Training):
-                check(current.data, settings, current.device, current.group)
+                check_training(current, current.parent(0).network, settings)
         if arguments.dry_run:
             return _plan(current, options, ranked)
         _chains(current, options, FuseSteps(current, options, 0, Path()))

@@ -10,7 +10,7 @@ from torch import fx
 from compresskit import plots
 from compresskit.commands.figures import Figures, compared, slower
 from compresskit.commands.parents import MODEL
-from compresskit.commands.result import Result, Table, Target, by
+from compresskit.commands.result import Result, Table, Target, by, tuples
 from compresskit.commands.session import Session
 from compresskit.graph.chains import WEIGHTED
 from compresskit.passes.fuse import FusedLayer
@@ -79,7 +79,7 @@ class FusedTrial:
 def read_step(path: Path) -> Step:
     """A step that an interrupted run had finished."""
     plain = json.loads(path.read_text())
-    row = {name: _tuples(value) for name, value in plain.pop("row").items()}
+    row = {name: tuples(value) for name, value in plain.pop("row").items()}
     return Step(row=FusedLayer(**row), **plain)
 
 
@@ -255,7 +255,3 @@ def _plot(folder: Path, trials: list[FusedTrial], metric: str) -> None:
 def _rank(rank: int | None, features: int) -> str:
     """Conjugate gradients do not know the rank."""
     return f"{'?' if rank is None else rank} of {features}"
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

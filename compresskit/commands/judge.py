@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
 from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
 from compresskit.graph.shapes import evaluating
+from compresskit.numerics.distillation import soft_targets
 from compresskit.passes.targets import Judge
 
 
@@ -16,16 +16,15 @@ def judging_split(current: Session, images: int) -> Split:
 
 
 def judge_by(current: Session, original: fx.GraphModule, split: Split) -> Judge:
-    """loss: mean KL divergence of a candidate's classes from the original's, or their mean squared difference for
-    numbers. accuracy: of a classifier on `split`."""
+    """loss: mean KL divergence of a candidate's classes (of images or pixels) from the original's, or their mean
+    squared difference for other outputs. accuracy: of a classifier on `split`."""
     expected = _outputs(current, original, split)
 
     def loss(candidate: fx.GraphModule) -> float:
         found = _outputs(current, candidate, split)
-        if current.data.task != "classification":
+        if current.data.task not in ("classification", "segmentation"):
             return float((found - expected).square().mean())
-        ours, theirs = (functional.log_softmax(outputs, 1) for outputs in (found, expected))
-        return float(functional.kl_div(ours, theirs, reduction="batchmean", log_target=True))
+        return float(soft_targets(found, expected, 1.0))
 
     def accuracy(candidate: fx.GraphModule) -> float:
         return current.evaluate(candidate, split)["accuracy"]

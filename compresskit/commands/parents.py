@@ -6,6 +6,7 @@ from pathlib import Path
 from compresskit.data.dataset import DataSet
 from compresskit.errors import CheckpointError, RecipeError
 from compresskit.graph.shapes import node_shapes
+from compresskit.passes.expand import expanded_layers
 from compresskit.recipes.schema import Recipe
 from compresskit.storage.checkpoint import Checkpoint
 
@@ -50,7 +51,7 @@ def check_fits(checkpoint: Checkpoint, path: Path, data: DataSet) -> None:
             f"{given[1]}; use the data that the net was trained on"
         )
     shapes = node_shapes(checkpoint.network, checkpoint.input_shape)
-    outputs = [shapes[node.args[0].name][-1] for node in checkpoint.network.graph.nodes if node.op == "output"]
+    outputs = [shapes[node.args[0].name][1] for node in checkpoint.network.graph.nodes if node.op == "output"]
     if outputs != [data.outputs]:
         raise CheckpointError(
             f"{path}: it has {outputs[0]} outputs, the recipe's data {data.outputs}; use its own data"
@@ -62,3 +63,14 @@ def check_fits(checkpoint: Checkpoint, path: Path, data: DataSet) -> None:
                 f"{path}: trained on inputs of mean {mean} and deviation {std}, the recipe normalises by "
                 f"{list(data.mean)} and {list(data.std)}; give `data.normalize` as it was"
             )
+
+
+def check_contracted(checkpoint: Checkpoint, path: Path, verb: str) -> None:
+    """Raises CheckpointError for a net with expanded layers, which fusing and reconstructing cannot read."""
+    if found := expanded_layers(checkpoint.network):
+        names = ", ".join(list(found)[:3]) + (", ..." if len(found) > 3 else "")
+        raise CheckpointError(
+            f"{path}: '{verb}' reads plain layers, but {names} are still products of factors; take the model.pt that "
+            "`expand` left beside it, or make one with: compresskit expand RECIPE 'expand.stages=[contract]' "
+            f"--checkpoint {path}"
+        )

@@ -7,10 +7,9 @@ from torch import fx
 
 from compresskit.commands.result import Figure, Result, Table, by
 from compresskit.commands.session import Session, run_path
-from compresskit.commands.trials import check_room
+from compresskit.commands.trials import check_room, check_training
 from compresskit.errors import ConvergenceError
 from compresskit.graph.counting import count
-from compresskit.training.loop import check
 from compresskit.training.losses import loss_for
 from compresskit.training.options import Training
 
@@ -18,11 +17,11 @@ from compresskit.training.options import Training
 def plan_training(current: Session, network: fx.GraphModule, options: Training) -> Result:
     """One batch forward and backward on a copy of the network, and the size of what lies ahead."""
     data = current.data
-    check_room(current, network, run_path(current))
-    steps = check(data, options, current.device, current.group) * options.epochs
+    check_room(current, [network], run_path(current))
+    steps = check_training(current, network, options) * options.epochs
     trial = copy.deepcopy(network).train()
     inputs, targets = next(data.train.batches(min(options.batch_size, len(data.train)), current.device, seed=0))
-    loss = loss_for(data.task, options.loss)(trial(inputs), targets)
+    loss = loss_for(data.task, options.loss, data.anchors)(trial(inputs), targets)
     torch.autograd.backward(loss)
     loss = loss.detach()
     if not torch.isfinite(loss):

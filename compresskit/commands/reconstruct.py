@@ -1,6 +1,7 @@
 """`compresskit reconstruct`: thins the inputs of layers, refits and cuts them, and retrains if asked."""
 
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,17 +15,16 @@ from compresskit.commands.reconstruct_report import Outcome, ReconstructedTrial,
 from compresskit.commands.result import Result
 from compresskit.commands.session import Arguments, Progress, Session, Start, session, trial_folder, with_folder
 from compresskit.commands.sizes import sizes
-from compresskit.commands.trials import keep, train_network
+from compresskit.commands.trials import check_training, keep, train_network
 from compresskit.errors import RecipeError
 from compresskit.graph.shapes import evaluating
 from compresskit.passes.budget import SizeModel, check_target
 from compresskit.passes.readers import Plan, plan
 from compresskit.passes.reconstruct import Reconstruction, reconstruct
-from compresskit.passes.targets import rules_of
+from compresskit.passes.targets import Judge, rules_of
 from compresskit.recipes.schema import ReconstructAndRetrain
 from compresskit.storage.atomic import write_json
 from compresskit.storage.checkpoint import load
-from compresskit.training.loop import check
 
 RECONSTRUCTED, OUTCOME = "reconstructed.pt", "reconstructed.json"  # before retraining
 COMPARISON = "comparison.json"
@@ -34,9 +34,9 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     """Takes moments, chooses what each layer reads, cuts the rest; then retrains, and compares, if asked."""
     with session("reconstruct", arguments, ("data", "reconstruct"), progress, from_checkpoint=True) as current:
         options: ReconstructAndRetrain = current.recipe.section("reconstruct")
-        if options.retrain is not None:
-            check(current.data, options.retrain, current.device, current.group)
         network = current.parent(0).network
+        if options.retrain is not None:
+            check_training(current, network, options.retrain)
         made = _checked_plan(current, network, options)
         if arguments.dry_run:
             return plan_result(current, network, options, made)
@@ -51,13 +51,13 @@ def _checked_plan(current: Session, network: fx.GraphModule, options: Reconstruc
     made = plan(network, shape, options)
     if options.target is None:
         rules_of(network, made, options)
-    elif options.target.accuracy_drop is not None and current.data.task != "classification":
+        return made
+    if options.target.accuracy_drop is not None and current.data.task != "classification":
         raise RecipeError("reconstruct.target.accuracy_drop: the recipe's data are numbers, no classes; give a size")
-    else:
-        check_target(SizeModel(network, made, shape), options.target, options.min_channels)
-    for setting in combinations(options)[0]:
+    model = SizeModel(network, made, shape)
+    for setting in (options, *combinations(options)[0]):
         if setting.target is not None:
-            check_target(SizeModel(network, made, shape), setting.target, options.min_channels)
+            check_target(model, setting.target, options.min_channels)
     return made
 
 
@@ -102,8 +102,13 @@ class _Work:
     def __init__(self, current: Session, options: ReconstructAndRetrain, start: Start, folder: Path) -> None:
         self._current, self._options, self._start = current, options, start
         self._gather = gatherer(current, folder / "moments", options)
-        self._judge = judge_by(current, start.network, judging_split(current, options.held_out))
         self._memory: dict[tuple[object, ...], list[object]] = {}
+
+    @cached_property
+    def _judge(self) -> Judge:
+        """Made when it is asked for: a run that only retrains has no use for it."""
+        current = self._current
+        return judge_by(current, self._start.network, judging_split(current, self._options.held_out))
 
     def reconstruct(self, options: ReconstructAndRetrain) -> Reconstruction:
         current = self._current

@@ -12,7 +12,7 @@ from compresskit.commands import comparison
 from compresskit.commands.comparison import Comparison
 from compresskit.commands.figures import Figures, compared, slower
 from compresskit.commands.parents import MODEL
-from compresskit.commands.result import Figure, Result, Table, Target, by
+from compresskit.commands.result import Figure, Result, Table, Target, by, tuples
 from compresskit.commands.session import Session
 from compresskit.commands.sizes import Sizes
 from compresskit.graph.chains import weighted
@@ -43,9 +43,7 @@ class Outcome:
     @classmethod
     def read(cls, path: Path) -> "Outcome":
         plain = json.loads(path.read_text())
-        rows = [
-            ReconstructedLayer(**{name: _tuples(value) for name, value in row.items()}) for row in plain.pop("rows")
-        ]
+        rows = [ReconstructedLayer(**{name: tuples(value) for name, value in row.items()}) for row in plain.pop("rows")]
         return cls(rows=rows, **plain)
 
 
@@ -116,10 +114,9 @@ def plan_result(current: Session, network: fx.GraphModule, options: ReconstructA
         for reader in site.readers
     ]
     result.tables = [Table("layers to thin", columns, rows)]
-    model = SizeModel(network, made, current.data.input_shape)
-    smallest = model.cost("size")(model.full.clamp(max=options.min_channels)) / model.cost("size")(model.full)
+    smallest = SizeModel(network, made, current.data.input_shape).smallest("size", options.min_channels)
     result.notes = [
-        f"with min_channels left everywhere, {float(smallest):.1%} of the size remain",
+        f"with min_channels left everywhere, {smallest:.1%} of the size remain",
         "nothing was written",
     ]
     return result
@@ -229,7 +226,3 @@ def _plain(trial: ReconstructedTrial) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "comparison": [vars(point) for point in trial.compared.points],
     }
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

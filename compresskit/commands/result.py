@@ -12,6 +12,11 @@ def by(shape: tuple[int, ...] | None) -> str:
     return "×".join(map(str, shape)) if shape else ""
 
 
+def tuples(value: Any) -> Any:
+    """What was tuples before JSON made lists of them."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class Figure:
     """A quantity before and after the command, one value a trial; `before` is empty where there was nothing before."""

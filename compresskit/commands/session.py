@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from compresskit.commands.figures import Figures, figures
-from compresskit.commands.parents import check_fits, find_parents
+from compresskit.commands.parents import check_contracted, check_fits, find_parents
 from compresskit.data.dataset import DataSet, Split
 from compresskit.errors import RecipeError, ResourceError
 from compresskit.graph.shapes import evaluating
@@ -86,6 +86,8 @@ class Session:
         path = self.parents[trial if len(self.parents) > 1 else 0]
         checkpoint = load(path, self.device)
         check_fits(checkpoint, path, self.data)
+        if self.verb in ("fuse", "reconstruct"):
+            check_contracted(checkpoint, path, self.verb)
         return Start(checkpoint.network, path, checkpoint)
 
     @property
@@ -105,6 +107,7 @@ class Session:
             network,
             split or self.data.test,
             task=self.data.task,
+            anchors=self.data.anchors,
             device=self.device,
             batch_size=self.recipe.moments.batch_size,
             group=self.group,

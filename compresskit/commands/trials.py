@@ -1,24 +1,27 @@
 """Training a network, or one for each trial, and keeping what came of it."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import fx
 
+from compresskit.commands.analyses import analyse
 from compresskit.commands.figures import Figures, compared
 from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Progress, Session, Start, trial_folder
+from compresskit.commands.teacher import teacher_for
 from compresskit.storage.checkpoint import Checkpoint, save
 from compresskit.storage.run_folder import check_disk
 from compresskit.training.evaluation import METRICS
-from compresskit.training.loop import History, fit
+from compresskit.training.loop import History, check, fit
 from compresskit.training.options import Training
 
 BEST = "best.pt"
+MAIN = tuple(f"_{next(iter(metrics))}" for metrics in METRICS.values())  # ends of the columns that progress shows
 STATE_COPIES = 6  # weights on disk: model, best, best weights, and the state with up to two moments of the optimiser
 
 
@@ -50,7 +53,7 @@ class EpochProgress:
         self._progress.update((epoch - 1) * steps + step, self._note)
 
     def on_epoch(self, row: Mapping[str, float]) -> None:
-        shown = {name: value for name, value in row.items() if name.endswith(("accuracy", "mae"))}
+        shown = {name: value for name, value in row.items() if name.endswith(MAIN)}
         self._note = " ".join(f"{name} {value:.4f}" for name, value in shown.items())
         self._progress.log(f"{self._label}: epoch {row['epoch']:.0f} of {self._epochs}, {self._note}")
 
@@ -70,6 +73,7 @@ def train_network(
         resume=current.arguments.resume,
         group=current.group,
         progress=progress,
+        teacher=teacher_for(current, network, options),
     )
 
 
@@ -80,19 +84,28 @@ def train_trials(current: Session, options: Training, start: Callable[[int], Sta
     trials = [_train_trial(current, options, start(trial), trial, count) for trial in range(count)]
     if count > 1 and current.group.is_main:
         _promote(current, trials)
-    return _result(current, options, trials)
+    result = _result(current, options, trials)
+    name = current.recipe.name
+    analyse(current, result, {name: [trial.history for trial in trials]}, {name: trials[0].path})
+    return result
 
 
-def check_room(current: Session, network: fx.GraphModule, folder: Path) -> None:
-    """Raises ResourceError if the disk cannot hold what all trials will write."""
-    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    check_disk(folder, STATE_COPIES * current.recipe.trials * weights)
+def check_training(current: Session, network: fx.GraphModule, options: Training) -> int:
+    """Steps of an epoch, if `network` can be trained so. Raises RecipeError or CheckpointError where it cannot."""
+    teacher_for(current, network, options)
+    return check(current.data, options, current.device, current.group)
+
+
+def check_room(current: Session, networks: Iterable[fx.GraphModule], folder: Path, runs: int = 1) -> None:
+    """Raises ResourceError if the disk cannot hold what all trials of so many runs of each network will write."""
+    weights = sum(tensor.nbytes for network in networks for tensor in network.state_dict().values())
+    check_disk(folder, STATE_COPIES * current.recipe.trials * runs * weights)
 
 
 def _train_trial(current: Session, options: Training, start: Start, trial: int, count: int) -> Trial:
     seed, folder = current.recipe.seed + trial, trial_folder(current, trial, count)
     if trial == 0 and current.group.is_main:
-        check_room(current, start.network, folder)
+        check_room(current, [start.network], folder)
     before = None
     if start.path is not None:
         before = current.figures(start.network, current.evaluate(start.network), start.path)
@@ -130,16 +143,16 @@ def keep(
 def _promote(current: Session, trials: list[Trial]) -> None:
     """Copies the best trial's checkpoints to the top of the run folder, where a Makefile looks for them."""
     assert current.folder is not None
-    best = best_trial(trials, current.data.task)
+    best = trials[best_trial([trial.history for trial in trials], current.data.task)]
     for name in (MODEL, BEST):
         current.folder.copy(best.path.with_name(name), name)
 
 
-def best_trial(trials: list[Trial], task: str) -> Trial:
-    """The trial with the best last epoch by the metric that training monitors."""
-    monitor = trials[0].history.monitor
+def best_trial(histories: Sequence[History], task: str) -> int:
+    """Number of the trial with the best last epoch by the metric that training monitors."""
+    monitor = histories[0].monitor
     pick = max if METRICS[task][monitor.partition("_")[2]].higher_is_better else min
-    return pick(trials, key=lambda trial: trial.history.rows[-1][monitor])
+    return pick(range(len(histories)), key=lambda trial: histories[trial].rows[-1][monitor])
 
 
 def _result(current: Session, options: Training, trials: list[Trial]) -> Result:
@@ -157,7 +170,7 @@ def _result(current: Session, options: Training, trials: list[Trial]) -> Result:
     if current.data.validation is None:
         result.notes.append("best epoch chosen on the test set; set `data.validation` for an honest choice")
     if len(trials) > 1:
-        seed = best_trial(trials, current.data.task).seed
+        seed = trials[best_trial([trial.history for trial in trials], current.data.task)].seed
         result.notes.append(f"model.pt is that of seed {seed}, the best by {trials[0].history.monitor}")
     result.details = {"trials": [{"seed": t.seed, "rows": t.history.rows} for t in trials]}
     return result

@@ -4,16 +4,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from compresskit.commands import finetune, fuse, reconstruct, train
+from compresskit.commands import expand, finetune, fuse, reconstruct, train
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Arguments, Progress
 from compresskit.graph.trace import trace
 from compresskit.recipes.load import load_recipe
+from compresskit.recipes.schema import ExpandAndTrain
 
 # ranking the candidates of `layers: auto` would take a pass over the data: that is what `fuse --dry-run` is for
 VERBS: dict[str, Callable[[Arguments, Progress], Result]] = {
     "train": train.run,
     "fuse": partial(fuse.run, ranked=False),
+    "expand": expand.run,
     "reconstruct": reconstruct.run,
     "finetune": finetune.run,
 }
@@ -33,7 +35,8 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         if getattr(recipe, verb) is None:
             continue
         weights = getattr(recipe.model, "weights", None)
-        if verb in NEED_CHECKPOINT and arguments.checkpoint is None and weights is None:
+        needs = verb in NEED_CHECKPOINT or (verb == "expand" and _goes_on(recipe.section("expand")))
+        if needs and arguments.checkpoint is None and weights is None:
             result.skipped[verb] = "its layers can be checked only with --checkpoint; its keys are right"
             continue
         plan = run_verb(arguments, progress)
@@ -48,3 +51,9 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     result.tables.insert(0, Table("sections", ("verb", "state"), rows))
     result.notes = ["the recipe is right", "nothing was written"]
     return result
+
+
+def _goes_on(options: ExpandAndTrain) -> bool:
+    """Whether `expand` starts from a trained net, as later stages do."""
+    starts = [options.init, *(variant.init for variant in options.compare.values())]
+    return options.stages[0] != "expand" or "from_checkpoint" in starts

@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from textwrap import dedent
 from typing import Any, NamedTuple
 
-from compresskit.recipes.hints import keys_of, kinds, list_items, option_class, words
+from compresskit.recipes.hints import keys_of, kinds, list_items, mapping_values, option_class, words
 from compresskit.recipes.problems import shown
 
 
@@ -42,6 +42,7 @@ def _rows(field: Field[Any], hint: Any, key: str, comment: str, own: dict[type |
     rows_of_kinds = set(nested)
     nested |= {key: cls} if cls else {}
     nested |= {f"{key}.N": item for item in map(option_class, list_items(hint)) if item}
+    nested |= {f"{key}.NAME": value for value in map(option_class, mapping_values(hint)) if value}
     for path, option in nested.items():
         if path in rows_of_kinds:
             rows.append(Row(path, "", "", _summary(option)))

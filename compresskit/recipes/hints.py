@@ -78,9 +78,15 @@ def list_items(hint: Any) -> tuple[Any, ...]:
     return tuple(item for found in lists for item in get_args(found) if item is not ...)
 
 
+def mapping_values(hint: Any) -> tuple[Any, ...]:
+    """The annotations of the values of the mappings that the annotation takes."""
+    return tuple(get_args(bare(member))[1] for member in members(hint) if get_origin(bare(member)) is dict)
+
+
 def literals(hint: Any) -> list[str]:
     """The words that the annotation takes."""
-    return [word for member in members(hint) if get_origin(member) is Literal for word in get_args(member)]
+    found = [word for member in members(hint) if get_origin(member) is Literal for word in get_args(member)]
+    return [word for word in found if isinstance(word, str)]
 
 
 def words(hint: Any) -> str:

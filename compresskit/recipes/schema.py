@@ -1,19 +1,22 @@
 """The sections of a recipe. One recipe can hold those of several verbs."""
 
-from dataclasses import asdict
+from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from pydantic import StringConstraints
 
 from compresskit.data.dataset import AnySet
 from compresskit.data.registry import DATASETS
 from compresskit.models.registry import MODELS
 from compresskit.options import option
+from compresskit.passes.expand_options import Expand, Rate
 from compresskit.passes.fuse_options import Fuse
 from compresskit.passes.reconstruct_options import GOALS, Chaining, Reconstruct
 from compresskit.passes.shares import share
 from compresskit.recipes.hints import Kinds
+from compresskit.training.distillation import Distill
+from compresskit.training.landscape import Landscape
 from compresskit.training.options import Training
 
 Size = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)? ?([kMGT]|[KMGT]i)?B$")]  # 500 MiB, 4GB; 1GB = 10^9
@@ -92,14 +95,6 @@ class ReconstructAndRetrain(Reconstruct):
         for at in self.compare.at if self.compare is not None else ():
             _check_amount(at, self.amount)
 
-    @property
-    def amount(self) -> str:
-        """The key that says how much is kept: of the target, where there is one."""
-        where, names = (
-            (self, ("lam", "keep", "error")) if self.target is None else (self.target, (*GOALS, "accuracy_drop"))
-        )
-        return next(name for name in names if getattr(where, name) is not None)
-
 
 def _check_amount(at: float | str, amount: str) -> None:
     """Raises ValueError if a value of `compare.at` cannot stand for the key `amount`."""
@@ -114,6 +109,70 @@ def _check_amount(at: float | str, amount: str) -> None:
         raise ValueError(f"compare.at: {at!r} cannot stand for `{amount}`; give {form}")
 
 
+Stage = Literal["expand", "train", "contract"]
+STAGES: tuple[Stage, ...] = ("expand", "train", "contract")
+
+
+@option
+class Memorisation:
+    """What a net makes of random labels: each is trained again at each of these levels (ExpandNets, Table 7)."""
+
+    label_noise: tuple[Annotated[float, Gt(0), Lt(1)], ...] = (0.2, 0.5, 0.8)  # see data.label_noise
+
+    def __post_init__(self) -> None:
+        if not self.label_noise or len(set(self.label_noise)) < len(self.label_noise):
+            raise ValueError(f"label_noise: {list(self.label_noise)}; give one level or more, each once")
+
+
+@option
+class FreshTraining(Training):
+    """Training of a new network."""
+
+    # expandnet: the compact net that an untrained expanded one makes, by the section `expand`; default: as torch draws
+    init: Literal["expandnet"] | None = None
+    landscape: Landscape | None = None  # draw the loss around the trained net; {} takes its defaults
+    memorisation: Memorisation | None = None  # train on corrupted labels, too; {} takes its defaults
+
+
+@option
+class Variant:
+    """A network trained beside: what of `expand` is different."""
+
+    strategy: str | None = None  # none: the compact net as it is
+    rate: Rate | dict[str, Rate] | None = None
+    layers: tuple[str, ...] | None = None
+    factors: Literal[2, 3] | None = None
+    mode: Literal["online", "sequential"] | None = None
+    init: Literal["standard", "from_checkpoint", "nonlinear", "expandnet"] | None = None  # expandnet: see `train.init`
+    distill: Distill | Literal["none"] | None = None  # in the place of `train.distill`
+
+
+@option
+class ExpandAndTrain(Expand):
+    """Train a compact net as an expanded one, of which layers are products of factors, and multiply it back."""
+
+    stages: tuple[Stage, ...] = STAGES  # neighbours; later ones need --checkpoint
+    init_train: Training | None = None  # of the nonlinear net, with init: nonlinear; default: as `train`
+    compare: dict[str, Variant] = field(default_factory=dict)  # networks trained beside, by a name for the table
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.stages:
+            raise ValueError(f"stages: name one at least of {', '.join(STAGES)}")
+        if "-".join(self.stages) not in "-".join(STAGES):
+            raise ValueError(f"stages: {list(self.stages)} are not neighbours; keep the order {', '.join(STAGES)}")
+        if self.nonlinear and "contract" in self.stages:
+            raise ValueError(
+                "stages: a net with nonlinear factors cannot be contracted; leave `contract` out, or train linear "
+                "factors that start from it with init: nonlinear"
+            )
+        starts = [self.init, *(variant.init for variant in self.compare.values())]
+        if self.init_train is not None and "nonlinear" not in starts:
+            raise ValueError("init_train: only init: nonlinear trains a net to start from")
+        if self.compare and self.stages != STAGES:
+            raise ValueError("compare: its networks go through all stages; leave `stages` out")
+
+
 @option
 class Recipe:
     """All that one recipe says, defaults filled in; None for a section that it does not have."""
@@ -125,9 +184,10 @@ class Recipe:
     deterministic: bool = False  # refuse operations whose result varies from run to run
     model: Annotated[Any, Kinds(MODELS)] | None = None
     data: Annotated[AnySet, Kinds(DATASETS)] | None = None
-    train: Training | None = None
+    train: FreshTraining | None = None
     finetune: Training | None = None
     fuse: FuseAndRetrain | None = None
+    expand: ExpandAndTrain | None = None
     reconstruct: ReconstructAndRetrain | None = None
     moments: MomentOptions = MomentOptions()
     report: ReportOptions = ReportOptions()

@@ -1,6 +1,7 @@
 """Each recipe of the document's tables runs, from training to its row of the report, on tiny data of its layout."""
 
 import itertools
+import json
 from pathlib import Path
 
 import h5py
@@ -9,6 +10,8 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+
+from tests.scenes import draw, write_cityscapes, write_voc_detection
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RANDOM = np.random.default_rng(0)
@@ -104,3 +107,60 @@ def test_alexnet_is_planned(call, tmp_path):
     assert planned.status == 0, planned.err
     assert "4096×9216" in planned.out
     assert "256" in planned.out  # the maps that the first linear layer reads
+
+
+SHORT = ("trials=1", "train.epochs=1", "~train.schedule", "report.latency_repeats=1")
+CIFAR = ("data={kind: arrays, path: data.h5}",)
+EXPANSIONS = {  # recipe: (changes that make it small, networks in its table)
+    "table1-smallnet": (("expand.rate=1",), 12),
+    "table2-mobilenet": (("model.width=0.1", "expand.rate=1"), 2),
+    "table2-mobilenet-v2": (("model={kind: torchvision, name: mobilenet_v2, arguments: {width_mult: 0.1}}",), 2),
+    "table3-shufflenet": (("train.precision=float32", "expand.rate=1"), 2),
+    "table6-complexity": ((), 11),
+    "table7-memorisation": (("train.gradient_confusion.pairs=2", "train.landscape={points: 3, samples: 20}"), 4),
+    "table8-initialisation": ((), 8),
+    "table9-rates": ((), 7),
+}
+
+
+def test_every_expansion_is_here():
+    found = sorted(path.stem for path in (CONFIGS / "expand").glob("*.yaml"))
+    assert found == sorted([*EXPANSIONS, "table1-teacher", "table4-yolo-lite", "table5-unet"])
+
+
+@pytest.mark.parametrize("name", EXPANSIONS)
+def test_an_expansion_gives_its_table(call, tmp_path, name):
+    classes(tmp_path / "data.h5", (3, 32, 32), 10)
+    if name == "table1-smallnet":
+        teacher = CONFIGS / "expand/table1-teacher.yaml"
+        trained = call("train", teacher, *CIFAR, *SHORT, "--out", "runs/table1-teacher")
+        assert trained.status == 0, trained.err
+    changes, networks = EXPANSIONS[name]
+    done = call("expand", CONFIGS / "expand" / f"{name}.yaml", *CIFAR, *SHORT, *changes, "--out", "expanded")
+    assert done.status == 0, done.err
+    found = json.loads((tmp_path / "expanded/report.json").read_text())["details"]["networks"]
+    assert len(found) == networks
+    assert all(trial["differing predictions"] in (0, None) for trials in found.values() for trial in trials)
+    assert (tmp_path / "expanded/training-curves.png").exists()
+
+
+def test_the_detector_is_trained(call, tmp_path):
+    for year in (2007, 2012):
+        write_voc_detection(tmp_path / "data", draw(8, 64, year), "trainval", year=year)
+    write_voc_detection(tmp_path / "data", draw(8, 64, 0), "test")
+    small = ("data.workers=0", "data.size=64", "train.batch_size=4", "expand.rate=1")
+    recipe = CONFIGS / "expand/table4-yolo-lite.yaml"
+    done = call("expand", recipe, "data.classes=['0','1','2','3','4','5','6','7','8','9']", *small, *SHORT)
+    assert done.status == 0, done.err
+    assert "test map" in done.out
+
+
+def test_the_segmenter_is_trained(call, tmp_path):
+    for part in ("train", "val"):
+        write_cityscapes(tmp_path / "data/cityscapes", draw(6, 32, 0), part)
+    small = ("data.workers=0", "data.size=[32, 32]", "train.batch_size=3", "model.width=4", "expand.rate=1")
+    done = call("expand", CONFIGS / "expand/table5-unet.yaml", *small, *SHORT)
+    assert done.status == 0, done.err
+    assert "test miou" in done.out
+    assert "bottom.conv2" in done.out
+    assert "0 predictions on the test set differ" in done.out

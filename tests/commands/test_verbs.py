@@ -176,6 +176,11 @@ def test_show_layers(call, trained):
     assert "allowed: models, datasets, recipes, layers" in call("show", "nonsense").err
 
 
+def test_a_narrow_terminal_cuts_no_key(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "…" not in call("show", "recipes").out
+
+
 def test_inspect_says_how_a_net_came_to_be(call, trained):
     out = call("inspect", trained / "runs/net-train/model.pt").out
     assert "compresskit train net.yaml" in out

@@ -1,3 +1,4 @@
+from dataclasses import field
 from typing import Annotated, Literal
 
 import pytest
@@ -49,6 +50,7 @@ class Garden:
 
     tree: Oak | Birch = Birch()  # the one tree
     paths: tuple[Path, ...] = ()
+    corners: dict[str, Path] = field(default_factory=dict)  # by a name
     seed: tuple[int, int] | None = None
 
 
@@ -67,6 +69,8 @@ def test_keys_values_defaults_and_comments_are_listed_for_each_kind():
         Row("garden.tree[birch].rate", "a number greater than 0", "2.0", "at first"),
         Row("garden.paths", "a list (each: a mapping)", "[]", ""),
         Row("garden.paths.N.steps", "an integer", "3", ""),
+        Row("garden.corners", "a mapping", "{}", "by a name"),
+        Row("garden.corners.NAME.steps", "an integer", "3", ""),
         Row("garden.seed", "a list of 2 (each: an integer) or null", "null", ""),
     ]
 

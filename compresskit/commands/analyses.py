@@ -1,0 +1,114 @@
+"""What `train` and `expand` can find out about training beside its result: ExpandNets' Figures 3 and 4."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compresskit import plots
+from compresskit.commands.result import Result, Table
+from compresskit.commands.session import Session
+from compresskit.recipes.schema import FreshTraining
+from compresskit.storage.atomic import write_json
+from compresskit.storage.checkpoint import load
+from compresskit.storage.moment_cache import fingerprint
+from compresskit.training.landscape import Landscape, landscape
+from compresskit.training.loop import History
+
+Surfaces = dict[str, list[list[float]]]  # by metric
+
+
+def analyse(
+    current: Session, result: Result, histories: Mapping[str, Sequence[History]], models: Mapping[str, Path]
+) -> None:
+    """Adds to the result, and draws, what the training measured, and the landscape if `train` asks for it.
+
+    histories: by network, one for each trial. models: by network, the checkpoint whose surroundings are drawn.
+    """
+    if any(history.cosines for trials in histories.values() for history in trials):
+        _confusion(current, result, histories)
+    train: FreshTraining | None = current.recipe.train
+    if current.verb != "finetune" and train is not None and train.landscape is not None:
+        _landscapes(current, result, train.landscape, models)
+
+
+def _confusion(current: Session, result: Result, histories: Mapping[str, Sequence[History]]) -> None:
+    columns = ("network", "smallest cosine", "mean", "share below 0")
+    rows: list[tuple[Any, ...]] = []
+    for name, trials in histories.items():
+        cosines = [trial.cosines for trial in trials]
+        rows.append(
+            (
+                name,
+                tuple(min(values) for values in cosines),
+                tuple(statistics.fmean(values) for values in cosines),
+                tuple(sum(value < 0 for value in values) / len(values) for values in cosines),
+            )
+        )
+    result.tables.append(Table("cosines of gradients of pairs of batches after the last epoch", columns, rows))
+    result.details["gradient cosines"] = {name: [t.cosines for t in trials] for name, trials in histories.items()}
+    if current.group.is_main and current.recipe.report.plots and current.folder is not None:
+        smallest = {
+            name: [[row["gradient_cosine_min"] for row in trial.rows] for trial in trials]
+            for name, trials in histories.items()
+        }
+        together = {name: [value for trial in trials for value in trial.cosines] for name, trials in histories.items()}
+        plots.gradient_cosines(current.folder.path / "gradient-confusion.png", smallest, together)
+
+
+def _landscapes(current: Session, result: Result, options: Landscape, models: Mapping[str, Path]) -> None:
+    """Computed by the main process alone: it is a few hundred evaluations of a small sample."""
+    if not current.group.is_main or current.folder is None:
+        return
+    drawn = _Drawn(current, options)
+    surfaces = {name: drawn.surface(name, path) for name, path in models.items()}
+    metric = "loss" if "loss" in next(iter(surfaces.values())) else next(iter(next(iter(surfaces.values()))))
+    rows: list[tuple[Any, ...]] = []
+    for name, surface in surfaces.items():
+        values = surface[metric]
+        middle = len(values) // 2
+        steps = range(len(values))
+        border = [values[i][j] for i in steps for j in steps if {i, j} & {0, len(values) - 1}]
+        rows.append((name, values[middle][middle], statistics.fmean(border), max(border)))
+    columns = ("network", f"{metric} in the middle", "mean on the border", "largest on the border")
+    result.tables.append(Table(f"{metric} around the trained nets, training images", columns, rows))
+    if current.recipe.report.plots:
+        chosen = {name: surface[metric] for name, surface in surfaces.items()}
+        plots.landscapes(current.folder.path / "landscape.png", chosen, options.extent, metric)
+
+
+class _Drawn:
+    """Surfaces in landscape.json, by network; a resumed run takes those of the same weights from there."""
+
+    def __init__(self, current: Session, options: Landscape) -> None:
+        assert current.folder is not None
+        self.current, self.options = current, options
+        self.path = current.folder.path / "landscape.json"
+        self.plain: dict[str, Any] = {"extent": options.extent, "weights": {}, "surfaces": {}}
+        if current.arguments.resume and self.path.exists():
+            self.plain = json.loads(self.path.read_text())
+
+    def surface(self, name: str, path: Path) -> Surfaces:
+        """Of each metric, around a checkpoint; null in the file is what is not finite."""
+        network = load(path, self.current.device).network
+        weights = fingerprint(network)
+        if self.plain["weights"].get(name) != weights:
+            self.current.progress.log(f"{name}: loss around {path}")
+            found = landscape(
+                network,
+                self.current.data,
+                self.options,
+                seed=self.current.recipe.seed,
+                device=self.current.device,
+                batch_size=self.current.recipe.moments.batch_size,
+            )
+            self.plain["weights"][name] = weights
+            self.plain["surfaces"][name] = _each(found, lambda value: value if math.isfinite(value) else None)
+            write_json(self.path, self.plain)
+        return _each(self.plain["surfaces"][name], lambda value: math.nan if value is None else value)
+
+
+def _each(surfaces: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    return {metric: [[change(value) for value in row] for row in rows] for metric, rows in surfaces.items()}

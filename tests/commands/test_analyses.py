@@ -1,0 +1,109 @@
+"""The analyses of training, through the program."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+RECIPE = """\
+name: net
+model: {kind: smallnet, kernel: 5}
+data: {kind: mnist-mini, limit: 320, validation: 100}
+train:
+  epochs: 2
+  batch_size: 64
+  optimizer: {kind: sgd, lr: 0.05, momentum: 0.9}
+  gradient_confusion: {pairs: 5}
+  landscape: {points: 3, samples: 50}
+  memorisation: {label_noise: [0.2, 0.8]}
+expand:
+  strategy: ck
+  rate: 2
+  compare:
+    SmallNet: {strategy: none}
+report: {latency_repeats: 2}
+trials: 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "net.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def tables(run: str) -> dict[str, list]:
+    return {table["title"]: table["rows"] for table in json.loads(Path(run, "report.json").read_text())["tables"]}
+
+
+def test_expand_compares_the_networks_in_each(recipe, call):
+    outcome = call("expand", recipe, "--out", "run")
+    assert outcome.status == 0, outcome.err
+    assert {path.name for path in Path("run").iterdir()} >= {
+        "gradient-confusion.png", "landscape.png", "landscape.json", "memorisation", "training-curves.png"
+    }  # fmt: skip
+    found = tables("run")
+    cosines = found["cosines of gradients of pairs of batches after the last epoch"]
+    assert [row[0] for row in cosines] == ["ck, rate 2", "SmallNet"]
+    assert all(len(row[1]) == 2 for row in cosines)  # one value a trial
+    assert [row[0] for row in found["loss around the trained nets, training images"]] == ["ck, rate 2", "SmallNet"]
+    errors = found["errors under corrupted labels, %"]
+    assert [(row[0], row[1]) for row in errors] == [
+        ("20%", "ck, rate 2"), ("20%", "SmallNet"), ("80%", "ck, rate 2"), ("80%", "SmallNet")
+    ]  # fmt: skip
+    assert min(errors[3][4]) > 50  # most labels are random, and two epochs do not memorise them
+    before = Path("run/report.json").read_bytes()
+    again = call("expand", recipe, "--out", "run", "--resume")
+    assert again.status == 0, again.err
+    assert "loss around" in outcome.err
+    assert "loss around" not in again.err  # the landscapes are there
+    fresh, old = (json.loads(text)["tables"][2:] for text in (Path("run/report.json").read_bytes(), before))
+    assert fresh == old  # the first two hold times
+
+
+def test_train_does_it_for_one_network(recipe, call):
+    outcome = call("train", recipe, "trials=1", "report.plots=false", "--out", "run")
+    assert outcome.status == 0, outcome.err
+    assert len(tables("run")) == 4
+    assert not list(Path("run").glob("*.png"))
+    assert len(json.loads(Path("run/landscape.json").read_text())["surfaces"]["net"]["loss"]) == 3
+
+
+def test_runs_on_corrupted_labels_measure_no_gradients(recipe, call):
+    changes = ("trials=1", "train.epochs=1", "~train.landscape", "train.memorisation.label_noise=[0.075]")
+    outcome = call("train", recipe, *changes, "--out", "run")
+    assert outcome.status == 0, outcome.err
+    assert "gradient_cosine_min" in Path("run/metrics.csv").read_text()
+    assert "gradient" not in Path("run/memorisation/noise-7.5/0-net/trial-1/metrics.csv").read_text()
+
+
+def test_finetune_draws_its_cosines(recipe, call):
+    plain = ("trials=1", "~train.gradient_confusion", "~train.landscape", "~train.memorisation")
+    assert call("train", recipe, *plain, "--out", "run").status == 0
+    section = "finetune={epochs: 1, batch_size: 64, gradient_confusion: {pairs: 2}}"
+    outcome = call("finetune", recipe, *plain, section, "-c", "run", "--out", "tuned")
+    assert outcome.status == 0, outcome.err
+    assert Path("tuned/gradient-confusion.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(json.loads(Path("tuned/report.json").read_text())["details"]["gradient cosines"]["net"][0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.label_noise=0.1", "train.memorisation: data.label_noise is set as well; leave one of them out"),
+        ("train.memorisation.label_noise=[1.5]", "train.memorisation.label_noise.0: must be"),
+        ("train.gradient_confusion.pairs=0", "train.gradient_confusion.pairs: must be a"),
+        ("train.gradient_confusion.pairs=1", "train.gradient_confusion.pairs: must be a"),
+        ("train.landscape.points=2", "train.landscape.points: must be a"),
+        ("train.landscape.points=4", "points: 4 a side have no middle"),
+        ("train.memorisation.label_noise=[0.2,0.2]", "label_noise: [0.2, 0.2]; give one level or more, each once"),
+        ("train.memorisation.label_noise=[]", "label_noise: []; give one level or more, each once"),
+    ],
+)
+def test_refusals(recipe, call, change, message):
+    for verb in ("train", "expand"):
+        outcome = call(verb, recipe, change)
+        assert outcome.status == 2
+        assert message in outcome.err
+    assert not Path("runs").exists()

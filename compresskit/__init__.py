@@ -3,7 +3,7 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "contract", "evaluate", "expand", "fuse", "load", "reconstruct"]
+__all__ = ["__version__", "contract", "evaluate", "expand", "fuse", "load", "reconstruct", "spectra"]
 
 _HOMES = {
     "load": ("compresskit.storage.checkpoint", "load_network"),
@@ -11,6 +11,7 @@ _HOMES = {
     "reconstruct": ("compresskit.passes.reconstruct", "reconstruct_model"),
     "expand": ("compresskit.passes.expand", "expand_model"),
     "contract": ("compresskit.passes.expand", "contract_model"),
+    "spectra": ("compresskit.passes.spectra", "spectra_of_model"),
     "evaluate": ("compresskit.training.evaluation", "evaluate"),
 }
 

@@ -104,6 +104,19 @@ def reconstruct(
 
 
 @app.command()
+def spectra(
+    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
+    device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
+    dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Spectra of the weights of each layer: power laws, norms, ranks, random bulks."""
+    from compresskit.commands import spectra as command
+
+    arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
+    _run(lambda progress: command.run(arguments, progress), quiet, json)
+
+
+@app.command()
 def finetune(
     recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
     device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
@@ -171,8 +184,8 @@ def _absent(verb: str) -> Callable[[typer.Context], None]:
     return refuse
 
 
-PRESENT = ("train", "fuse", "expand", "reconstruct", "finetune", "evaluate", "inspect", "validate", "show")
-for _verb in ("prune", "spectra", "export"):
+PRESENT = ("train", "fuse", "expand", "reconstruct", "spectra", "finetune", "evaluate", "inspect", "validate", "show")
+for _verb in ("prune", "export"):
     _settings = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command(_verb, context_settings=_settings)(_absent(_verb))
 

@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from rich.console import Console
@@ -52,8 +53,8 @@ def show(result: Result, console: Console) -> None:
         for column, name in enumerate(table.columns):
             numeric = all(_is_number(row[column]) for row in table.rows)
             drawn.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
-        for row in table.rows:
-            drawn.add_row(*(escape(cell(value)) for value in row))
+        for row, colour in zip_longest(table.rows, table.colours):
+            drawn.add_row(*(escape(cell(value)) for value in row), style=colour)
         console.print(drawn)
     for line in _lines(result):
         console.print(escape(line), highlight=False)

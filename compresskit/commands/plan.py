@@ -17,7 +17,7 @@ from compresskit.training.options import Training
 def plan_training(current: Session, network: fx.GraphModule, options: Training) -> Result:
     """One batch forward and backward on a copy of the network, and the size of what lies ahead."""
     data = current.data
-    check_room(current, [network], run_path(current))
+    check_room(current, [network], run_path(current), epochs=options.kept_epochs)
     steps = check_training(current, network, options) * options.epochs
     trial = copy.deepcopy(network).train()
     inputs, targets = next(data.train.batches(min(options.batch_size, len(data.train)), current.device, seed=0))

@@ -29,11 +29,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns. A tuple of numbers in a cell holds one value a trial."""
+    """Rows under columns. A tuple of numbers in a cell holds one value a trial. colours: of the rows, on a terminal."""
 
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
+    colours: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

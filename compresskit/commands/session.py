@@ -152,7 +152,7 @@ def session(
     overrides = arguments.overrides + ((f"seed={arguments.seed}",) if arguments.seed is not None else ())
     recipe = load_recipe(arguments.recipe, overrides, verb=verb, require=sections)
     parents = find_parents(arguments.checkpoint, recipe, verb) if from_checkpoint else ()
-    kind = _device_kind(arguments.device)
+    kind = device_kind(arguments.device)
     if recipe.deterministic:
         set_determinism(recipe.seed, strict=True)
     with closing(connect(kind)) as group:
@@ -198,7 +198,8 @@ def _load(recipe: Recipe, group: Group) -> DataSet:
     return loaded[0] if loaded else recipe.section("data").load(recipe.seed)
 
 
-def _device_kind(asked: str) -> str:
+def device_kind(asked: str) -> str:
+    """cpu or cuda. Raises RecipeError or ResourceError for what is not there."""
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked not in ("cpu", "cuda"):

@@ -96,16 +96,21 @@ def check_training(current: Session, network: fx.GraphModule, options: Training)
     return check(current.data, options, current.device, current.group)
 
 
-def check_room(current: Session, networks: Iterable[fx.GraphModule], folder: Path, runs: int = 1) -> None:
-    """Raises ResourceError if the disk cannot hold what all trials of so many runs of each network will write."""
+def check_room(
+    current: Session, networks: Iterable[fx.GraphModule], folder: Path, runs: int = 1, epochs: int = 0
+) -> None:
+    """Raises ResourceError if the disk cannot hold what all trials of so many runs of each network will write.
+
+    epochs: whose weights are kept, each.
+    """
     weights = sum(tensor.nbytes for network in networks for tensor in network.state_dict().values())
-    check_disk(folder, STATE_COPIES * current.recipe.trials * runs * weights)
+    check_disk(folder, (STATE_COPIES + epochs) * current.recipe.trials * runs * weights)
 
 
 def _train_trial(current: Session, options: Training, start: Start, trial: int, count: int) -> Trial:
     seed, folder = current.recipe.seed + trial, trial_folder(current, trial, count)
     if trial == 0 and current.group.is_main:
-        check_room(current, [start.network], folder)
+        check_room(current, [start.network], folder, epochs=options.kept_epochs)
     before = None
     if start.path is not None:
         before = current.figures(start.network, current.evaluate(start.network), start.path)

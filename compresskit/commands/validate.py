@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from compresskit.commands import expand, finetune, fuse, reconstruct, train
+from compresskit.commands import expand, finetune, fuse, reconstruct, spectra, train
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Arguments, Progress
 from compresskit.graph.trace import trace
@@ -17,6 +17,7 @@ VERBS: dict[str, Callable[[Arguments, Progress], Result]] = {
     "fuse": partial(fuse.run, ranked=False),
     "expand": expand.run,
     "reconstruct": reconstruct.run,
+    "spectra": spectra.run,
     "finetune": finetune.run,
 }
 NEED_CHECKPOINT = ("fuse", "reconstruct", "finetune")
@@ -36,6 +37,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
             continue
         weights = getattr(recipe.model, "weights", None)
         needs = verb in NEED_CHECKPOINT or (verb == "expand" and _goes_on(recipe.section("expand")))
+        needs |= verb == "spectra" and recipe.model is None
         if needs and arguments.checkpoint is None and weights is None:
             result.skipped[verb] = "its layers can be checked only with --checkpoint; its keys are right"
             continue

@@ -2,40 +2,64 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import fx, nn
 
 from compresskit.errors import RecipeError, near_names
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-KINDS: dict[str, tuple[type[nn.Module], ...]] = {"@conv": _CONVOLUTIONS, "@linear": (nn.Linear,)}
+KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "@conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    "@linear": (nn.Linear,),
+}
 _KERNEL = re.compile(r"@conv(\d+(x\d+)*)")  # @conv3x3, @conv9 (one dimension), @conv1x1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What selectors look at. kind: @conv, @linear, ... taps: of the kernel, () where there is none."""
+
+    kind: str
+    taps: tuple[int, ...] = ()
 
 
 def select(network: fx.GraphModule, selectors: Sequence[str]) -> list[str]:
     """Names of the convolutions and linear layers that any of the selectors means, in the order of the network.
 
-    A selector is an exact name, `re:` and a pattern that the whole name must match, `@conv`, `@linear`, or `@conv3x3`:
-    the convolutions with that kernel.
-    Raises RecipeError for a selector that means nothing, with the nearest names.
+    Raises RecipeError as `pick` does.
     """
     called = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
     modules = {name: network.get_submodule(name) for name in called}
-    layers = {name: module for name, module in modules.items() if isinstance(module, (*_CONVOLUTIONS, nn.Linear))}
-    chosen = {name for selector in selectors for name in _matches(selector, layers)}
+    layers = {
+        name: Layer(kind, getattr(module, "kernel_size", ()))
+        for name, module in modules.items()
+        for kind, types in KINDS.items()
+        if isinstance(module, types)
+    }
+    return pick(layers, selectors)
+
+
+def pick(layers: Mapping[str, Layer], selectors: Sequence[str], kinds: Sequence[str] = tuple(KINDS)) -> list[str]:
+    """Names of those layers that any of the selectors means, in their order.
+
+    A selector is an exact name, `re:` and a pattern that the whole name must match, one of `kinds`, or `@conv3x3`: the
+    convolutions with that kernel.
+    Raises RecipeError for a selector that means nothing, with the nearest names.
+    """
+    chosen = {name for selector in selectors for name in _matches(selector, layers, kinds)}
     return [name for name in layers if name in chosen]
 
 
-def _matches(selector: str, layers: Mapping[str, nn.Module]) -> list[str]:
+def _matches(selector: str, layers: Mapping[str, Layer], kinds: Sequence[str]) -> list[str]:
     if kernel := _KERNEL.fullmatch(selector):
         taps = tuple(map(int, kernel[1].split("x")))
-        found = [name for name, module in layers.items() if getattr(module, "kernel_size", None) == taps]
+        found = [name for name, layer in layers.items() if layer == Layer("@conv", taps)]
     elif selector.startswith("@"):
-        if selector not in KINDS:
+        if selector not in kinds:
             raise RecipeError(
-                f"layer selector {selector!r}: allowed are {', '.join(KINDS)}, @conv3x3, re:PATTERN and exact names"
+                f"layer selector {selector!r}: allowed are {', '.join(kinds)}, @conv3x3, re:PATTERN and exact names"
             )
-        found = [name for name, module in layers.items() if isinstance(module, KINDS[selector])]
+        found = [name for name, layer in layers.items() if layer.kind == selector]
     elif selector.startswith("re:"):
         try:
             pattern = re.compile(selector.removeprefix("re:"))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from compresskit.errors import CheckpointError, RecipeError
 
 _SHOWN = 5  # names of tensors in a message
+_KEYS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep it beside other things
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -16,7 +17,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Raises CheckpointError for a file that cannot be read and for names or shapes that differ.
     """
-    state = _read(path)
+    state = read_state(path)
     wanted = model.state_dict()
     wrong = [n for n in wanted if n in state and state[n].shape != wanted[n].shape]
     found = {
@@ -29,7 +30,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file, or in one of torch.save, where it may lie under one of the usual keys.
+
+    Raises CheckpointError for a file that cannot be read or that holds no state dict.
+    """
     try:
         if path.suffix == ".safetensors":
             state: object = load_file(path)
@@ -42,6 +47,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: no state dict can be read from it ({reason}); save one with torch.save(model.state_dict(), path)"
         ) from error
+    if isinstance(state, dict):
+        state = next((state[key] for key in _KEYS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(
             f"{path}: it holds more than a state dict; save model.state_dict() alone, and give a checkpoint of "

@@ -52,16 +52,15 @@ def fit(values: Floats, width: int, ratio: float) -> MarchenkoPastur:
     places, density = _kernel_density(np.sqrt(x) if ratio == 1 else x)
     mode = float(places[density.argmax()])
     widest = 1 + 1 / np.sqrt(ratio)
+    divisors = np.where(places > 0, places, 1)  # the law is 0 there
 
     def misfit(sigma: Floats) -> Floats:
         """One for each sigma, given as a column."""
         if ratio == 1:
-            with np.errstate(invalid="ignore"):
-                law = np.nan_to_num(np.sqrt(4 - places**2)) / (np.pi * sigma**2)
+            law = np.sqrt(np.maximum(4 - places**2, 0)) / (np.pi * sigma**2)
             return np.asarray(((law - density) ** 2).sum(-1))
         a, b = (sigma * (1 - 1 / np.sqrt(ratio))) ** 2, (sigma * widest) ** 2
-        with np.errstate(invalid="ignore", divide="ignore"):
-            law = np.nan_to_num(np.sqrt((b - places) * (places - a)) * ratio / (2 * np.pi * sigma**2 * places))
+        law = np.sqrt(np.maximum((b - places) * (places - a), 0)) * ratio / (2 * np.pi * sigma**2 * divisors)
         found = ((law - density) ** 2).sum(-1)
         apart = (b < mode) | (b > places[-1]) | (a > mode)
         return np.where(apart[..., 0] if apart.ndim else apart, _PENALTY * len(places), found)

@@ -14,6 +14,7 @@ from compresskit.passes.expand_options import Expand, Rate
 from compresskit.passes.fuse_options import Fuse
 from compresskit.passes.reconstruct_options import GOALS, Chaining, Reconstruct
 from compresskit.passes.shares import share
+from compresskit.passes.spectra_options import Spectra
 from compresskit.recipes.hints import Kinds
 from compresskit.training.distillation import Distill
 from compresskit.training.landscape import Landscape
@@ -174,6 +175,26 @@ class ExpandAndTrain(Expand):
 
 
 @option
+class CKA:
+    """Similarity of what layers make of the same images, drawn as a heat map."""
+
+    layers: tuple[str, ...] = ("@conv", "@linear")  # selectors, of both nets
+    other: str | None = None  # model.pt, or the folder of a run, to compare with; default: the net with itself
+    samples: Annotated[int, Ge(4)] = 2048  # test images, or all where there are fewer
+    batch_size: Annotated[int, Ge(4)] = 256  # of which kernels are taken; a smaller last one is left out
+
+
+@option
+class SpectraOfNetwork(Spectra):
+    """Spectra of a checkpoint, a state dict, or the recipe's model; and how alike its layers are."""
+
+    sort: Literal["network", "alpha", "rand_distance", "stable_rank", "entropy", "spectral_norm", "norm"] = "alpha"
+    cka: CKA | None = None  # needs data; {} takes its defaults
+    input_shape: tuple[Annotated[int, Gt(0)], ...] = (3, 224, 224)  # of the recipe's model, if there are no data
+    outputs: Annotated[int, Gt(0)] = 1000  # of the recipe's model, if there are no data
+
+
+@option
 class Recipe:
     """All that one recipe says, defaults filled in; None for a section that it does not have."""
 
@@ -189,6 +210,7 @@ class Recipe:
     fuse: FuseAndRetrain | None = None
     expand: ExpandAndTrain | None = None
     reconstruct: ReconstructAndRetrain | None = None
+    spectra: SpectraOfNetwork | None = None
     moments: MomentOptions = MomentOptions()
     report: ReportOptions = ReportOptions()
 

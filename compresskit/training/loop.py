@@ -86,6 +86,9 @@ def fit(
     made_for = state.fingerprint(network, data, options, seed, device, group.world, teacher)
     record = _start(folder, made_for, trainer, resume=resume)
     first = len(record.rows)
+    keeps_all = options.keep == "all" and group.is_main
+    if keeps_all and first == 0:
+        state.save_epoch(folder, network, 0)
     if first == 0 and data.validation is None and group.is_main:
         log.warning("no validation split: the best epoch is picked by the test set; set data.validation")
     with closing(
@@ -100,6 +103,8 @@ def fit(
             if group.is_main:
                 if is_best:
                     state.save_best(folder, network)
+                if keeps_all:
+                    state.save_epoch(folder, network, epoch + 1)
                 metrics.write(record.rows)
                 state.save(folder, made_for, record, trainer.state_dict())  # last: only now is the epoch done
                 if progress is not None:

@@ -30,6 +30,7 @@ class Training:
     compile: bool = False  # torch.compile: slow first step, faster afterwards
     monitor: Metric | None = None  # picks the best epoch; by default the main metric of the task
     gradient_confusion: GradientConfusion | None = None  # measured at the end of each epoch; {} takes its defaults
+    keep: Literal["last", "all"] = "last"  # all: the weights after every epoch, in the folder `weights` of the run
     tensorboard: bool = False  # write the metrics for TensorBoard, too
 
     def __post_init__(self) -> None:
@@ -38,3 +39,8 @@ class Training:
                 f"schedule.warmup: {self.schedule.warmup:g} epochs do not fit before the end of {self.epochs}; "
                 "warm up for less, or train for more epochs"
             )
+
+    @property
+    def kept_epochs(self) -> int:
+        """Epochs whose weights are kept on disk, beside the last and the best."""
+        return self.epochs if self.keep == "all" else 0

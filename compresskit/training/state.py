@@ -18,6 +18,7 @@ from compresskit.training.options import Training
 VERSION = 1
 STATE = "state.pt"
 BEST = "best-weights.pt"
+EPOCHS = "weights"  # folder of the state dicts of all epochs, where they are kept
 
 
 @dataclass
@@ -75,7 +76,18 @@ def save(folder: Path, made_for: Mapping[str, Any], record: Record, trainer: Map
 
 def save_best(folder: Path, network: nn.Module) -> None:
     """Keeps the weights as the best so far."""
-    _write(folder / BEST, {name: tensor.cpu() for name, tensor in network.state_dict().items()})
+    _write(folder / BEST, _on_cpu(network))
+
+
+def save_epoch(folder: Path, network: nn.Module, epoch: int) -> None:
+    """Keeps the weights as those after epoch `epoch`, counted from 1; 0: before the first."""
+    _write(folder / EPOCHS / f"epoch-{epoch:04}.pt", _on_cpu(network))
+
+
+def epochs_kept(folder: Path) -> dict[int, Path]:
+    """The state dicts of a run that kept all, by epoch, in their order."""
+    files = sorted((folder / EPOCHS).glob("epoch-*.pt"))
+    return {int(file.stem.removeprefix("epoch-")): file for file in files}
 
 
 def load_best(folder: Path) -> dict[str, Tensor]:
@@ -109,7 +121,8 @@ def load(folder: Path, made_for: Mapping[str, Any]) -> tuple[Record, dict[str, A
 
 def clear(folder: Path) -> None:
     """Forgets an earlier run in the same folder."""
-    (folder / STATE).unlink(missing_ok=True)
+    for path in (folder / STATE, *epochs_kept(folder).values()):
+        path.unlink(missing_ok=True)
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -124,6 +137,10 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) < 64 else f"{text[:12]}..."  # 64: a hash
+
+
+def _on_cpu(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in network.state_dict().items()}
 
 
 def _bytes(tensor: Tensor) -> Tensor:

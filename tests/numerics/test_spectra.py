@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compresskit.numerics.spectra import eigenvalues, jensen_shannon, permuted, summary
+from compresskit.numerics.spectra import eigenvalues, gaussian, jensen_shannon, permuted, summary
 
 FIXTURES = json.loads(Path(__file__).with_name("spectra_fixtures.json").read_text())
 SHAPES = [
@@ -104,3 +104,16 @@ def test_distances_of_spectra():
     assert jensen_shannon(q, p) == pytest.approx(expected["jensen_shannon_distance"], rel=1e-12)
     assert jensen_shannon(p, p[::-1]) == 0
     assert jensen_shannon(np.array([0.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0])) < math.sqrt(math.log(2))
+    assert jensen_shannon(p, p * (1 + 1e-12)) == 0  # rounding is no distance
+    divergence = expected["jensen_shannon_distance"] ** 2
+    assert jensen_shannon(p, q, rooted=False) == pytest.approx(divergence, rel=1e-12)
+    assert math.isnan(jensen_shannon(p, 0 * q))
+
+
+def test_gaussian_matrices_have_the_moments_of_each_matrix():
+    stack = draw(2, 60, 50) * np.array([1.0, 5.0])[:, None, None] + 3
+    random = gaussian(stack, 1)
+    np.testing.assert_allclose(random.mean((1, 2)), stack.mean((1, 2)), atol=0.3)
+    np.testing.assert_allclose(random.std((1, 2)), stack.std((1, 2)), rtol=0.05)
+    np.testing.assert_array_equal(random, gaussian(stack, 1))
+    assert not np.array_equal(random, gaussian(stack, 2))

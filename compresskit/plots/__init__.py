@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from compresskit.numerics.kernel_density import NARROW, density
-from compresskit.storage.atomic import atomic_write
+from compresskit.plots.panels import grid, save
 
 Curves = Sequence[Sequence[float]]
-_COLUMNS = 4  # panels side by side
 _SMALLEST = 1e-8  # below it an error is rounding, and a logarithmic scale shows nothing else
 
 
@@ -31,7 +30,7 @@ def learning_curves(path: Path, curves: Mapping[str, tuple[Curves, Curves]], met
         panel.set(title=name, xlabel="epoch", ylabel=metric)
         panel.legend(frameon=False)
         panel.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def training_curves(path: Path, curves: Mapping[str, Curves], metric: str) -> None:
@@ -43,7 +42,7 @@ def training_curves(path: Path, curves: Mapping[str, Curves], metric: str) -> No
     panel.set(xlabel="epoch", ylabel=metric)
     panel.legend(frameon=False)
     panel.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def gradient_cosines(path: Path, smallest: Mapping[str, Curves], last: Mapping[str, Sequence[float]]) -> None:
@@ -61,7 +60,7 @@ def gradient_cosines(path: Path, smallest: Mapping[str, Curves], last: Mapping[s
     for panel in (left, right):
         panel.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def landscapes(path: Path, surfaces: Mapping[str, Sequence[Sequence[float]]], extent: float, metric: str) -> None:
@@ -71,25 +70,20 @@ def landscapes(path: Path, surfaces: Mapping[str, Sequence[Sequence[float]]], ex
     often a hundred times as high as the basin; what is below a thousandth of the largest value is drawn as that.
     The trained net is the cross in the middle, the smallest value the dot. What is not finite stays white.
     """
-    columns = min(_COLUMNS, len(surfaces))
-    rows = -(-len(surfaces) // columns)
-    figure = Figure(figsize=(4.4 * columns, 4 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for panel in panels[len(surfaces) :]:
-        panel.set_axis_off()
+    figure, panels = grid(len(surfaces), 4.4, 4)
     grids = [np.ma.masked_invalid(surface) for surface in surfaces.values()]
     smallest, largest = min(float(grid.min()) for grid in grids), max(float(grid.max()) for grid in grids)
     lowest = max(smallest, largest / 1000) or 1.0
     levels = np.geomspace(lowest, largest if largest > lowest else 2 * lowest, 21)
-    for panel, name, grid in zip(panels, surfaces, grids, strict=False):
-        places = np.linspace(-extent, extent, len(grid))
-        filled = panel.contourf(places, places, np.ma.maximum(grid, lowest), levels=levels, norm=LogNorm())
-        row, column = np.unravel_index(grid.argmin(), grid.shape)
+    for panel, name, surface in zip(panels, surfaces, grids, strict=True):
+        places = np.linspace(-extent, extent, len(surface))
+        filled = panel.contourf(places, places, np.ma.maximum(surface, lowest), levels=levels, norm=LogNorm())
+        row, column = np.unravel_index(surface.argmin(), surface.shape)
         panel.plot(0, 0, "r+", markersize=12)
         panel.plot(places[column], places[row], "r.")
         panel.set(title=fill(name, 36), xlabel="second direction", ylabel="first direction")
     figure.colorbar(filled, ax=panels, label=metric, format="%.3g")
-    _save(figure, path)
+    save(figure, path)
 
 
 def candidates(path: Path, points: Sequence[tuple[str, float, int]]) -> None:
@@ -103,7 +97,7 @@ def candidates(path: Path, points: Sequence[tuple[str, float, int]]) -> None:
     panel.set(xlabel="MACs saved", ylabel="unexplained share of the variance")
     panel.margins(x=0.2, y=0.1)
     panel.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def trade_offs(
@@ -113,10 +107,7 @@ def trade_offs(
 
     curves: by site, (kept, errors). chosen: by site, (kept, error).
     """
-    columns = min(_COLUMNS, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.8 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, panels = grid(len(curves), 3.6, 2.8)
     for panel, (name, (kept, errors)) in zip(panels, curves.items(), strict=False):
         drawn = [(count, error) for count, error in zip(kept, errors, strict=True) if error > _SMALLEST]
         panel.plot([count for count, _ in drawn], [error for _, error in drawn], color="tab:blue")
@@ -126,9 +117,7 @@ def trade_offs(
         panel.set_yscale("log")
         panel.legend(frameon=False)
         panel.grid(alpha=0.3)
-    for panel in panels[len(curves) :]:
-        panel.set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def comparison(path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], metric: str) -> None:
@@ -140,7 +129,7 @@ def comparison(path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], m
     panel.set(xlabel="size, % of the original", ylabel=metric)
     panel.legend(frameon=False)
     panel.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _density(panel: Axes, samples: Sequence[float], label: str, colour: str) -> None:
@@ -159,8 +148,3 @@ def _band(panel: Axes, curves: Curves, first: int, label: str, colour: str) -> N
     panel.plot(epochs, mean, color=colour, label=label, marker=".")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")

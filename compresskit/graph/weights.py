@@ -1,0 +1,77 @@
+"""Layers that have a matrix of weights, of a network or of a bare state dict."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from compresskit.graph import selectors
+from compresskit.graph.expanded import Expanded
+
+KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "linear": selectors.KINDS["@linear"],
+    "conv": selectors.KINDS["@conv"],
+    "transposed": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    "embedding": (nn.Embedding, nn.EmbeddingBag),
+}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Of one layer. tensor: (out, in / groups, *taps); (in, out / groups, *taps) of a transposed convolution."""
+
+    name: str
+    kind: str
+    tensor: Tensor
+    groups: int = 1
+
+
+def weights_of(network: nn.Module) -> tuple[list[Weight], dict[str, str]]:
+    """Weights of the layers, in the order of the modules, and why other parameters of two dimensions have none.
+
+    An expanded layer has the weight that its factors make, or, with activations between them, one for each.
+    """
+    found, others = [], {}
+    for name, module in _layers("", network):
+        kind = next((kind for kind, types in KINDS.items() if isinstance(module, types)), None)
+        if isinstance(module, Expanded) and not module.nonlinear:
+            kind = "linear" if module.kind == "Linear" else "conv"
+            weight, _ = module.contracted()
+            found.append(Weight(name, kind, weight.detach(), module.groups))
+        elif kind is not None:
+            tensor = module.get_parameter("weight")
+            found.append(Weight(name, kind, tensor.detach(), getattr(module, "groups", 1)))
+        else:
+            for label, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim > 1:
+                    others[f"{name}.{label}".lstrip(".")] = "a parameter that is no layer's weight"
+    return found, others
+
+
+def weights_in(state: Mapping[str, Tensor]) -> tuple[list[Weight], dict[str, str]]:
+    """As `weights_of`, of a state dict, which knows neither groups nor what is transposed: 2 dimensions are linear."""
+    found, others = [], {}
+    for name, tensor in state.items():
+        layer, _, last = name.rpartition(".")
+        if tensor.ndim < 2 or not tensor.is_floating_point():
+            continue
+        if last == "weight" and tensor.ndim <= 5:
+            found.append(Weight(layer or name, "linear" if tensor.ndim == 2 else "conv", tensor))
+        else:
+            others[name] = "not named as the weight of a layer"
+    return found, others
+
+
+def chosen(weights: Sequence[Weight], wanted: Sequence[str]) -> list[Weight]:
+    """Those that any of the selectors means. Raises RecipeError as selectors do."""
+    layers = {weight.name: selectors.Layer(f"@{weight.kind}", tuple(weight.tensor.shape[2:])) for weight in weights}
+    names = set(selectors.pick(layers, wanted, [f"@{kind}" for kind in KINDS]))
+    return [weight for weight in weights if weight.name in names]
+
+
+def _layers(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The module and, where it is no layer by itself, all below it."""
+    yield name, module
+    if not (isinstance(module, Expanded) and not module.nonlinear):
+        for child, below in module.named_children():
+            yield from _layers(f"{name}.{child}".lstrip("."), below)

@@ -1,0 +1,144 @@
+"""`compresskit spectra` on checkpoints, state dicts and named models: its table, its files and its refusals."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from compresskit.storage.checkpoint import load, save
+from tests.commands.test_bad_input import refused
+
+SPECTRA = "spectra: {min_eigenvalues: 4}\n"
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    path = tmp_path / "bare.yaml"
+    path.write_text(SPECTRA)
+    return path
+
+
+def report(folder: str) -> dict:
+    return json.loads((Path(folder) / "report.json").read_text())
+
+
+def rows(folder: str) -> dict[str, dict[str, str]]:
+    with (Path(folder) / "spectra.csv").open() as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def test_a_checkpoint_gives_table_files_and_plots(call, bare, trained, tmp_path):
+    outcome = call("spectra", bare, "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    names = {path.name for path in Path("out").iterdir()}
+    assert names >= {
+        "spectra.csv",
+        "eigenvalues.npz",
+        "report.json",
+        "report.md",
+        "densities.png",
+        "alpha-by-depth.png",
+    }
+    network = load(trained / "runs/net-train/model.pt").network
+    found, eigenvalues = rows("out"), np.load("out/eigenvalues.npz")
+    assert list(found) == list(eigenvalues) == ["conv1", "conv2", "head"]
+    head = network.get_submodule("head").weight.detach().double().numpy()
+    expected = np.sort(np.linalg.svd(head, compute_uv=False) ** 2)
+    np.testing.assert_allclose(eigenvalues["head"], expected, rtol=1e-9)
+    assert float(found["head"]["norm"]) == pytest.approx(expected.sum())
+    assert found["conv2"]["shape"] == "8x4x3x3"
+    layers = report("out")["details"]["layers"]
+    assert [layer["alpha"] for layer in layers] == [pytest.approx(float(row["alpha"])) for row in found.values()]
+    alphas = [row[2] for row in report("out")["tables"][0]["rows"]]
+    assert alphas == sorted(alphas)
+    assert "its alpha says little" in outcome.out
+
+
+def test_every_epoch_that_was_kept_has_its_alphas(call, recipe, bare):
+    trained = call("train", recipe, "train.keep=all", "--out", "kept")
+    assert trained.status == 0, trained.err
+    assert sorted(path.name for path in Path("kept/weights").iterdir()) == [f"epoch-{n:04}.pt" for n in range(3)]
+    last = torch.load("kept/weights/epoch-0002.pt", weights_only=True)
+    torch.testing.assert_close(last["head.weight"], load(Path("kept/model.pt")).network.state_dict()["head.weight"])
+    outcome = call("spectra", bare, "-c", "kept", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    by_epoch = report("out")["details"]["alpha by epoch"]
+    assert list(by_epoch) == ["0", "1", "2"]
+    assert by_epoch["2"]["head"] == pytest.approx(float(rows("out")["head"]["alpha"]), rel=1e-6)
+    assert by_epoch["0"] != by_epoch["2"]
+    assert Path("out/alpha-through-training.png").exists()
+
+
+@pytest.mark.parametrize("form", ["pt", "safetensors", "nested"])
+def test_a_bare_state_dict_needs_no_model(call, bare, form):
+    torch.manual_seed(0)
+    state = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(40, 12)).state_dict()
+    path = Path(f"weights.{'safetensors' if form == 'safetensors' else 'pt'}")
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"epoch": 3, "state_dict": state} if form == "nested" else state, path)
+    outcome = call("spectra", bare, "-c", path, "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert {name: row["kind"] for name, row in rows("out").items()} == {"0": "conv", "2": "linear"}
+
+
+def test_a_named_model_needs_neither_checkpoint_nor_data(call, bare):
+    bare.write_text("model: {kind: torchvision, name: squeezenet1_1}\nspectra: {layers: ['re:features.3.*']}\n")
+    outcome = call("spectra", bare, "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert "random weights" in outcome.out
+    assert list(rows("out")) == [f"features.3.{part}" for part in ("squeeze", "expand1x1", "expand3x3")]
+
+
+def test_a_net_of_zeros_and_nan_has_a_table(call, bare, trained):
+    checkpoint = load(trained / "runs/net-train/model.pt")
+    checkpoint.network.get_submodule("conv2").weight.data.zero_()
+    checkpoint.network.get_submodule("head").weight.data[0, 0] = math.nan
+    save(checkpoint, Path("broken.pt"))
+    outcome = call("spectra", bare, "-c", "broken.pt", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    skipped = report("out")["skipped"]
+    assert skipped["head"] == "weights are not finite"
+    assert skipped["conv2"].startswith("no power law: 0 of")
+    assert rows("out")["conv1"]["status"] == "success"
+
+
+def test_similarity_is_drawn_and_written(call, recipe, trained):
+    recipe.write_text(recipe.read_text() + "spectra: {min_eigenvalues: 4, cka: {samples: 64, batch_size: 16}}\n")
+    model = trained / "runs/net-train"
+    outcome = call("spectra", recipe, f"spectra.cka.other={model}", "-c", model, "--out", "out")
+    assert outcome.status == 0, outcome.err
+    cka = report("out")["details"]["cka"]
+    assert cka["layers"] == cka["other layers"] == ["conv1", "conv2", "head"]
+    assert cka["images"] == 64
+    np.testing.assert_allclose(np.diag(cka["similarity"]), 1, rtol=1e-6)
+    assert Path("out/cka.png").exists()
+
+
+def test_a_dry_run_lists_the_matrices(call, bare, trained, tmp_path):
+    outcome = call("spectra", bare, "-c", trained / "runs/net-train", "--dry-run", "--json")
+    (table,) = json.loads(outcome.out)["tables"]
+    assert [row[0] for row in table["rows"]] == ["conv1", "conv2", "head"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bare.yaml"]
+
+
+def test_refusals(call, bare, recipe, trained, tmp_path):
+    model = trained / "runs/net-train/model.pt"
+    refused(call("spectra", bare), 2, "--checkpoint", "state dict (.pt, .safetensors)", "`model`")
+    refused(call("spectra", recipe, "-c", model), 2, "spectra")
+    refused(call("spectra", bare, "spectra.cka={}", "-c", model), 2, "spectra.cka", "`data:`")
+    refused(call("spectra", bare, "spectra.layers=[hed]", "-c", model), 2, "'hed'", "head")
+    refused(call("spectra", bare, "spectra.alpha=lest", "-c", model), 2, "spectra.alpha", "search")
+    refused(call("spectra", bare, "-c", "none.pt"), 1, "none.pt: no such file")
+    Path("text.pt").write_text("no weights")
+    refused(call("spectra", bare, "-c", "text.pt"), 1, "text.pt")
+    torch.save({"scale": torch.ones(3)}, "flat.pt")
+    refused(call("spectra", bare, "-c", "flat.pt"), 1, "no layer with a matrix of weights")
+    assert not (tmp_path / "runs").exists()

@@ -10,12 +10,15 @@ from typing import Any
 from compresskit import plots
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Session
+from compresskit.plots.spectra import layer_rates
 from compresskit.recipes.schema import FreshTraining
 from compresskit.storage.atomic import write_json
 from compresskit.storage.checkpoint import load
 from compresskit.storage.moment_cache import fingerprint
 from compresskit.training.landscape import Landscape, landscape
+from compresskit.training.layer_rates import METRIC, RATE, SECONDS
 from compresskit.training.loop import History
+from compresskit.training.options import Training
 
 Surfaces = dict[str, list[list[float]]]  # by metric
 
@@ -25,13 +28,38 @@ def analyse(
 ) -> None:
     """Adds to the result, and draws, what the training measured, and the landscape if `train` asks for it.
 
+    The plot of layerwise rates is that of the first network's first trial.
+
     histories: by network, one for each trial. models: by network, the checkpoint whose surroundings are drawn.
     """
+    first = next(iter(histories.values()))[0]
+    if SECONDS in first.rows[0]:
+        training: Training = current.recipe.section("finetune" if current.verb == "finetune" else "train")
+        assert training.layerwise_rates is not None
+        _rates(current, result, first, training.layerwise_rates.metric)
     if any(history.cosines for trials in histories.values() for history in trials):
         _confusion(current, result, histories)
     train: FreshTraining | None = current.recipe.train
     if current.verb != "finetune" and train is not None and train.landscape is not None:
         _landscapes(current, result, train.landscape, models)
+
+
+def _rates(current: Session, result: Result, history: History, metric: str) -> None:
+    """Of layerwise rates: each layer's last metric and factor, their cost, and their way through the epochs."""
+    measured, factors = _columns(history, METRIC), _columns(history, RATE)
+    rows = [(name, measured[name][0], measured[name][-1], factors[name][-1]) for name in factors]
+    columns = ("layer", f"{metric}, first epoch", "last epoch", "rate by the schedule's, last epoch")
+    result.tables.append(Table("layerwise rates", columns, rows))
+    seconds = sum(row[SECONDS] for row in history.rows)
+    share = seconds / history.seconds
+    result.notes.append(f"layerwise rates: measuring {metric} took {100 * share:.1f} % of the time ({seconds:.1f} s)")
+    if current.group.is_main and current.recipe.report.plots and current.folder is not None:
+        layer_rates(current.folder.path / "layer-rates.png", metric, measured, factors)
+
+
+def _columns(history: History, prefix: str) -> dict[str, list[float]]:
+    names = [key.removeprefix(prefix) for key in history.rows[0] if key.startswith(prefix)]
+    return {name: [row[prefix + name] for row in history.rows] for name in names}
 
 
 def _confusion(current: Session, result: Result, histories: Mapping[str, Sequence[History]]) -> None:

@@ -7,6 +7,7 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import pad
 
+from compresskit.data.augmix import AugMix
 from compresskit.options import option
 
 
@@ -18,14 +19,25 @@ class Augment:
     crop: Annotated[int, Ge(0)] = 0  # pixels added on each side before a random crop of the old size
     pad_mode: Literal["zeros", "reflect"] = "zeros"  # black pixels (before normalisation), or the image mirrored
 
+    augmix: AugMix | None = None  # chains of operations mixed with the image, after flip and crop; {} is the paper's
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count, 3) for each image: 1 if mirrored else 0, rows and columns of its shift in -crop .. crop."""
+        """(count, 3) for each image: 1 if mirrored else 0, rows and columns of its shift in -crop .. crop.
+
+        With augmix the draws of its own follow in each row.
+        """
         mirrored = torch.randint(1 + self.flip, (count, 1), generator=generator)
         shifts = torch.randint(-self.crop, self.crop + 1, (count, 2), generator=generator)
-        return torch.cat([mirrored, shifts], 1)
+        moves = torch.cat([mirrored, shifts], 1)
+        return moves if self.augmix is None else torch.cat([moves, self.augmix.draw(count, generator)], 1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """The images (N, C, H, W), of any type, changed by their draws (N, 3).
+        """The images (N, C, H, W), of any type (uint8 for augmix), changed by their draws."""
+        moved = self._moved(images, draws[:, :3].long())
+        return moved if self.augmix is None else self.augmix(moved, draws[:, 3:])
+
+    def _moved(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Mirrored and shifted by draws (N, 3).
 
         One gather with the flip folded into its index. On a CPU, uint8 256 x 3 x 32 x 32, it took half the time of
         windows picked from `unfold`, and less against slicing image by image or grouping equal shifts.

@@ -1,5 +1,6 @@
 """Image folders: one folder of images for each class, cropped and flipped in training."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from compresskit.data.augmix import AugMix
 from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
 from compresskit.data.normalization import Normalization
@@ -38,6 +40,7 @@ class ImageFolder(AnySet):
     crop: Literal["random-resized", "random", "center"] = "random-resized"
     padding: Annotated[int, Ge(0)] = 0  # black pixels added on each side before crop: random
     flip: bool = True  # in training, mirror left to right with probability 1/2
+    augmix: AugMix | None = None  # in training, chains of operations mixed with the image; {} is the paper's
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet, as torchvision's weights expect it
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     workers: Annotated[int, Ge(0)] = 4  # processes that read images, for each part; 0 reads in the main process
@@ -88,7 +91,13 @@ class ImageFolder(AnySet):
             "center": [v2.Resize(self.resize), v2.CenterCrop(self.size)],
         }
         flips = [v2.RandomHorizontalFlip()] if self.flip else []
-        return v2.Compose([*crops[self.crop], *flips, v2.PILToTensor()])
+        mixed = self.augmix
+        last = (
+            []
+            if mixed is None
+            else [v2.AugMix(math.ceil(mixed.severity), mixed.width, mixed.depth or -1, all_ops=False)]
+        )
+        return v2.Compose([*crops[self.crop], *flips, v2.PILToTensor(), *last])
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def assemble(
 
     normalization: the known one of a named set; None measures that of the training split.
     """
-    _check_augment(options.augment, tuple(train.inputs.shape[1:]))
+    _check_augment(options.augment, tuple(train.inputs.shape[1:]), train.inputs.dtype)
     kept, held = partition(len(train.targets), options)
     if len(held):
         validation = train.take(held)
@@ -137,7 +137,7 @@ def assemble(
     )
 
 
-def _check_augment(augment: Augment | None, shape: tuple[int, ...]) -> None:
+def _check_augment(augment: Augment | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if augment is None:
         return
     if len(shape) != 3:
@@ -147,6 +147,8 @@ def _check_augment(augment: Augment | None, shape: tuple[int, ...]) -> None:
         )
     if augment.crop >= min(shape[1:]):
         raise DataError(f"data.augment.crop: {augment.crop} shifts images of shape {shape} out of sight; lower it")
+    if augment.augmix is not None and dtype != torch.uint8:
+        raise DataError(f"data.augment.augmix: it takes images of bytes, these are {dtype}; store them as uint8")
 
 
 def _corrupted(targets: Tensor, fraction: float, task: str, outputs: int, seed: int) -> Tensor:

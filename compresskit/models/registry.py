@@ -1,13 +1,16 @@
 """Every model that a recipe can name by its `kind`."""
 
 from compresskit.models.convnet import ConvNet
+from compresskit.models.densenet import DenseNet
 from compresskit.models.factory import Factory
 from compresskit.models.lenet import LeNet5, LeNet300100
 from compresskit.models.mlp import MLP
-from compresskit.models.mobilenet import MobileNet
+from compresskit.models.mobilenet import MobileNet, MobileNetV2
+from compresskit.models.resnet import ResNet, WideResNet
 from compresskit.models.smallnet import SmallNet
 from compresskit.models.torchvision_zoo import Torchvision
 from compresskit.models.unet import UNet
+from compresskit.models.vgg import VGG
 from compresskit.models.yolo_lite import YoloLite
 
 MODELS: dict[str, type] = {
@@ -16,7 +19,12 @@ MODELS: dict[str, type] = {
     "lenet-5": LeNet5,
     "convnet": ConvNet,
     "smallnet": SmallNet,
+    "resnet": ResNet,
+    "wide-resnet": WideResNet,
+    "densenet": DenseNet,
+    "vgg": VGG,
     "mobilenet": MobileNet,
+    "mobilenet-v2": MobileNetV2,
     "yolo-lite": YoloLite,
     "unet": UNet,
     "torchvision": Torchvision,

@@ -92,6 +92,30 @@ def through_training(path: Path, history: Mapping[int, Sequence[Spectrum]]) -> N
     save(figure, path)
 
 
+def layer_rates(
+    path: Path, metric: str, measured: Mapping[str, Sequence[float]], factors: Mapping[str, Sequence[float]]
+) -> None:
+    """By epoch the metric and the factor of each layer's rate, and the last factors in order and by rank.
+
+    measured, factors: by layer, one value for each epoch. Layers go from blue, near the input, to yellow.
+    """
+    figure, panels = grid(3, 5.2, 4, columns=3)
+    shades = colormaps["viridis"](np.linspace(0, 0.95, len(factors)))
+    for panel, curves, label in zip(panels, (measured, factors), (metric, "rate / schedule's"), strict=False):
+        for shade, values in zip(shades, curves.values(), strict=True):
+            panel.plot(range(1, len(values) + 1), values, color=shade, linewidth=1)
+        panel.set(xlabel="epoch", ylabel=label)
+        panel.grid(alpha=0.3)
+    last = [values[-1] for values in factors.values()]
+    panels[2].plot(range(1, len(last) + 1), last, ".-", label="in the order of the network")
+    panels[2].plot(range(1, len(last) + 1), sorted(last, reverse=True), ".-", label="by rank")
+    panels[2].axhline(1, color="grey", linewidth=0.8)
+    panels[2].set(xlabel="layer", ylabel="rate / schedule's, last epoch")
+    panels[2].legend(frameon=False)
+    panels[2].grid(alpha=0.3)
+    save(figure, path)
+
+
 def heat_map(path: Path, similarity: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str]) -> None:
     """CKA of every layer (rows) with every layer (columns)."""
     width, height = (max(4.0, min(14.0, 0.22 * len(names))) for names in (columns, rows))

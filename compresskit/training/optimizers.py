@@ -1,6 +1,7 @@
 """Optimisers that a recipe can name. Each is called with parameter groups and returns torch's own."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -83,15 +84,24 @@ class AdamW:
 Optimizer = SGD | Adam | AdamW
 
 
-def parameter_groups(network: nn.Module, *, decay_bias_and_norm: bool) -> ParameterGroups:
-    """The trainable parameters; without `decay_bias_and_norm`, those of one dimension form a group without decay."""
-    trainable = [p for p in network.parameters() if p.requires_grad]
-    if decay_bias_and_norm:
-        return [{"params": trainable}]
-    weights = [p for p in trainable if p.ndim > 1]
-    vectors = [p for p in trainable if p.ndim <= 1]
-    groups: ParameterGroups = [{"params": weights}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(
+    network: nn.Module, *, decay_bias_and_norm: bool, owners: Mapping[nn.Parameter, str] | None = None
+) -> ParameterGroups:
+    """The trainable parameters; without `decay_bias_and_norm`, those of one dimension form a group without decay.
+
+    owners: the layer of each parameter; every layer has groups of its own then, with its name under "layer" ("" for
+    parameters of none), and 1 under "factor", by which its rate is multiplied.
+    """
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for parameter in network.parameters():
+        if not parameter.requires_grad:
+            continue
+        layer, spared = (owners or {}).get(parameter, ""), not decay_bias_and_norm and parameter.ndim <= 1
+        settings: dict[str, Any] = {"weight_decay": 0.0} if spared else {}
+        if owners is not None:
+            settings |= {"layer": layer, "factor": 1.0, "metric": math.nan}
+        groups.setdefault((layer, spared), {"params": [], **settings})["params"].append(parameter)
+    return sorted(groups.values(), key=lambda group: "weight_decay" in group)
 
 
 def _can_fuse(groups: Iterable[dict[str, Any]]) -> bool:

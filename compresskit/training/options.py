@@ -7,6 +7,7 @@ from annotated_types import Gt
 from compresskit.options import option
 from compresskit.training.distillation import Distill
 from compresskit.training.gradient_confusion import GradientConfusion
+from compresskit.training.layer_rates import LayerwiseRates
 from compresskit.training.losses import Loss
 from compresskit.training.optimizers import SGD, Optimizer
 from compresskit.training.schedules import Cosine, Schedule
@@ -22,6 +23,7 @@ class Training:
     batch_size: Annotated[int, Gt(0)] = 128  # of all processes together
     optimizer: Optimizer = SGD()
     schedule: Schedule = Cosine()
+    layerwise_rates: LayerwiseRates | None = None  # by the spectra of the layers; {} takes its defaults
     loss: Loss | None = None  # default: cross-entropy for classes, mse for numbers, yolo for boxes
     distill: Distill | None = None  # learn from a teacher, too
     decay_bias_and_norm: bool = True  # false: weight decay spares parameters of one dimension

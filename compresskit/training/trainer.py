@@ -17,12 +17,13 @@ from compresskit.training.distillation import distiller_for
 from compresskit.training.distributed import Group
 from compresskit.training.evaluation import METRICS
 from compresskit.training.gradient_confusion import gradient_cosines
+from compresskit.training.layer_rates import LayerRates, owners
 from compresskit.training.losses import loss_for
 from compresskit.training.optimizers import parameter_groups
 from compresskit.training.options import Training
 from compresskit.training.seeds import epoch_seed
 
-CONFUSION = -1  # in the place of a rank: random numbers that training does not use
+CONFUSION, RATES = -1, -2  # in the place of a rank: random numbers that training does not use
 CHECK_EVERY = 50  # steps between two looks at the losses; each look makes the host wait for the device
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,7 +51,15 @@ class Trainer:
         self.distiller = distiller_for(network, teacher, options.distill, data.input_shape, seed)
         self.regressors = self.distiller.regressors if self.distiller else nn.ModuleList()
         trained = nn.ModuleList([network, self.regressors])
-        self.optimizer = options.optimizer(parameter_groups(trained, decay_bias_and_norm=options.decay_bias_and_norm))
+        rates, optimizer = options.layerwise_rates, options.optimizer
+        self.layer_rates = None if rates is None else LayerRates(network, rates, optimizer.weight_decay)
+        self.optimizer = optimizer(
+            parameter_groups(
+                trained,
+                decay_bias_and_norm=options.decay_bias_and_norm,
+                owners=None if rates is None else owners(network),
+            )
+        )
         self.parameters = [p for part in self.optimizer.param_groups for p in part["params"]]
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
         self.module = _wrap(self.distiller.student if self.distiller else network, options, device, group)
@@ -68,6 +77,9 @@ class Trainer:
         The network is left in train mode, with the main process's buffers in every process. The caller's random state
         is left as it was. Raises ConvergenceError at a loss that is not finite.
         """
+        if self.layer_rates is not None:
+            rate = self._rate(epoch * self.steps)
+            self.layer_rates.measure(self.optimizer, epoch, rate, epoch_seed(self.seed, epoch, RATES), self.device)
         began = time.perf_counter()
         self.network.train()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -76,10 +88,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.group.broadcast(self.network.buffers())
         return {
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self._rate((epoch + 1) * self.steps - 1),
             "train_loss": loss / count,
             **({f"train_{self.score_name}": score / count} if self.score is not None else {}),
             **({"distill_loss": term / count} if self.distiller else {}),
+            **(self.layer_rates.row(self.optimizer) if self.layer_rates else {}),
             "images_per_second": count / (time.perf_counter() - began),
         }
 
@@ -103,10 +116,14 @@ class Trainer:
         self.group.sum_tensors([sums])
         return sums.tolist()
 
+    def _rate(self, step: int) -> float:
+        """The schedule's."""
+        return self.options.optimizer.lr * self.options.schedule(step, self.steps, self.options.epochs)
+
     def _set_rate(self, step: int) -> None:
-        lr = self.options.optimizer.lr * self.options.schedule(step, self.steps, self.options.epochs)
+        rate = self._rate(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = rate * group.get("factor", 1.0)
 
     def _step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the batch, before the step: mean loss, summed score and mean term of the teacher (0 where there is none).

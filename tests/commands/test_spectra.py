@@ -142,3 +142,24 @@ def test_refusals(call, bare, recipe, trained, tmp_path):
     torch.save({"scale": torch.ones(3)}, "flat.pt")
     refused(call("spectra", bare, "-c", "flat.pt"), 1, "no layer with a matrix of weights")
     assert not (tmp_path / "runs").exists()
+
+
+def test_layerwise_rates_are_reported_and_drawn(call, recipe):
+    recipe.write_text(
+        "model: {kind: mlp, widths: [24, 16]}\n"
+        "data: {kind: mnist-mini, limit: 600, validation: 200}\n"
+        "train: {epochs: 2, batch_size: 64, layerwise_rates: {map: linear, bounds: [0.2, 3]}}\n"
+        "report: {latency_repeats: 1}\n"
+    )
+    outcome = call("train", recipe, "--out", "out")
+    assert outcome.status == 0, outcome.err
+    (table,) = [table for table in report("out")["tables"] if table["title"] == "layerwise rates"]
+    rates = {row[0]: row[3] for row in table["rows"]}
+    assert list(rates) == ["fc1", "fc2", "head"]
+    with Path("out/metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert {name: float(last[f"rate {name}"]) for name in rates} == rates
+    alphas = {name: float(last[f"metric {name}"]) for name in rates}
+    assert rates["fc1"] == pytest.approx(np.clip(3 * alphas["fc1"] / sum(alphas.values()), 0.2, 3))
+    assert "measuring alpha took" in outcome.out
+    assert Path("out/layer-rates.png").exists()

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from compresskit.data.augmix import AugMix
 from compresskit.data.folders import ImageFolder
 from compresskit.errors import DataError
 
@@ -63,6 +64,15 @@ def test_augmentation_depends_on_the_seed_alone(crop, root):
     assert torch.equal(inputs, again)
     assert not torch.equal(inputs, other)
     assert targets.bincount().tolist() == [8, 8, 8]
+
+
+def test_augmix_changes_what_is_trained_on(root):
+    plain = options(root, crop="center", flip=False).load(seed=0)
+    mixed = options(root, crop="center", flip=False, augmix=AugMix(severity=9)).load(seed=0)
+    inputs, _ = served(mixed.train, seed=1)
+    assert not torch.equal(inputs, served(plain.train, seed=1)[0])
+    assert torch.equal(inputs, served(mixed.train, seed=1)[0])
+    assert torch.equal(served(mixed.test)[0], served(plain.test)[0])
 
 
 def test_each_image_has_its_own_draw(root):

@@ -5,12 +5,16 @@ import torch
 from torch import nn
 
 from compresskit.errors import RecipeError
+from compresskit.graph.trace import trace
 from compresskit.models.convnet import ConvNet
+from compresskit.models.densenet import DenseNet
 from compresskit.models.lenet import LeNet5, LeNet300100
 from compresskit.models.mlp import MLP
-from compresskit.models.mobilenet import MobileNet
+from compresskit.models.mobilenet import MobileNet, MobileNetV2
 from compresskit.models.registry import MODELS
+from compresskit.models.resnet import ResNet, WideResNet
 from compresskit.models.smallnet import SmallNet
+from compresskit.models.vgg import VGG
 
 
 def names(network: nn.Module) -> list[str]:
@@ -171,3 +175,51 @@ def test_mobilenet_keeps_small_images_larger(small, positions):
     assert net[:-3](torch.zeros(1, 3, 32, 32)).shape[2:] == (positions, positions)
     with pytest.raises(RecipeError, match="mobilenet takes images"):
         MobileNet().build((9,), 10)
+
+
+# as published, or as the common implementations for 32 x 32 images count them, with 10 classes
+SIZES = {
+    "resnet-18": (ResNet(), 11_173_962),
+    "resnet-34": (ResNet(depth=34), 21_282_122),
+    "resnet-50": (ResNet(depth=50), 23_520_842),
+    "resnet-101": (ResNet(depth=101), 42_512_970),
+    "resnet-152": (ResNet(depth=152), 58_156_618),
+    "wide-resnet-28-10": (WideResNet(), 36_479_194),
+    "wide-resnet-16-4": (WideResNet(depth=16, widen=4), 2_748_890),
+    "densenet-40": (DenseNet(), 1_019_722),
+    "vgg-19": (VGG(), 20_035_018),
+    "mobilenet-v2": (MobileNetV2(), 2_236_682),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_networks_for_small_images_have_their_published_size(name):
+    model, parameters = SIZES[name]
+    with torch.device("meta"):
+        net = model.build((3, 32, 32), 10)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    "model",
+    [ResNet(width=0.25), ResNet(depth=50, width=0.1), WideResNet(depth=10, widen=1), DenseNet(depth=10), VGG(width=0.1),
+     MobileNetV2(width=0.25)],
+    ids=lambda model: model.kind,
+)  # fmt: skip
+def test_networks_for_small_images_trace_and_keep_their_outputs(model):
+    torch.manual_seed(0)
+    net = model.build((3, 32, 32), 7)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(trace(net).eval()(x), net.eval()(x))
+    assert output(net, (3, 32, 32)) == (2, 7)
+    with pytest.raises(RecipeError, match=r"takes images \(C, H, W\)"):
+        model.build((20,), 7)
+
+
+def test_depths_that_there_are_not():
+    with pytest.raises(ValueError, match="take 16, 22, 28"):
+        WideResNet(depth=20)
+    with pytest.raises(ValueError, match="take 40, 64, 100"):
+        DenseNet(depth=41)
+    with pytest.raises(RecipeError, match="32 pixels a side"):
+        VGG().build((1, 28, 28), 10)

@@ -1,0 +1,125 @@
+"""Learning rates of their own for layers, from the spectra of their weights."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt
+from torch import fx, nn
+
+from compresskit.graph.weights import weights_of
+from compresskit.numerics.layer_rates import Map, Noise, disturbed, factors
+from compresskit.options import option
+from compresskit.passes.spectra import spectra
+from compresskit.passes.spectra_options import Estimator, Null, Spectra
+
+Metric = Literal[
+    "alpha", "rand_distance", "stable_rank", "entropy", "norm", "log_norm", "spectral_norm", "log_spectral_norm",
+    "alpha_weighted", "log_alpha_norm", "frobenius", "spectral",
+]  # fmt: skip
+METRIC, RATE, SECONDS = "metric ", "rate ", "spectra_seconds"  # columns of an epoch, the first two of each layer
+
+
+@option
+class LayerwiseRates:
+    """Each layer's rate is the schedule's times n map(metric) / sum of map(metric) over the n layers."""
+
+    metric: Metric = "alpha"
+    map: Map = "sqrt"  # negative-powers-of-two: by rank alone; bounded: TempBalance's, linear between `bounds`
+    inverse: bool = False  # the larger the metric, the smaller the rate
+    noise: Noise = "none"  # in the place of what was measured, draws about it
+    every: Annotated[int, Ge(1)] = 1  # epochs between two measurements
+    bounds: tuple[Annotated[float, Ge(0)], Annotated[float, Gt(0)]] | None = None  # of the factors; bounded: 0.5, 1.5
+    weight_decay: bool = False  # scale it as the rate, too
+    definitions: Literal["weightwatcher", "tempbalance", "document"] = "weightwatcher"  # see `spectra`
+    alpha: Estimator | None = None  # see `spectra`
+
+    def __post_init__(self) -> None:
+        if self.bounds is not None and self.bounds[0] > self.bounds[1]:
+            raise ValueError(f"bounds: {list(self.bounds)} are in the wrong order; write [smallest, largest]")
+        if self.noise == "normal-rate" and self.map != "linear":
+            raise ValueError("map: noise: normal-rate draws the shares themselves; use map: linear with it")
+
+    @property
+    def spectra(self) -> Spectra:
+        """What is measured: nothing that the metric does not need."""
+        null: Null | None = None if self.metric == "rand_distance" else "none"
+        return Spectra(definitions=self.definitions, alpha=self.alpha, null=null, marchenko_pastur=False)
+
+
+def owners(network: fx.GraphModule) -> dict[nn.Parameter, str]:
+    """The layer that each parameter goes with: its own, and of a batch norm the layer before it, else the next one.
+
+    A norm that does not follow a layer directly (behind a concatenation or a sum) goes with the layer that reads it.
+    """
+    layers = [weight.name for weight in weights_of(network)[0]]
+    found: dict[nn.Parameter, str] = {}
+    for name, parameter in network.named_parameters():
+        own = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
+        if own is not None:
+            found[parameter] = own
+    for node in network.graph.nodes:
+        if node.op == "call_module" and node.target not in layers:
+            near = _near(node, layers, lambda n: n.all_input_nodes) or _near(node, layers, lambda n: list(n.users))
+            for parameter in network.get_submodule(node.target).parameters():
+                if near is not None:
+                    found.setdefault(parameter, near)
+    return found
+
+
+class LayerRates:
+    """Factors of the groups of an optimiser, measured again every so many epochs.
+
+    They are kept in the groups, with the metrics that they came of, so that the optimiser's state brings them back.
+    weight_decay: of the optimiser.
+    """
+
+    def __init__(self, network: fx.GraphModule, options: LayerwiseRates, weight_decay: float) -> None:
+        self._network, self._options, self._decay = network, options, weight_decay
+        self.seconds = 0.0  # that the last epoch's measurement took
+
+    def measure(
+        self, optimizer: torch.optim.Optimizer, epoch: int, rate: float, seed: int, device: torch.device
+    ) -> None:
+        """Sets the factors for epoch `epoch`, counted from 0, if their time has come.
+
+        rate: of the schedule, at the start of the epoch. A layer whose metric cannot be found keeps the schedule's.
+        """
+        began = time.perf_counter()
+        if epoch % self._options.every == 0:
+            values, found = self._factors(rate, seed, device)
+            for group in optimizer.param_groups:
+                group["metric"], group["factor"] = values.get(group["layer"], np.nan), found.get(group["layer"], 1.0)
+                if self._options.weight_decay and group["weight_decay"]:
+                    group["weight_decay"] = self._decay * group["factor"]
+        self.seconds = time.perf_counter() - began
+
+    def row(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """Columns of an epoch: of each layer its metric and its factor, and the seconds that measuring took."""
+        groups = {group["layer"]: group for group in optimizer.param_groups if group["layer"]}
+        metrics = {f"{METRIC}{name}": group["metric"] for name, group in groups.items()}
+        return metrics | {f"{RATE}{name}": group["factor"] for name, group in groups.items()} | {SECONDS: self.seconds}
+
+    def _factors(self, rate: float, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
+        """The metric and the factor of each layer whose metric can be found."""
+        options = self._options
+        rows, _ = spectra(weights_of(self._network)[0], options.spectra, seed=seed, device=device)
+        values = {row.name: float(getattr(row, options.metric)) for row in rows}
+        values = {name: value for name, value in values.items() if np.isfinite(value)}
+        if not values:
+            return {}, {}
+        drawn = disturbed(np.array(list(values.values())), options.noise, rate, np.random.default_rng(seed))
+        shares = factors(drawn, options.map, inverse=options.inverse, bounds=options.bounds)
+        return values, dict(zip(values, shares.tolist(), strict=True))
+
+
+def _near(start: fx.Node, layers: Sequence[str], step: Callable[[fx.Node], Sequence[fx.Node]]) -> str | None:
+    """The layer that a way without forks leads to."""
+    nodes = step(start)
+    while len(nodes) == 1:
+        if nodes[0].op == "call_module" and nodes[0].target in layers:
+            return str(nodes[0].target)
+        nodes = step(nodes[0])
+    return None

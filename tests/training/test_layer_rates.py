@@ -1,0 +1,124 @@
+"""Layerwise rates in training: whose parameters get them, the steps that they make, and what a resumed run keeps."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import fx, nn
+
+from compresskit.graph.weights import weights_of
+from compresskit.passes.spectra import spectra
+from compresskit.training.layer_rates import LayerwiseRates, owners
+from compresskit.training.optimizers import SGD
+from compresskit.training.schedules import Step
+from compresskit.training.seeds import epoch_seed
+
+
+class Dense(nn.Module):
+    """A norm behind its layer, one before it, and one behind a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.middle = nn.BatchNorm2d(7)
+        self.second, self.last = nn.Conv2d(7, 5, 3), nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x):
+        y = torch.cat([x, torch.relu(self.norm(self.first(x)))], 1)
+        y = torch.relu(self.last(self.second(torch.relu(self.middle(y)))))
+        return self.head(y.mean((2, 3)))
+
+
+def test_norms_and_biases_follow_their_layer():
+    net = fx.symbolic_trace(Dense())
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    found = {names[parameter]: layer for parameter, layer in owners(net).items()}
+    assert found == {
+        **dict.fromkeys(("first.weight", "first.bias", "norm.weight", "norm.bias"), "first"),
+        **dict.fromkeys(("second.weight", "second.bias", "middle.weight", "middle.bias"), "second"),
+        **dict.fromkeys(("last.weight", "last.bias"), "second"),
+        **dict.fromkeys(("head.weight", "head.bias"), "head"),
+    }
+
+
+def rates(**options) -> LayerwiseRates:
+    return LayerwiseRates(**{"map": "linear", "definitions": "document", "metric": "stable_rank", **options})
+
+
+def test_steps_are_those_of_a_plain_loop(tiny, tmp_path, monkeypatch):
+    """Each layer's parameters with the schedule's rate times its factor, measured before each epoch."""
+    monkeypatch.setattr("compresskit.passes.spectra._unfit", lambda *_: None)  # tiny layers have few eigenvalues
+    options = replace(
+        tiny.OPTIONS,
+        epochs=2,
+        optimizer=SGD(lr=0.1, momentum=0.5, weight_decay=0.01),
+        schedule=Step(step_size=1, gamma=0.5),
+        layerwise_rates=rates(weight_decay=True),
+    )
+    net, data = tiny.network(dropout=0.0), tiny.dataset()
+    _, history = tiny.run(tmp_path, options, net=net, data=data)
+    plain = tiny.network(dropout=0.0)
+    layers = {layer: [] for layer in owners(plain).values()}
+    for parameter, layer in owners(plain).items():
+        layers[layer].append(parameter)
+    optimizer = torch.optim.SGD([{"params": own} for own in layers.values()], lr=0.1, momentum=0.5)
+    for epoch in range(2):
+        rows, _ = spectra(weights_of(plain)[0], options.layerwise_rates.spectra)
+        measured = {row.name: row.stable_rank for row in rows}
+        share = {name: len(measured) * value / sum(measured.values()) for name, value in measured.items()}
+        for group, layer in zip(optimizer.param_groups, layers, strict=True):
+            group["lr"], group["weight_decay"] = 0.1 * 0.5**epoch * share[layer], 0.01 * share[layer]
+            assert history.rows[epoch][f"rate {layer}"] == pytest.approx(share[layer], rel=1e-4)
+            assert history.rows[epoch][f"metric {layer}"] == pytest.approx(measured[layer], rel=1e-4)
+        for inputs, targets in data.train.batches(options.batch_size, torch.device("cpu"), seed=epoch_seed(3, epoch)):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(plain(inputs), targets).backward()
+            optimizer.step()
+    assert len(set(share.values())) > 1
+    # 1e-5: float32, and the fused step rounds in another order
+    torch.testing.assert_close(net.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_resumed_run_keeps_its_rates_between_measurements(tiny, tmp_path):
+    options = replace(tiny.OPTIONS, epochs=4, layerwise_rates=rates(every=3, noise="normal-alpha"))
+    whole, _ = tiny.run(tmp_path / "whole", options)
+    measured = []
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(tmp_path / "cut", options, progress=Stopper(measured))
+    resumed, history = tiny.run(tmp_path / "cut", options, resume=True)
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    columns = [key for key in history.rows[0] if key.startswith("rate ")]
+    assert columns
+    assert all(history.rows[0][key] == history.rows[2][key] for key in columns)
+
+
+class Stopper:
+    """Interrupts the run after its second epoch."""
+
+    def __init__(self, seen: list) -> None:
+        self.seen = seen
+
+    def on_step(self, epoch: int, step: int, steps: int) -> None: ...
+
+    def on_epoch(self, row: dict) -> None:
+        self.seen.append(row)
+        if len(self.seen) == 2:
+            raise KeyboardInterrupt
+
+
+def test_layers_without_the_metric_keep_the_schedules_rate(tiny, tmp_path):
+    _, history = tiny.run(tmp_path, replace(tiny.OPTIONS, epochs=1, layerwise_rates=LayerwiseRates()))
+    (row,) = history.rows
+    for key in (key for key in row if key.startswith("metric ")):
+        if math.isnan(row[key]):
+            assert row[key.replace("metric ", "rate ")] == 1
+    assert row["spectra_seconds"] > 0
+
+
+def test_what_contradicts_itself_is_refused():
+    with pytest.raises(ValueError, match="wrong order"):
+        LayerwiseRates(bounds=(2.0, 1.0))
+    with pytest.raises(ValueError, match="use map: linear"):
+        LayerwiseRates(noise="normal-rate")

@@ -104,6 +104,19 @@ def reconstruct(
 
 
 @app.command()
+def prune(
+    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
+    device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
+    dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Take out channels that are worth least, repair what is left, and retrain."""
+    from compresskit.commands import prune as command
+
+    arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
+    _run(lambda progress: command.run(arguments, progress), quiet, json)
+
+
+@app.command()
 def spectra(
     recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
     device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
@@ -184,8 +197,20 @@ def _absent(verb: str) -> Callable[[typer.Context], None]:
     return refuse
 
 
-PRESENT = ("train", "fuse", "expand", "reconstruct", "spectra", "finetune", "evaluate", "inspect", "validate", "show")
-for _verb in ("prune", "export"):
+PRESENT = (
+    "train",
+    "fuse",
+    "expand",
+    "prune",
+    "reconstruct",
+    "spectra",
+    "finetune",
+    "evaluate",
+    "inspect",
+    "validate",
+    "show",
+)
+for _verb in ("export",):
     _settings = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command(_verb, context_settings=_settings)(_absent(_verb))
 

@@ -14,7 +14,7 @@ from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
 from compresskit.numerics.moments import Moments
 from compresskit.passes.moments import Request
-from compresskit.recipes.schema import FuseAndRetrain, ReconstructAndRetrain
+from compresskit.recipes.schema import FuseAndRetrain, PruneAndRetrain, ReconstructAndRetrain
 from compresskit.storage.moment_cache import MomentCache
 from compresskit.training.distributed import Group
 
@@ -44,7 +44,9 @@ class Gatherer:
         return replace(self, cache=replace(self.cache, folder=self.cache.folder / f"step-{step}"))
 
 
-def gatherer(current: Session, folder: Path, options: FuseAndRetrain | ReconstructAndRetrain) -> Gatherer:
+def gatherer(
+    current: Session, folder: Path, options: FuseAndRetrain | ReconstructAndRetrain | PruneAndRetrain
+) -> Gatherer:
     """folder: of the cache, where the recipe names none."""
     settings, data = current.recipe.moments, current.data.train
     split = data.sample(options.samples) if options.samples else data

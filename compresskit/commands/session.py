@@ -86,7 +86,7 @@ class Session:
         path = self.parents[trial if len(self.parents) > 1 else 0]
         checkpoint = load(path, self.device)
         check_fits(checkpoint, path, self.data)
-        if self.verb in ("fuse", "reconstruct"):
+        if self.verb in ("fuse", "reconstruct", "prune"):
             check_contracted(checkpoint, path, self.verb)
         return Start(checkpoint.network, path, checkpoint)
 

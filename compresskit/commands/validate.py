@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from compresskit.commands import expand, finetune, fuse, reconstruct, spectra, train
+from compresskit.commands import expand, finetune, fuse, prune, reconstruct, spectra, train
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Arguments, Progress
 from compresskit.graph.trace import trace
@@ -16,11 +16,12 @@ VERBS: dict[str, Callable[[Arguments, Progress], Result]] = {
     "train": train.run,
     "fuse": partial(fuse.run, ranked=False),
     "expand": expand.run,
+    "prune": prune.run,
     "reconstruct": reconstruct.run,
     "spectra": spectra.run,
     "finetune": finetune.run,
 }
-NEED_CHECKPOINT = ("fuse", "reconstruct", "finetune")
+NEED_CHECKPOINT = ("fuse", "prune", "reconstruct", "finetune")
 
 
 def run(arguments: Arguments, progress: Progress) -> Result:

@@ -42,10 +42,15 @@ def factors(values: Floats, how: Map, *, inverse: bool = False, bounds: tuple[fl
         low, high = bounds or (0.5, 1.5)
         place = (values - values.min()) / (values.max() - values.min())
         return np.asarray(low + (high - low) * (1 - place if inverse else place))
-    positive = values if values.min() > 0 else values - values.min() + 1
-    mapped = np.asarray(MAPS[how](1 / positive if inverse else positive), np.float64)
+    shifted = positive(values)
+    mapped = np.asarray(MAPS[how](1 / shifted if inverse else shifted), np.float64)
     found = len(values) * mapped / mapped.sum() if mapped.sum() > 0 else np.ones(len(values))
     return found if bounds is None else found.clip(*bounds)
+
+
+def positive(values: Floats) -> Floats:
+    """The values, shifted to start from 1 where some are not positive, as logarithms may be."""
+    return values if values.min() > 0 else values - values.min() + 1
 
 
 def disturbed(values: Floats, noise: Noise, rate: float, generator: np.random.Generator) -> Floats:

@@ -1,6 +1,6 @@
 """Which layers' inputs can be thinned, which of them are chosen together, and the problem that each choice solves."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -103,23 +103,16 @@ def plan(network: fx.GraphModule, input_shape: tuple[int, ...], options: Reconst
     Raises RecipeError for a selector that means nothing, and where nothing at all can be thinned.
     """
     channels = find_channels(network, input_shape)
-    shapes = node_shapes(network, input_shape)
-    readers, skipped = {}, {}
-    told = options.told_layers
-    for layer in select(network, options.layers):
-        reason = _refusal(network, channels, layer, options)
-        if told is not None and layer not in select(network, told):
-            reason = "no selector of the amounts names it"
-        if reason is None:
-            readers[layer] = _reader(network, channels, layer, shapes)
-        else:
-            skipped[layer] = reason
+    wanted, told = select(network, options.layers), options.told_layers
+    asked = wanted if told is None else [layer for layer in wanted if layer in select(network, told)]
+    readers, skipped = find_readers(network, channels, input_shape, asked, from_input=options.input_sampler)
+    skipped |= {layer: "no selector of the amounts names it" for layer in wanted if layer not in asked}
     sites = []
     for component in _components(readers.values()):
         obstacle = _obstacle(channels, component)
         if options.sampler == "static" or (options.sampler == "auto" and obstacle is None and len(component) == 1):
             if obstacle is None:
-                sites.append(_static(component))
+                sites.append(static_site(component))
             else:
                 skipped |= {reader.layer: f"{obstacle}; sampler: dynamic can select its inputs" for reader in component}
             continue
@@ -136,7 +129,27 @@ def plan(network: fx.GraphModule, input_shape: tuple[int, ...], options: Reconst
     return Plan(channels, tuple(sites), skipped)
 
 
-def _refusal(network: fx.GraphModule, channels: Channels, layer: str, options: Reconstruct) -> str | None:
+def find_readers(
+    network: fx.GraphModule,
+    channels: Channels,
+    input_shape: tuple[int, ...],
+    layers: Iterable[str],
+    *,
+    from_input: bool = False,
+) -> tuple[dict[str, Reader], dict[str, str]]:
+    """The layers that can be fitted again to fewer inputs, and why others cannot. from_input: the network's, too."""
+    shapes = node_shapes(network, input_shape)
+    readers, skipped = {}, {}
+    for layer in layers:
+        reason = _refusal(network, channels, layer, from_input)
+        if reason is None:
+            readers[layer] = _reader(network, channels, layer, shapes)
+        else:
+            skipped[layer] = reason
+    return readers, skipped
+
+
+def _refusal(network: fx.GraphModule, channels: Channels, layer: str, from_input: bool) -> str | None:
     module = weighted(network, layer)
     if layer not in channels.reads:
         calls = sum(node.op == "call_module" and node.target == layer for node in network.graph.nodes)
@@ -147,7 +160,7 @@ def _refusal(network: fx.GraphModule, channels: Channels, layer: str, options: R
         return f"its padding_mode is {module.padding_mode}; moments are taken with zeros"
     if len(channels.reads[layer]) == 1:
         return "it reads a single channel"
-    if _reads_the_input(channels, layer) and not options.input_sampler:
+    if _reads_the_input(channels, layer) and not from_input:
         return "it reads the network's input; input_sampler: true thins that, too"
     return None
 
@@ -215,7 +228,8 @@ def _obstacle(channels: Channels, component: list[Reader]) -> str | None:
     return f"{others[0]}, which is left alone, reads the same activation" if others else None
 
 
-def _static(component: list[Reader]) -> Site:
+def static_site(component: Sequence[Reader]) -> Site:
+    """Of layers that read atoms which go from the layers that made them, too."""
     atoms = torch.cat([reader.atoms for reader in component]).unique()
     readers = tuple(replace(reader, groups=torch.searchsorted(atoms, reader.groups)) for reader in component)
     return Site("+".join(reader.layer for reader in readers), readers, False, len(atoms), atoms)
@@ -225,7 +239,7 @@ def _dynamic(channels: Channels, reader: Reader) -> Site:
     """Of one layer: its own inputs, but whole channels where a linear layer reads a map that may be cut."""
     frozen = any(atom in channels.frozen for atom in reader.atoms.tolist())
     if reader.request.patches is None and not frozen:
-        return replace(_static([reader]), dynamic=True)
+        return replace(static_site([reader]), dynamic=True)
     inputs = len(reader.atoms)
     own = torch.arange(inputs).repeat_interleave(reader.groups.numel() // inputs)[None]
     return Site(reader.layer, (replace(reader, groups=own),), True, inputs, None)

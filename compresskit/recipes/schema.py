@@ -12,6 +12,7 @@ from compresskit.models.registry import MODELS
 from compresskit.options import option
 from compresskit.passes.expand_options import Expand, Rate
 from compresskit.passes.fuse_options import Fuse
+from compresskit.passes.prune_options import Prune
 from compresskit.passes.reconstruct_options import GOALS, Chaining, Reconstruct
 from compresskit.passes.shares import share
 from compresskit.passes.spectra_options import Spectra
@@ -175,10 +176,24 @@ class ExpandAndTrain(Expand):
 
 
 @option
+class PruneAndRetrain(Prune):
+    """Take out channels, repair what is left, and retrain, in one go or in several."""
+
+    samples: Annotated[int, Gt(1)] = 10000  # training images that layers are repaired and norms estimated by
+    images: Annotated[int, Gt(1)] = 1024  # training images that criteria look at
+    steps: Annotated[int, Ge(1)] = 1  # each takes the same share of what is left, and retrains
+    retrain: Training | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps > 1 and self.retrain is None:
+            raise ValueError("steps: several steps retrain in between; add `retrain`, or leave steps out")
+
+
+@option
 class CKA:
     """Similarity of what layers make of the same images, drawn as a heat map."""
 
-    layers: tuple[str, ...] = ("@conv", "@linear")  # selectors, of both nets
+    layers: tuple[str, ...] = ("re:.*",)  # selectors, of both nets
     other: str | None = None  # model.pt, or the folder of a run, to compare with; default: the net with itself
     samples: Annotated[int, Ge(4)] = 2048  # test images, or all where there are fewer
     batch_size: Annotated[int, Ge(4)] = 256  # of which kernels are taken; a smaller last one is left out
@@ -210,6 +225,7 @@ class Recipe:
     fuse: FuseAndRetrain | None = None
     expand: ExpandAndTrain | None = None
     reconstruct: ReconstructAndRetrain | None = None
+    prune: PruneAndRetrain | None = None
     spectra: SpectraOfNetwork | None = None
     moments: MomentOptions = MomentOptions()
     report: ReportOptions = ReportOptions()

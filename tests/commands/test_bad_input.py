@@ -225,7 +225,7 @@ def test_a_full_disk(call, recipe, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("verb", ["prune", "export"])
+@pytest.mark.parametrize("verb", ["export"])
 def test_verbs_to_come_say_so(call, verb):
     refused(call(verb, "net.yaml", "--checkpoint", "x"), 2, f"{verb}: this verb is not there yet")
 

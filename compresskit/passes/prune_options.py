@@ -1,0 +1,58 @@
+"""What a recipe's `prune` section says of structured pruning: criteria, budgets, target and repair."""
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from compresskit.options import option
+from compresskit.passes.criteria import Criterion, Magnitude
+from compresskit.passes.prune_budgets import Budget, Uniform
+from compresskit.passes.shares import share
+
+GOALS = ("params", "macs", "channels", "latency")
+Amount = Annotated[float, Gt(0)] | str
+
+
+@option
+class PruneTarget:
+    """How much of the network is left: one of these, as a share such as 50%, or as a number."""
+
+    params: Amount | None = None
+    macs: Amount | None = None  # multiply-accumulates of one sample
+    channels: Amount | None = None  # outputs of convolutions and linear layers
+    latency: Amount | None = None  # milliseconds of a forward pass, measured; at `report.latency_batch` samples
+
+    def __post_init__(self) -> None:
+        given = [name for name in GOALS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of {', '.join(GOALS)}, not {len(given)}")
+        amount = getattr(self, given[0])
+        if isinstance(amount, str) and not 0 < share(amount) < 1:
+            raise ValueError(f"{given[0]}: {amount!r} is no share between 0% and 100%; write it as 50%, or as a number")
+
+    @property
+    def goal(self) -> str:
+        return next(name for name in GOALS if getattr(self, name) is not None)
+
+    def limit(self, whole: float) -> float:
+        """What is asked for, in the unit of `whole`."""
+        amount = getattr(self, self.goal)
+        return share(amount) * whole if isinstance(amount, str) else float(amount)
+
+
+@option
+class Prune:
+    """Take channels out of a network, by what they are worth and by how much each layer may lose."""
+
+    target: PruneTarget
+    criterion: Criterion = Magnitude()  # what a channel is worth
+    budget: Budget = Uniform()  # how much each group of layers loses
+    layers: tuple[str, ...] = ("re:.*",)  # selectors of the layers whose channels may go
+    # of an atom whose channels several layers make: the mean, the sum or the largest of their scores
+    combine: Literal["mean", "sum", "max"] = "mean"
+    min_channels: Annotated[int, Ge(1)] = 1  # of each group
+    round_to: Annotated[int, Ge(1)] = 1  # keep multiples of so many channels
+    # the layers behind the cut, solved again by least squares for the outputs that they had: all at once, or one after
+    # another from what is left before them, with a pass over the data for each
+    repair: Literal["none", "parallel", "top-down"] = "parallel"
+    norms: bool = True  # estimate the means and variances of batch norms again

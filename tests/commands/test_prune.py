@@ -1,0 +1,153 @@
+"""`compresskit prune` end to end: its stages, targets, steps, resuming and refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from compresskit.storage.checkpoint import load
+from tests.commands.conftest import RECIPE, program
+from tests.commands.test_bad_input import refused
+
+PRUNE = """\
+prune:
+  target: {macs: 60%}
+  samples: 300
+  images: 128
+"""
+RETRAIN = "prune.retrain={epochs: 1, batch_size: 64, optimizer: {kind: adam, lr: 1e-3}}"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "net.yaml"
+    path.write_text(RECIPE + PRUNE)
+    return path
+
+
+def report(folder: str) -> dict:
+    return json.loads((Path(folder) / "report.json").read_text())
+
+
+def table(folder: str, title: str) -> dict[str, list]:
+    (found,) = [table for table in report(folder)["tables"] if table["title"] == title]
+    return {row[0]: row[1:] for row in found["rows"]}
+
+
+def test_every_stage_is_reported(call, recipe, trained):
+    outcome = call("prune", recipe, RETRAIN, "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert list(table("out", "test metrics")) == ["original", "cut", "repaired", "fine-tuned"]
+    found = report("out")
+    assert found["targets"][0]["met"]
+    assert found["checks"]["cut against the whole net that does not see what is cut"] < 1e-4
+    assert found["checks"]["model.pt read back"] == 0
+    assert found["skipped"]["head"] == "it is the network's output"
+    channels = table("out", "channels")
+    network = load(Path("out/model.pt")).network
+    for layer, (before, kept, _) in channels.items():
+        assert len(network.get_submodule(layer).weight) == kept < before
+    macs = {figure["name"]: figure for figure in found["figures"]}["MACs"]
+    assert macs["after"][0] <= 0.6 * macs["before"][0]
+    assert {path.name for path in Path("out").iterdir()} >= {"model.pt", "pruned.pt", "pruning-ratios.png", "moments"}
+    assert [entry["verb"] for entry in load(Path("out/model.pt")).history] == ["train", "prune"]
+
+
+@pytest.mark.parametrize("criterion", ["hydra", "taylor", "augprune", "random", "spectral-energy"])
+def test_criteria_by_name(call, recipe, trained, criterion):
+    override = f"prune.criterion={criterion}"
+    outcome = call("prune", recipe, override, "-c", trained / "runs/net-train", "--out", "out", "--quiet")
+    assert outcome.status == 0, outcome.err
+    assert report("out")["targets"][0]["met"]
+
+
+@pytest.mark.parametrize(
+    "budget",
+    ["global", "lamp", "erk", "{kind: spectral, metric: entropy}", "{kind: spectral, metric: norm, inverse: true}"],
+)
+def test_budgets_by_name(call, recipe, trained, budget):
+    outcome = call("prune", recipe, f"prune.budget={budget}", "-c", trained / "runs/net-train", "--out", "out", "-q")
+    assert outcome.status == 0, outcome.err
+    assert report("out")["targets"][0]["met"]
+
+
+def test_repair_helps_and_can_be_left_out(call, recipe, trained):
+    bare = ("prune.repair=none", "prune.norms=false")
+    source = ("-c", trained / "runs/net-train")
+    assert call("prune", recipe, *bare, *source, "--out", "bare", "prune.criterion=random").status == 0
+    assert (
+        call("prune", recipe, *source, "--out", "fixed", "prune.criterion=random", "prune.repair=top-down").status == 0
+    )
+    assert "repaired" not in table("bare", "test metrics")
+    (original, *_), (cut, *_), (repaired, *_) = (
+        table("fixed", "test metrics")[name] for name in ("original", "cut", "repaired")
+    )
+    assert cut == table("bare", "test metrics")["cut"][0]
+    assert original[0] >= repaired[0] > cut[0]
+
+
+def test_steps_prune_and_retrain_in_turn(call, recipe, trained):
+    outcome = call("prune", recipe, RETRAIN, "prune.steps=2", "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    rows = table("out", "test metrics")
+    assert list(rows) == [
+        "original",
+        *(f"step {n}: {what}" for n in (1, 2) for what in ("cut", "repaired", "fine-tuned")),
+    ]
+    steps = report("out")["details"]["trials"][0]["steps"]
+    assert steps[0]["asked"] == pytest.approx(0.6**0.5 * steps[0]["whole"])
+    assert steps[1]["asked"] == pytest.approx(0.6 * steps[0]["whole"])
+    assert steps[1]["whole"] == steps[0]["got"]
+    assert report("out")["targets"][0]["met"]
+
+
+def test_several_trials_leave_the_best_at_the_top(call, recipe, trained):
+    outcome = call(
+        "prune", recipe, "trials=2", "prune.criterion=random", "-c", trained / "runs/net-train", "--out", "out"
+    )
+    assert outcome.status == 0, outcome.err
+    metrics = table("out", "test metrics")["repaired"][0]
+    best = max(range(2), key=lambda trial: metrics[trial])
+    top, own = (load(Path(path)).network.state_dict() for path in ("out/model.pt", f"out/trial-{best + 1}/model.pt"))
+    assert all(torch.equal(top[name], own[name]) for name in top)
+
+
+def test_a_killed_run_goes_on(recipe, trained, tmp_path):
+    source = ("-c", trained / "runs/net-train")
+    whole = program("prune", "net.yaml", RETRAIN, *source, "--out", "whole", cwd=tmp_path)
+    assert whole.status == 0, whole.err
+    cut = program("prune", "net.yaml", RETRAIN, *source, "--out", "cut", cwd=tmp_path)
+    assert cut.status == 0, cut.err
+    for name in ("model.pt", "retrain/state.pt", "report.json"):
+        (tmp_path / "cut" / name).unlink()
+    before = (tmp_path / "cut/pruned.pt").stat().st_mtime_ns
+    again = program("prune", "net.yaml", RETRAIN, *source, "--out", "cut", "--resume", cwd=tmp_path)
+    assert again.status == 0, again.err
+    assert (tmp_path / "cut/pruned.pt").stat().st_mtime_ns == before
+    one, other = (load(tmp_path / name / "model.pt").network.state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_dry_run_says_what_can_be_reached(call, recipe, trained, tmp_path):
+    outcome = call("prune", recipe, "-c", trained / "runs/net-train", "--dry-run")
+    assert outcome.status == 0, outcome.err
+    assert "MACs that can be reached" in outcome.out
+    assert [path.name for path in tmp_path.iterdir()] == ["net.yaml"]
+
+
+def test_refusals(call, recipe, trained, tmp_path):
+    source = ("-c", trained / "runs/net-train")
+    refused(call("prune", recipe), 2, "--checkpoint", "'prune' works on a trained net")
+    refused(call("prune", recipe, "prune.target={macs: 0%}", *source), 2, "prune.target", "is no share")
+    refused(call("prune", recipe, "prune.target={macs: 100%}", *source), 2, "prune.target", "is no share")
+    refused(
+        call("prune", recipe, "prune.target={macs: 1%}", *source), 2, "what can be reached lies from", "min_channels"
+    )
+    refused(call("prune", recipe, "prune.target={}", *source), 2, "prune.target", "give one of params, macs")
+    refused(call("prune", recipe, "prune.criterion=norm-scale", *source), 2, "norm-scale reads batch norms, conv1")
+    refused(call("prune", recipe, "prune.layers=[head]", *source), 2, "no channel can go", "the network's output")
+    refused(call("prune", recipe, "prune.steps=3", *source), 2, "prune", "add `retrain`")
+    refused(call("prune", recipe, "~data", *source), 2, "data")
+    refused(call("prune", recipe, "prune.criterion=magnitud", *source), 2, "magnitude")
+    assert not (tmp_path / "runs").exists()

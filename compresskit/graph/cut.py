@@ -18,8 +18,8 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def cut(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphModule:
     """Copy of `network` without the atoms that are not alive, from every tensor that they own a slot of.
 
-    channels: of this network. alive: (n_atoms,) bool. Where the layers that read an atom have zeros for it, the
-    function stays as it was. Raises ValueError where a frozen atom is to go, UnsupportedModelError where a layer would
+    channels: of this network, or of what it was before some of its layers were given biases. alive: (n_atoms,) bool.
+    Where the layers that read an atom have zeros for it, the function stays as it was. Raises ValueError where a frozen atom is to go, UnsupportedModelError where a layer would
     be left without channels.
     """
     alive = alive.cpu()
@@ -27,7 +27,12 @@ def cut(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphM
         if not bool(alive[atom]):
             raise ValueError(f"atom {atom} must stay: {reason}")
     network = copy.deepcopy(network)
-    for (name, dim), atoms in channels.slots.items():
+    given = {
+        (f"{layer}.bias", 0): atoms
+        for layer, atoms in channels.writes.items()
+        if getattr(network.get_submodule(layer), "bias", None) is not None
+    }
+    for (name, dim), atoms in (channels.slots | given).items():
         kept = alive[atoms]
         if not bool(kept.any()):
             raise UnsupportedModelError(f"{name}: none of its {len(atoms)} channels would be left; keep one at least")

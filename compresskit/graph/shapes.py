@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from compresskit.graph.label_rules import ELEMENTWISE_MODULES
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
@@ -21,6 +26,8 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 class _ShapeRecorder(fx.Interpreter):
+    """Runs the network, but for the layers whose results have shapes that are known without their values."""
+
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -31,12 +38,50 @@ class _ShapeRecorder(fx.Interpreter):
             self.shapes[n.name] = tuple(value.shape)
         return value
 
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            module, shape = self.fetch_attr(target), tuple(args[0].shape)
+            if _keeps_shape(module, shape):
+                return args[0]
+            if (made := _known_shape(module, shape)) is not None:
+                return args[0].new_empty(made)
+        return super().call_module(target, args, kwargs)
+
+
+def _keeps_shape(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    if type(module) in _NORMS:
+        return len(shape) > 1 and shape[1] == module.num_features
+    return type(module).__module__.startswith("torch.nn") and type(module).__name__ in ELEMENTWISE_MODULES
+
+
+def _known_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Of what the module makes of a value of this shape; None where it must be run, if only to say that it cannot."""
+    if type(module) is nn.Linear and shape[-1] == module.in_features:
+        return (*shape[:-1], module.out_features)
+    if type(module) in _CONVOLUTIONS:
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        return _of_convolution(module, shape)
+    return None
+
+
+def _of_convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    if len(shape) != layer.weight.ndim or shape[1] != layer.in_channels:
+        return None
+    if layer.padding == "same":
+        return (shape[0], layer.out_channels, *shape[2:])
+    pads = (0,) * len(layer.kernel_size) if isinstance(layer.padding, str) else layer.padding
+    windows = zip(shape[2:], layer.kernel_size, layer.stride, pads, layer.dilation, strict=True)
+    sides = [
+        (size + 2 * pad - (taps - 1) * dilation - 1) // stride + 1 for size, taps, stride, pad, dilation in windows
+    ]
+    return (shape[0], layer.out_channels, *sides) if min(sides) > 0 else None
+
 
 def node_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor-valued node by its name, batch dimension (1) included.
 
-    input_shape: of one sample. The network runs in eval mode on zeros, on the device and in the type of its parameters;
-    its mode is left as it was.
+    input_shape: of one sample. The network runs in eval mode, on the device and in the type of its parameters, without
+    its convolutions, linear layers and batch norms, whose shapes need no values; its mode is left as it was.
     """
     parameter = next(network.parameters(), torch.empty(0))
     recorder = _ShapeRecorder(network)

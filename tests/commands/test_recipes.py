@@ -164,3 +164,54 @@ def test_the_segmenter_is_trained(call, tmp_path):
     assert "test miou" in done.out
     assert "bottom.conv2" in done.out
     assert "0 predictions on the test set differ" in done.out
+
+
+SPECTRAL = {  # recipe of pruning by spectra, and what makes its net small
+    "figure3.3-densenet-40": "model.depth=10",
+    "figure3.10-mobilenet-v2": "model.width=0.1",
+    "figure3.16-wide-resnet": "model={kind: wide-resnet, depth: 10, widen: 1}",
+    "figure3.25-vgg-19": "model.width=0.1",
+    "figure3.26-densenet-40": "model.depth=10",
+}
+
+
+def test_every_study_of_pruning_is_here():
+    assert sorted(SPECTRAL) == sorted(path.stem for path in (CONFIGS / "prune").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_a_study_of_pruning_runs(call, tmp_path, name):
+    images(tmp_path / "data.h5")
+    recipe = CONFIGS / "prune" / f"{name}.yaml"
+    small = (SPECTRAL[name], "data={kind: arrays, path: data.h5, augment: {flip: true, crop: 4, augmix: {}}}",
+             "report.latency_repeats=1", "train.epochs=1", "train.batch_size=32")  # fmt: skip
+    trained = call("train", recipe, *small, "--out", "train")
+    assert trained.status == 0, trained.err
+    fewer = ("prune.samples=64", "prune.retrain.epochs=1", "prune.retrain.batch_size=32")
+    pruned = call("prune", recipe, *small, *fewer, "-c", "train", "--out", "pruned")
+    assert pruned.status == 0, pruned.err
+    assert json.loads(Path("pruned/report.json").read_text())["targets"][0]["met"]
+
+
+def test_the_recipes_of_rates_and_of_spectra_run(call, tmp_path):
+    images(tmp_path / "data.h5")
+    for name, shrink in (
+        ("rates/figure2.1-resnet", "model.width=0.1"),
+        ("spectra/through-training", "model.channels=[8, 8]"),
+    ):
+        recipe = CONFIGS / f"{name}.yaml"
+        small = (shrink, "data={kind: arrays, path: data.h5}", "report.latency_repeats=1", "train.epochs=1",
+                 "train.batch_size=32", "spectra.cka.batch_size=8")  # fmt: skip
+        assert call("train", recipe, *small, "--out", f"{name}/train").status == 0
+        found = call("spectra", recipe, *small, "-c", f"{name}/train", "--out", f"{name}/spectra")
+        assert found.status == 0, found.err
+        assert (Path(name) / "spectra/alpha-through-training.png").exists()
+        assert (Path(name) / "spectra/cka.png").exists()
+
+
+def images(path: Path) -> None:
+    """Bytes, as AugMix takes them."""
+    with h5py.File(path, "w") as file:
+        for group, count in (("train", 96), ("test", 32)):
+            file[f"{group}/inputs"] = RANDOM.integers(0, 256, (count, 3, 32, 32), np.uint8)
+            file[f"{group}/targets"] = np.arange(count) % 10

@@ -359,6 +359,22 @@ def test_repaired_nets_are_nearer_to_the_original(net):
     assert distances[2] < distances[1] < distances[0]
 
 
+@pytest.mark.parametrize("name", ["densenet", "wide-resnet"])
+def test_layers_that_are_given_a_bias_by_their_repair_are_cut(name):
+    """Convolutions that are read by a sum or a concatenation have no norm of their own to take it."""
+    torch.manual_seed(0)
+    module, shape = NETS[name]()
+    network = traced(module)
+    found = pruned(network, shape)
+    fixed = repair(network, found.channels, found.alive, gather, shape, chained=False)
+    assert any(
+        name.endswith("conv.bias") or name.endswith("conv2.bias") for name, _ in fixed.network.named_parameters()
+    )
+    smaller = cut(fixed.network, found.channels, found.alive)
+    x = images(4)
+    torch.testing.assert_close(smaller(x), fixed.network(x), rtol=1e-9, atol=1e-9)
+
+
 def test_norms_are_estimated_over_all_batches(net):
     x = images()
     expected = net.get_submodule("stem")(x)

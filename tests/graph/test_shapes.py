@@ -1,0 +1,66 @@
+"""Shapes of values against those of a real run."""
+
+import pytest
+import torch
+import torchvision
+from torch import fx, nn
+
+from compresskit.graph.shapes import node_shapes
+from compresskit.graph.trace import trace
+
+
+class Recorder(fx.Interpreter):
+    def run_node(self, n):
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            shapes[n.name] = tuple(value.shape)
+        return value
+
+
+shapes: dict[str, tuple[int, ...]] = {}
+
+
+def really(network: fx.GraphModule, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    shapes.clear()
+    with torch.no_grad():
+        Recorder(network.eval()).run(torch.zeros(1, *shape))
+    return dict(shapes)
+
+
+LAYERS = [
+    (nn.Conv2d(3, 5, (3, 2), stride=(2, 3), padding=(1, 0), dilation=(1, 2)), (3, 17, 15)),
+    (nn.Conv2d(4, 6, 5, padding="same", groups=2), (4, 9, 7)),
+    (nn.Conv2d(3, 5, 3, padding="valid", padding_mode="reflect"), (3, 9, 7)),
+    (nn.Conv1d(3, 5, 4, stride=3, padding=2), (3, 20)),
+    (nn.Conv3d(2, 3, 3, stride=2, padding=1), (2, 5, 6, 7)),
+    (nn.ConvTranspose2d(3, 5, 3, stride=2), (3, 5, 6)),
+    (nn.Linear(7, 4), (3, 7)),
+    (nn.Sequential(nn.BatchNorm2d(3), nn.PReLU(), nn.Dropout(), nn.MaxPool2d(2), nn.ReLU(inplace=True)), (3, 8, 9)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda value: type(value).__name__)
+def test_layers(layer, shape):
+    network = fx.symbolic_trace(nn.Sequential(layer))
+    assert node_shapes(network, shape) == really(network, shape)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "densenet121", "mobilenet_v3_small", "vit_b_32"])
+def test_networks(name):
+    network = trace(torchvision.models.get_model(name, weights=None))
+    assert node_shapes(network, (3, 224, 224)) == really(network, (3, 224, 224))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(3, 5, 3), (4, 8, 8)),
+        (nn.Conv2d(3, 5, 3), (3, 2, 8)),
+        (nn.Linear(7, 4), (6,)),
+        (nn.BatchNorm2d(3), (4, 8, 8)),
+    ],
+    ids=["channels", "size", "features", "norm"],
+)
+def test_what_does_not_fit_is_torchs_own_error(layer, shape):
+    with pytest.raises((RuntimeError, ValueError)):
+        node_shapes(fx.symbolic_trace(nn.Sequential(layer)), shape)

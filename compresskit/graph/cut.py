@@ -19,8 +19,8 @@ def cut(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphM
     """Copy of `network` without the atoms that are not alive, from every tensor that they own a slot of.
 
     channels: of this network, or of what it was before some of its layers were given biases. alive: (n_atoms,) bool.
-    Where the layers that read an atom have zeros for it, the function stays as it was. Raises ValueError where a frozen atom is to go, UnsupportedModelError where a layer would
-    be left without channels.
+    Where the layers that read an atom have zeros for it, the function stays as it was. Raises ValueError where a frozen
+    atom is to go, UnsupportedModelError where a layer would be left without channels.
     """
     alive = alive.cpu()
     for atom, reason in channels.frozen.items():

@@ -54,6 +54,8 @@ def test_an_operation_is_pils(operation):
     for image, after, strength, sign in zip(before, found, strengths.tolist(), signs.tolist(), strict=True):
         expected = np.asarray(EXPECTED[operation](pil(image), strength, sign)).transpose(2, 0, 1).astype(int)
         difference = np.abs(after.numpy().astype(int) - expected)
+        if operation in (augmix.equalize, augmix.posterize, augmix.solarize):
+            assert not difference.any()
         # PIL rounds down where we round, and leaves pixels on the border black that we mix with black
         assert np.median(difference) <= 1
         assert (difference > 2).mean() < 0.12, operation.__name__

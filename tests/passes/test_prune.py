@@ -347,6 +347,27 @@ def test_repair_is_the_least_squares_fit_of_each_layer(net, chained):
     assert fixed.unexplained["head"] == pytest.approx(residual, rel=1e-6)
 
 
+def test_layers_that_cannot_be_solved_are_blind_while_those_behind_them_are():
+    torch.manual_seed(0)
+    middle = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), middle, nn.ReLU(), nn.Conv2d(8, 4, 1)]
+    network = traced(nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 16 * 16, 3)))
+    found = pruned(network, criterion=Random(), layers=("0", "2"), target=PruneTarget(channels="70%"))
+    fixed = repair(network, found.channels, found.alive, gather, SHAPE, chained=True)
+    assert list(fixed.skipped) == ["2"]
+    assert list(fixed.unexplained) == ["4"]
+    before = blind(network, found.channels, found.alive)
+    x, y = images(), images()
+    for layer in ("0", "1", "2", "3"):
+        x, y = before.get_submodule(layer)(x), network.get_submodule(layer)(y)
+    y = network.get_submodule("4")(y)
+    kept = found.alive[found.channels.reads["4"]]
+    design, target = (value.movedim(1, -1).flatten(0, -2).detach().numpy() for value in (x[:, kept], y))
+    expected, *_ = np.linalg.lstsq(np.concatenate([design, np.ones((len(design), 1))], 1), target, rcond=None)
+    weight = fixed.network.get_submodule("4").weight.detach()[:, kept, 0, 0].numpy()
+    np.testing.assert_allclose(weight, expected[:-1].T, rtol=1e-6, atol=1e-8)
+
+
 def test_repaired_nets_are_nearer_to_the_original(net):
     found = pruned(net, criterion=Random(), target=PruneTarget(macs="70%"))
     bare = cut(net, found.channels, found.alive)

@@ -63,6 +63,10 @@ def test_every_layer_has_the_eigenvalues_of_its_taps():
         assert row.ww_softrank == pytest.approx(row.max_rand_eval / expected.max())
         assert row.reliable == (law.tail >= 50)
         assert row.regime == regime_of(law.alpha)
+        assert row.sv_max == pytest.approx(math.sqrt(expected.max()))
+        taps = np.moveaxis(weight.reshape(*weight.shape[:2], -1), 2, 0)
+        smallest = [np.linalg.svd(tap, compute_uv=False).min() for tap in taps]
+        assert row.sv_min == pytest.approx(max(smallest) / (math.sqrt(2) if weight.ndim > 2 else 1))
 
 
 def test_sides_and_taps_are_those_of_the_matrices():

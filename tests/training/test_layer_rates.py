@@ -81,7 +81,8 @@ def test_steps_are_those_of_a_plain_loop(tiny, tmp_path, monkeypatch):
     torch.testing.assert_close(net.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_resumed_run_keeps_its_rates_between_measurements(tiny, tmp_path):
+def test_a_resumed_run_keeps_its_rates_between_measurements(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("compresskit.passes.spectra._unfit", lambda *_: None)
     options = replace(tiny.OPTIONS, epochs=4, layerwise_rates=rates(every=3, noise="normal-alpha"))
     whole, _ = tiny.run(tmp_path / "whole", options)
     measured = []
@@ -92,6 +93,7 @@ def test_a_resumed_run_keeps_its_rates_between_measurements(tiny, tmp_path):
     columns = [key for key in history.rows[0] if key.startswith("rate ")]
     assert columns
     assert all(history.rows[0][key] == history.rows[2][key] for key in columns)
+    assert any(history.rows[2][key] != history.rows[3][key] for key in columns)
 
 
 class Stopper:

@@ -210,5 +210,6 @@ def _difference(current: Session, network: fx.GraphModule, bare: fx.GraphModule,
 
 
 def _latency(current: Session, network: fx.GraphModule) -> float:
+    """The main process's, so that all choose alike."""
     report, shape = current.recipe.report, current.data.input_shape
-    return latency(network, shape, current.device, report.latency_batch, report.latency_repeats)
+    return current.group.share(latency(network, shape, current.device, report.latency_batch, report.latency_repeats))

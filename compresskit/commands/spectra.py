@@ -53,7 +53,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     recipe = load_recipe(arguments.recipe, overrides, verb="spectra", require=("spectra",))
     options: SpectraOfNetwork = recipe.section("spectra")
     device = torch.device(device_kind(arguments.device))
-    data = _data(recipe, options)
+    data = _data(recipe, options, arguments.checkpoint)
     source = _source(arguments.checkpoint, recipe, options, data)
     alike = _Similarity(source, options.cka, data, device) if options.cka is not None and data is not None else None
     if arguments.dry_run:
@@ -79,13 +79,13 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     return result
 
 
-def _data(recipe: Recipe, options: SpectraOfNetwork) -> DataSet | None:
+def _data(recipe: Recipe, options: SpectraOfNetwork, path: Path | None) -> DataSet | None:
+    """The recipe's data, where they are needed: for similarities, and for the shapes of a model that is to be built."""
     if recipe.data is None:
         if options.cka is not None:
             raise RecipeError("spectra.cka: layers are compared by what they make of images; add `data:` to the recipe")
         return None
-    # the weights alone need no data, and a user without them may want spectra all the same
-    if options.cka is None and recipe.model is None:
+    if options.cka is None and (recipe.model is None or _is_checkpoint(path)):
         return None
     data: DataSet = recipe.section("data").load(recipe.seed)
     return data
@@ -97,16 +97,21 @@ def _source(path: Path | None, recipe: Recipe, options: SpectraOfNetwork, data: 
             "--checkpoint: name a model.pt, the folder of a run or a state dict (.pt, .safetensors), or give the "
             "recipe a `model`"
         )
-    network: nn.Module | None
+    network: nn.Module | None = None
     epochs: dict[int, Path] = {}
     if path is None:
-        weights_file = getattr(recipe.model, "weights", None)
         network = _built(recipe, options, data)
+        weights_file = getattr(recipe.model, "weights", None)
         title = weights_file or f"{recipe.name}: random weights, since there is no --checkpoint"
     elif path.is_dir():
         network, title, epochs = load(in_folder(path)[0]).network, str(path), epochs_kept(path)
     else:
-        network, title = _in_file(path, recipe, options, data), str(path)
+        title = str(path)
+        if _is_checkpoint(path):
+            network = load(path).network
+        elif recipe.model is not None:
+            network = _built(recipe, options, data)
+            load_weights(network, path)
     weights, others = weights_of(network) if network is not None else weights_in(read_state(path or Path()))
     if options.layers is not None:
         weights, others = chosen(weights, options.layers), {}
@@ -115,25 +120,18 @@ def _source(path: Path | None, recipe: Recipe, options: SpectraOfNetwork, data: 
     return Source(title, path, network, weights, others, epochs)
 
 
-def _in_file(path: Path, recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) -> nn.Module | None:
-    """The network in a file, or the recipe's model with a state dict in it; None for a state dict alone."""
-    if path.suffix != ".safetensors" and _is_ours(path):
-        return load(path).network
-    if recipe.model is None:
-        return None
-    network = _built(recipe, options, data)
-    load_weights(network, path)
-    return network
-
-
-def _is_ours(path: Path) -> bool:
+def _is_checkpoint(path: Path | None) -> bool:
+    """Whether it is a run, or a checkpoint of ours; so is what is neither that nor a state dict, whose own error says
+    most of it."""
+    if path is None or path.is_dir() or path.suffix == ".safetensors":
+        return path is not None and path.is_dir()
     try:
         load(path)
     except CheckpointError:
         try:
             read_state(path)
         except CheckpointError:
-            return True  # neither: let the checkpoint's own error be said
+            return True
         return False
     return True
 

@@ -122,6 +122,23 @@ def test_similarity_is_drawn_and_written(call, recipe, trained):
     assert Path("out/cka.png").exists()
 
 
+def test_a_checkpoint_needs_no_data_even_if_the_recipe_has_some(call, recipe, trained):
+    recipe.write_text("model: {kind: mlp, widths: [8]}\ndata: {kind: cifar10, root: nowhere}\nspectra: {min_eigenvalues: 4}\n")
+    outcome = call("spectra", recipe, "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    refused(call("spectra", recipe, "--out", "other"), 1, "nowhere")
+
+
+def test_a_state_dict_goes_into_the_recipes_model(call, recipe, trained):
+    state = load(trained / "runs/net-train/model.pt").network.state_dict()
+    torch.save(state, "state.pt")
+    recipe.write_text(recipe.read_text() + SPECTRA)
+    assert call("spectra", recipe, "-c", "state.pt", "--out", "out").status == 0
+    assert list(rows("out")) == ["conv1", "conv2", "head"]
+    torch.save({**state, "head.weight": state["head.weight"][:5]}, "wrong.pt")
+    refused(call("spectra", recipe, "-c", "wrong.pt", "--out", "no"), 1, "wrong.pt", "wrong shape", "head.weight")
+
+
 def test_a_dry_run_lists_the_matrices(call, bare, trained, tmp_path):
     outcome = call("spectra", bare, "-c", trained / "runs/net-train", "--dry-run", "--json")
     (table,) = json.loads(outcome.out)["tables"]

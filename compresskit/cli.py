@@ -276,5 +276,16 @@ def _fail(error: CompresskitError) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point of the shell command."""
-    app()
+    """Entry point of the shell command.
+
+    One process of several ends without tearing torch down: a thread of torch's that still runs then aborts the process
+    now and then, and torchrun takes the whole run for failed.
+    """
+    try:
+        app()
+    except SystemExit as end:
+        if os.environ.get("WORLD_SIZE", "1") == "1" or not isinstance(end.code, int | None):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)

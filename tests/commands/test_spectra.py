@@ -123,7 +123,9 @@ def test_similarity_is_drawn_and_written(call, recipe, trained):
 
 
 def test_a_checkpoint_needs_no_data_even_if_the_recipe_has_some(call, recipe, trained):
-    recipe.write_text("model: {kind: mlp, widths: [8]}\ndata: {kind: cifar10, root: nowhere}\nspectra: {min_eigenvalues: 4}\n")
+    recipe.write_text(
+        "model: {kind: mlp, widths: [8]}\ndata: {kind: cifar10, root: nowhere}\nspectra: {min_eigenvalues: 4}\n"
+    )
     outcome = call("spectra", recipe, "-c", trained / "runs/net-train", "--out", "out")
     assert outcome.status == 0, outcome.err
     refused(call("spectra", recipe, "--out", "other"), 1, "nowhere")

@@ -162,7 +162,7 @@ def test_the_tally_is_that_of_all_batches():
 
 
 SHARED = """\
-import json, sys
+import json, os, sys
 import torch
 from compresskit.training.average_precision import DetectionTally
 from compresskit.training.distributed import connect
@@ -174,6 +174,7 @@ tally.add(output[mine], target[mine])
 with open(f"{sys.argv[1]}.{group.rank}.json", "w") as file:
     json.dump(tally.figures(group), file)
 group.close()
+os._exit(0)  # as the command line ends: see compresskit.cli.main
 """
 
 

@@ -4,6 +4,8 @@ python tiny_run.py FOLDER [--resume] [--stop-at EPOCH STEP] [--world]: trains, t
 """
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -122,6 +124,9 @@ def main() -> None:
         torch.save(net.state_dict(), arguments.folder / "last.pt")
         torch.save(history.best_state, arguments.folder / "best.pt")
     group.close()
+    if group.world > 1:  # as the command line ends: see compresskit.cli.main
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

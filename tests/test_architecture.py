@@ -19,7 +19,7 @@ FLOORS = [  # upper ones may import lower ones; those on one line may import eac
     {"graph"},
     {"models", "data"},
     {"numerics"},
-    {"options", "errors", "storage.atomic", "__init__", "__version__"},
+    {"options", "errors", "storage.atomic", "storage.masked", "__init__", "__version__"},
 ]
 HOMES = {
     "typer": {"cli"},

@@ -15,8 +15,8 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         for trial in range(max(1, len(current.parents))):
             start = current.parent(trial)
             assert start.path is not None
-            found.append(current.figures(start.network, current.evaluate(start.network), start.path))
+            found.append(current.figures(start.network, current.evaluate(start.network), start.path, start.masks))
         result = Result("evaluate", str(start.path), current.folder.path if current.folder else None)
         result.figures = compared([], found, current.recipe.report.latency_batch, current.device)
-        result.tables = [layer_table(start.network, current.data.input_shape)]
+        result.tables = [layer_table(start.network, current.data.input_shape, start.masks)]
         return result

@@ -10,16 +10,24 @@ from torch import fx
 
 from compresskit.commands.result import Figure
 from compresskit.graph.counting import count
+from compresskit.graph.masks import Masks, kept
 from compresskit.graph.shapes import evaluating
+
+NONZERO, SPARSE = "parameters not masked", "MACs by weights not masked"
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one network. macs: of one sample. latency: milliseconds of a forward pass, median. nbytes: of its file."""
+    """Of one network. macs: of one sample. kept: parameters that masks do not set to zero; kept_macs: of those weights.
+
+    latency: milliseconds of a forward pass, median. nbytes: of its file.
+    """
 
     metrics: dict[str, float]
     parameters: int
+    kept: int
     macs: int
+    kept_macs: int
     latency: float
     nbytes: int
 
@@ -32,10 +40,13 @@ def figures(
     path: Path,
     batch: int,
     repeats: int,
+    masks: Masks,
 ) -> Figures:
     counts = count(network, input_shape)
     milliseconds = latency(network, input_shape, device, batch, repeats)
-    return Figures(metrics, counts.parameters, counts.macs, milliseconds, path.stat().st_size if path.exists() else 0)
+    parameters, macs = kept(counts, masks)
+    nbytes = path.stat().st_size if path.exists() else 0
+    return Figures(metrics, counts.parameters, parameters, counts.macs, macs, milliseconds, nbytes)
 
 
 def latency(
@@ -61,9 +72,16 @@ def compared(before: list[Figures], after: list[Figures], batch: int, device: to
         Figure(f"test {name}", tuple(f.metrics[name] for f in before), tuple(f.metrics[name] for f in after))
         for name in names
     ]
+    masked = any(f.kept < f.parameters for f in (*before, *after))
     rows += [
         Figure("parameters", tuple(f.parameters for f in before), tuple(f.parameters for f in after), "count"),
+        *([Figure(NONZERO, tuple(f.kept for f in before), tuple(f.kept for f in after), "count")] if masked else []),
         Figure("MACs", tuple(f.macs for f in before), tuple(f.macs for f in after), "count"),
+        *(
+            [Figure(SPARSE, tuple(f.kept_macs for f in before), tuple(f.kept_macs for f in after), "count")]
+            if masked
+            else []
+        ),
         Figure("file", tuple(f.nbytes for f in before), tuple(f.nbytes for f in after), "bytes"),
     ]
     label = f"latency, batch {batch}, {device.type}"

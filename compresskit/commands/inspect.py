@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from compresskit.commands.figures import NONZERO, SPARSE
 from compresskit.commands.plan import layer_table
 from compresskit.commands.result import Figure, Result, Table
-from compresskit.graph.counting import count
-from compresskit.storage.checkpoint import file_hash, load
+from compresskit.graph.counting import Counts, count
+from compresskit.graph.masks import kept
+from compresskit.storage.checkpoint import Checkpoint, file_hash, load
 
 
 def run(path: Path) -> Result:
@@ -17,11 +19,12 @@ def run(path: Path) -> Result:
     result.figures = [
         Figure("parameters", (), (counts.parameters,), "count"),
         Figure("MACs", (), (counts.macs,), "count"),
+        *_of_masks(checkpoint, counts),
         Figure("file", (), (path.stat().st_size,), "bytes"),
     ]
     rows = [_entry(entry) for entry in checkpoint.history]
     history = Table("history", ("verb", "seed", "metrics", "command", "torch", "git"), rows)
-    result.tables = [layer_table(checkpoint.network, checkpoint.input_shape), history]
+    result.tables = [layer_table(checkpoint.network, checkpoint.input_shape, checkpoint.masks), history]
     result.notes = [
         f"{checkpoint.task} of inputs {'×'.join(map(str, checkpoint.input_shape))}, model {checkpoint.model['kind']}",
         f"sha256 {file_hash(path)}",
@@ -38,11 +41,17 @@ def run(path: Path) -> Result:
     return result
 
 
+def _of_masks(checkpoint: Checkpoint, counts: Counts) -> list[Figure]:
+    parameters, macs = kept(counts, checkpoint.masks)
+    masked = [Figure(NONZERO, (), (parameters,), "count"), Figure(SPARSE, (), (macs,), "count")]
+    return masked if checkpoint.masks else []
+
+
 def _entry(entry: dict[str, Any]) -> tuple[Any, ...]:
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in entry["metrics"].items())
     revision = (entry["git"] or "")[:8]
     return entry["verb"], entry["seed"], metrics, " ".join(entry["command"]), entry["versions"]["torch"], revision
 
 
-def _short(key: str, checkpoint: Any) -> str:
+def _short(key: str, checkpoint: Checkpoint) -> str:
     return " ".join(f"{value:.4g}" for value in checkpoint.preprocessing[key])

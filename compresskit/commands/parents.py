@@ -74,3 +74,13 @@ def check_contracted(checkpoint: Checkpoint, path: Path, verb: str) -> None:
             "`expand` left beside it, or make one with: compresskit expand RECIPE 'expand.stages=[contract]' "
             f"--checkpoint {path}"
         )
+
+
+def check_unmasked(checkpoint: Checkpoint, path: Path, doing: str) -> None:
+    """Raises CheckpointError for a net with masks, whose zeros would be lost in layers that are solved anew."""
+    if checkpoint.masks:
+        names = ", ".join(list(checkpoint.masks)[:3]) + (", ..." if len(checkpoint.masks) > 3 else "")
+        raise CheckpointError(
+            f"{path}: {doing} finds new weights for whole layers, which would undo the masks of this net ({names}); "
+            "start from the net that was masked, and mask the result with `prune: {kind: weights, ...}`"
+        )

@@ -1,6 +1,7 @@
 """Dry runs: one batch through the whole of a command's work, and what it would take, without a file written."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import fx
@@ -10,6 +11,7 @@ from compresskit.commands.session import Session, run_path
 from compresskit.commands.trials import check_room, check_training
 from compresskit.errors import ConvergenceError
 from compresskit.graph.counting import count
+from compresskit.graph.masks import Masks
 from compresskit.training.losses import loss_for
 from compresskit.training.options import Training
 
@@ -42,11 +44,16 @@ def plan_training(current: Session, network: fx.GraphModule, options: Training) 
     return result
 
 
-def layer_table(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Table:
-    """A row for each layer that has parameters or multiplies."""
+def layer_table(network: fx.GraphModule, input_shape: tuple[int, ...], masks: Masks | None = None) -> Table:
+    """A row for each layer that has parameters or multiplies; with masks, the share of its weights that they keep."""
     counts = count(network, input_shape)
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (layer.name, layer.kind, by(layer.weight_shape), by(layer.output_shape), layer.parameters, layer.macs)
         for layer in counts.layers
     ]
-    return Table("layers", ("layer", "kind", "weight", "output", "parameters", "MACs"), rows)
+    columns: tuple[str, ...] = ("layer", "kind", "weight", "output", "parameters", "MACs")
+    if masks:
+        found = [masks.get(f"{layer.name}.weight") for layer in counts.layers]
+        shares = ["" if mask is None else f"{float(mask.double().mean()):.2%}" for mask in found]
+        rows, columns = [(*row, part) for row, part in zip(rows, shares, strict=True)], (*columns, "not masked")
+    return Table("layers", columns, rows)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,9 +10,10 @@ import torch
 from torch import fx
 
 from compresskit.commands.figures import Figures, figures
-from compresskit.commands.parents import check_contracted, check_fits, find_parents
+from compresskit.commands.parents import check_contracted, check_fits, check_unmasked, find_parents
 from compresskit.data.dataset import DataSet, Split
 from compresskit.errors import RecipeError, ResourceError
+from compresskit.graph.masks import Masks
 from compresskit.graph.shapes import evaluating
 from compresskit.graph.trace import trace
 from compresskit.recipes.load import load_recipe
@@ -52,11 +53,12 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a trial starts: a network, and the file and checkpoint it came from, if it did."""
+    """Where a trial starts: a network with its masks, and the file and checkpoint it came from, if it did."""
 
     network: fx.GraphModule
     path: Path | None = None
     checkpoint: Checkpoint | None = None
+    masks: Masks = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ class Session:
         check_fits(checkpoint, path, self.data)
         if self.verb in ("fuse", "reconstruct", "prune"):
             check_contracted(checkpoint, path, self.verb)
-        return Start(checkpoint.network, path, checkpoint)
+        if self.verb in ("fuse", "reconstruct", "expand"):
+            check_unmasked(checkpoint, path, f"'{self.verb}'")
+        return Start(checkpoint.network, path, checkpoint, checkpoint.masks)
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -113,10 +117,12 @@ class Session:
             group=self.group,
         )
 
-    def figures(self, network: fx.GraphModule, metrics: dict[str, float], path: Path) -> Figures:
-        options = self.recipe.report
-        shape = self.data.input_shape
-        return figures(network, shape, metrics, self.device, path, options.latency_batch, options.latency_repeats)
+    def figures(
+        self, network: fx.GraphModule, metrics: dict[str, float], path: Path, masks: Masks | None = None
+    ) -> Figures:
+        options, shape = self.recipe.report, self.data.input_shape
+        batch, repeats = options.latency_batch, options.latency_repeats
+        return figures(network, shape, metrics, self.device, path, batch, repeats, masks or {})
 
     def reload_difference(self, network: fx.GraphModule, path: Path) -> float:
         """Largest difference on one batch between `network` and its checkpoint read back; 0 is what is promised."""

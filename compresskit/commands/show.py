@@ -24,7 +24,7 @@ def run(topic: str, checkpoint: Path | None) -> Result:
         if checkpoint is None:
             raise RecipeError("show layers: name a checkpoint with --checkpoint")
         found = load(in_folder(checkpoint)[0] if checkpoint.is_dir() else checkpoint)
-        result.tables = [layer_table(found.network, found.input_shape)]
+        result.tables = [layer_table(found.network, found.input_shape, found.masks)]
     elif topic == "recipes":
         rows = [tuple(row) for section in fields(Recipe) for row in describe(Recipe, section.name)]
         result.tables = [Table("keys of a recipe", ("key", "value", "default", "meaning"), rows)]

@@ -14,6 +14,7 @@ from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Progress, Session, Start, trial_folder
 from compresskit.commands.teacher import teacher_for
+from compresskit.graph.masks import Masks
 from compresskit.storage.checkpoint import Checkpoint, save
 from compresskit.storage.run_folder import check_disk
 from compresskit.training.evaluation import METRICS
@@ -59,7 +60,13 @@ class EpochProgress:
 
 
 def train_network(
-    current: Session, network: fx.GraphModule, options: Training, seed: int, folder: Path, label: str
+    current: Session,
+    network: fx.GraphModule,
+    options: Training,
+    seed: int,
+    folder: Path,
+    label: str,
+    masks: Masks | None = None,
 ) -> History:
     """Trains `network` in place with its state in `folder`; goes on from there when the run is resumed."""
     progress = EpochProgress(current.progress, label, options.epochs)
@@ -74,6 +81,7 @@ def train_network(
         group=current.group,
         progress=progress,
         teacher=teacher_for(current, network, options),
+        masks=masks,
     )
 
 
@@ -113,16 +121,16 @@ def _train_trial(current: Session, options: Training, start: Start, trial: int, 
         check_room(current, [start.network], folder, epochs=options.kept_epochs)
     before = None
     if start.path is not None:
-        before = current.figures(start.network, current.evaluate(start.network), start.path)
+        before = current.figures(start.network, current.evaluate(start.network), start.path, start.masks)
     label = f"{current.verb} {trial + 1} of {count}" if count > 1 else current.verb
-    history = train_network(current, start.network, options, seed, folder, label)
+    history = train_network(current, start.network, options, seed, folder, label, start.masks)
     metrics = current.evaluate(start.network)
     keep(current, start.network, folder / MODEL, seed, metrics, start)
     best = copy.deepcopy(start.network)
     best.load_state_dict(history.best_state)
     best_metrics = current.evaluate(best)
     keep(current, best, folder / BEST, seed, best_metrics, start)
-    after = current.figures(start.network, metrics, folder / MODEL)
+    after = current.figures(start.network, metrics, folder / MODEL, start.masks)
     reloaded = current.reload_difference(start.network, folder / MODEL)
     return Trial(seed, folder / MODEL, before, after, best_metrics, history, reloaded)
 
@@ -130,7 +138,7 @@ def _train_trial(current: Session, options: Training, start: Start, trial: int, 
 def keep(
     current: Session, network: fx.GraphModule, path: Path, seed: int, metrics: dict[str, float], start: Start
 ) -> None:
-    """Writes a checkpoint whose history is the parent's, with this command behind it."""
+    """Writes a checkpoint whose history is the parent's and whose masks the start's, with this command behind it."""
     data, parent = current.data, start.checkpoint
     checkpoint = Checkpoint(
         network=network,
@@ -139,6 +147,7 @@ def keep(
         task=data.task,
         preprocessing={"mean": list(data.mean), "std": list(data.std)},
         history=[*(parent.history if parent else []), current.history(seed, metrics, start.path)],
+        masks=dict(start.masks),
     )
     if current.group.is_main:
         save(checkpoint, path)

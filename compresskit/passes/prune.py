@@ -58,7 +58,7 @@ class Pruner:
         self._sizes = CutSizes(network, self.channels, input_shape)
         self._measure = measure
         everything = torch.ones(self.channels.n_atoms, dtype=torch.bool)
-        self.whole = self._size(everything)
+        self.whole = self.now = self._size(everything)
         self.asked = options.target.limit(self.whole)
         order = [torch.arange(len(group.atoms)) for group in self.groups]
         self.least = self._size(self._alive(order, self._counts(np.ones(len(self.groups)))))
@@ -82,7 +82,7 @@ class Pruner:
         def reaches(ratios: Floats) -> bool:
             return self._size(self._alive(order, self._counts(ratios))) <= self.asked
 
-        ratios = options.budget(Weighed(self._network, self.groups, own, seed), reaches)
+        ratios = options.budget(Weighed(self._network, [group.layers for group in self.groups], own, seed), reaches)
         kept = self._filled(order, self._counts(ratios))
         alive = self._alive(order, kept)
         return Pruned(self.channels, alive, self.groups, kept, self.skipped, self.asked, self._size(alive), self.whole)

@@ -1,5 +1,6 @@
 """Budgets that a recipe can name: how much each group of channels loses, so that the network reaches its target."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -15,7 +16,6 @@ from compresskit.graph.weights import weights_of
 from compresskit.numerics.layer_rates import positive
 from compresskit.numerics.pruning_ratios import ceilings, erdos_renyi, lamp, uniform
 from compresskit.options import option
-from compresskit.passes.prune_groups import Group
 from compresskit.passes.spectra import spectra
 from compresskit.passes.spectra_options import Spectra
 
@@ -26,10 +26,10 @@ _FINE = 2000  # levels of a budget that has no steps of its own
 
 @dataclass(frozen=True)
 class Weighed:
-    """What budgets look at. scores: (n,) of the atoms of each group."""
+    """What budgets look at. layers: of each group. scores: (n,) of what each group may lose, channels or weights."""
 
     network: fx.GraphModule
-    groups: Sequence[Group]
+    layers: Sequence[Sequence[str]]
     scores: Sequence[Tensor]
     seed: int
 
@@ -41,7 +41,7 @@ class Uniform:
     kind: Literal["uniform"] = "uniform"
 
     def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
-        return _least(lambda level: uniform(len(weighed.groups), level), reaches)
+        return _least(lambda level: uniform(len(weighed.layers), level), reaches)
 
 
 @option
@@ -71,7 +71,7 @@ class ERK:
     kind: Literal["erk"] = "erk"
 
     def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
-        shapes = [tuple(weighted(weighed.network, group.layers[0]).weight.shape) for group in weighed.groups]
+        shapes = [tuple(weighted(weighed.network, layers[0]).weight.shape) for layers in weighed.layers]
         return _least(lambda level: erdos_renyi(shapes, level), reaches)
 
 
@@ -96,9 +96,9 @@ class Spectral:
         metrics = self._metrics(weighed)
         highest = float(metrics.mean() / metrics.min())  # at which every ceiling is 1
         steps = max(1, int(np.ceil(highest / self.step)))
-        scale = _first(steps, lambda number: reaches(ceilings(metrics, number * self.step))) * self.step
+        scale = first(steps, lambda number: reaches(ceilings(metrics, number * self.step))) * self.step
         tops = ceilings(metrics, scale)
-        number = _first(int(np.ceil(tops.max() / self.step)), lambda n: reaches(np.minimum(tops, n * self.step)))
+        number = first(int(np.ceil(tops.max() / self.step)), lambda n: reaches(np.minimum(tops, n * self.step)))
         return np.asarray(np.minimum(tops, number * self.step))
 
     def _metrics(self, weighed: Weighed) -> Floats:
@@ -107,7 +107,7 @@ class Spectral:
         options = Spectra(definitions=self.definitions, null=null, marchenko_pastur=False, min_eigenvalues=2)
         rows, _ = spectra(weights_of(weighed.network)[0], options, seed=weighed.seed)
         by_layer = {row.name: float(getattr(row, self.metric)) for row in rows}
-        values = [[by_layer.get(layer, np.nan) for layer in group.layers] for group in weighed.groups]
+        values = [[by_layer.get(layer, np.nan) for layer in layers] for layers in weighed.layers]
         means = np.array([np.mean(own) if (own := [v for v in some if np.isfinite(v)]) else np.nan for some in values])
         known = means[np.isfinite(means)]
         means = np.where(np.isfinite(means), means, known.mean() if len(known) else 1.0)
@@ -118,9 +118,14 @@ class Spectral:
 Budget = Uniform | Global | LAMP | ERK | Spectral
 
 
+def first(last: int, holds: Callable[[int], bool]) -> int:
+    """The smallest number up to `last` for which it holds, if it holds for all above it; `last` where it never does."""
+    return bisect_left(range(last), True, key=holds)
+
+
 def _least(ratios: Callable[[float], Floats], reaches: Reaches) -> Floats:
     """The ratios of the lowest level that meets the target, of 2000."""
-    return ratios(_first(_FINE, lambda number: reaches(ratios(number / _FINE))) / _FINE)
+    return ratios(first(_FINE, lambda number: reaches(ratios(number / _FINE))) / _FINE)
 
 
 def _by_rank(scores: Sequence[Tensor], reaches: Reaches) -> Floats:
@@ -132,19 +137,7 @@ def _by_rank(scores: Sequence[Tensor], reaches: Reaches) -> Floats:
     def ratios(number: int) -> Floats:
         return np.asarray(torch.bincount(owner[:number], minlength=len(scores)).numpy() / sizes)
 
-    return ratios(_first(len(ordered), lambda number: reaches(ratios(number))))
-
-
-def _first(last: int, holds: Callable[[int], bool]) -> int:
-    """The smallest number up to `last` for which it holds, if it holds for all above it; `last` where it never does."""
-    low, high = 0, last
-    while low < high:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return ratios(first(len(ordered), lambda number: reaches(ratios(number))))
 
 
 BUDGETS: dict[str, type[Budget]] = {

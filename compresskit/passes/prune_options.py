@@ -2,15 +2,14 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 
 from compresskit.options import option
 from compresskit.passes.criteria import Criterion, Magnitude
 from compresskit.passes.prune_budgets import Budget, Uniform
-from compresskit.passes.shares import share
+from compresskit.passes.shares import Amount, only_one, share
 
 GOALS = ("params", "macs", "channels", "latency")
-Amount = Annotated[float, Gt(0)] | str
 
 
 @option
@@ -23,12 +22,7 @@ class PruneTarget:
     latency: Amount | None = None  # milliseconds of a forward pass, measured; at `report.latency_batch` samples
 
     def __post_init__(self) -> None:
-        given = [name for name in GOALS if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give one of {', '.join(GOALS)}, not {len(given)}")
-        amount = getattr(self, given[0])
-        if isinstance(amount, str) and not 0 < share(amount) < 1:
-            raise ValueError(f"{given[0]}: {amount!r} is no share between 0% and 100%; write it as 50%, or as a number")
+        only_one(self, GOALS)
 
     @property
     def goal(self) -> str:
@@ -39,11 +33,16 @@ class PruneTarget:
         amount = getattr(self, self.goal)
         return share(amount) * whole if isinstance(amount, str) else float(amount)
 
+    def at(self, limit: float) -> "PruneTarget":
+        """The same goal with another limit."""
+        return PruneTarget(**{self.goal: limit})
+
 
 @option
 class Prune:
     """Take channels out of a network, by what they are worth and by how much each layer may lose."""
 
+    kind: Literal["channels"] = "channels"
     target: PruneTarget
     criterion: Criterion = Magnitude()  # what a channel is worth
     budget: Budget = Uniform()  # how much each group of layers loses

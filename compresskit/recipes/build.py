@@ -13,7 +13,18 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from compresskit.recipes.hints import bare, keys_of, kinds, literals, members, option_class, required_keys, takes, words
+from compresskit.recipes.hints import (
+    bare,
+    default_kind,
+    keys_of,
+    kinds,
+    literals,
+    members,
+    option_class,
+    required_keys,
+    takes,
+    words,
+)
 from compresskit.recipes.problems import Key, Problem, shown, suggestion
 from compresskit.recipes.yaml_reader import Node
 
@@ -36,6 +47,9 @@ class _Builder:
         if value is None and (choice or cls) and NoneType not in members(hint):
             value = {}  # a section that is left empty takes its defaults
         if isinstance(value, dict) and choice:
+            default = default_kind(hint)
+            if "kind" not in value and default is not None:
+                return self._option(choice[default], value, node, key)
             return self._choice(choice, value, node, key)
         if isinstance(value, dict) and cls:
             return self._option(cls, value, node, key)

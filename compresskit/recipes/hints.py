@@ -14,9 +14,13 @@ _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "tex
 
 @dataclass(frozen=True, eq=False)  # eq=False: hashed by identity, as a member of unions must be
 class Kinds:
-    """Marks an annotation as a choice by `kind` among the classes of a registry: `Annotated[Base, Kinds(REGISTRY)]`."""
+    """Marks an annotation as a choice by `kind` among the classes of a registry: `Annotated[Base, Kinds(REGISTRY)]`.
+
+    default: the kind that is meant where none is written.
+    """
 
     registry: Mapping[str, type]
+    default: str | None = None
 
 
 @cache
@@ -62,6 +66,12 @@ def option_class(hint: Any) -> type | None:
 def kinds(hint: Any) -> dict[str, type]:
     """The class behind each `kind` that the annotation takes: a registry's, or union members that have a `kind`."""
     return {kind: cls for member in members(hint) for kind, cls in _member_kinds(member).items()}
+
+
+def default_kind(hint: Any) -> str | None:
+    """The kind that is meant where none is written."""
+    marks = [mark for member in members(hint) if get_origin(member) is Annotated for mark in get_args(member)[1:]]
+    return next((mark.default for mark in marks if isinstance(mark, Kinds)), None)
 
 
 def _member_kinds(member: Any) -> Mapping[str, type]:

@@ -12,6 +12,7 @@ from compresskit.models.registry import MODELS
 from compresskit.options import option
 from compresskit.passes.expand_options import Expand, Rate
 from compresskit.passes.fuse_options import Fuse
+from compresskit.passes.mask_options import Mask
 from compresskit.passes.prune_options import Prune
 from compresskit.passes.reconstruct_options import GOALS, Chaining, Reconstruct
 from compresskit.passes.shares import share
@@ -176,17 +177,35 @@ class ExpandAndTrain(Expand):
 
 
 @option
-class PruneAndRetrain(Prune):
-    """Take out channels, repair what is left, and retrain, in one go or in several."""
+class Stepwise:
+    """Pruning in one go or in several, with retraining in between."""
 
     samples: Annotated[int, Gt(1)] = 10000  # training images that layers are repaired and norms estimated by
-    images: Annotated[int, Gt(1)] = 1024  # training images that criteria look at
     steps: Annotated[int, Ge(1)] = 1  # each takes the same share of what is left, and retrains
     retrain: Training | None = None
 
     def __post_init__(self) -> None:
         if self.steps > 1 and self.retrain is None:
             raise ValueError("steps: several steps retrain in between; add `retrain`, or leave steps out")
+
+
+@option
+class PruneAndRetrain(Prune, Stepwise):
+    """Take out channels, repair what is left, and retrain, in one go or in several."""
+
+    images: Annotated[int, Gt(1)] = 1024  # training images that criteria look at
+
+
+@option
+class MaskAndRetrain(Mask, Stepwise):
+    """Set single weights, or whole kernels, to zero, and retrain the others, in one go or in several."""
+
+
+PRUNINGS: dict[str, type[PruneAndRetrain] | type[MaskAndRetrain]] = {
+    "channels": PruneAndRetrain,
+    "weights": MaskAndRetrain,
+    "kernels": MaskAndRetrain,
+}
 
 
 @option
@@ -225,7 +244,7 @@ class Recipe:
     fuse: FuseAndRetrain | None = None
     expand: ExpandAndTrain | None = None
     reconstruct: ReconstructAndRetrain | None = None
-    prune: PruneAndRetrain | None = None
+    prune: Annotated[Any, Kinds(PRUNINGS, default="channels")] | None = None  # channels, weights or kernels
     spectra: SpectraOfNetwork | None = None
     moments: MomentOptions = MomentOptions()
     report: ReportOptions = ReportOptions()

@@ -15,10 +15,11 @@ from torch import Tensor, fx, nn
 
 from compresskit.errors import CheckpointError, UnsupportedModelError
 from compresskit.graph.table import from_table, named_tensors, to_table
+from compresskit.storage import masked
 from compresskit.storage.atomic import atomic_write
 
 FORMAT = "compresskit checkpoint"
-VERSION = 1
+VERSION = 2  # 1: masks beside whole tensors; still written where there are no masks
 _SHOWN = 5  # names of tensors in a message
 _PLAIN = ("model", "input_shape", "task", "preprocessing", "history")
 
@@ -30,7 +31,7 @@ class Checkpoint:
     network: of one input batch and one output tensor.   model: the recipe's section that the first network was built
     from.   input_shape: of one sample, without the batch.   task: "classification" or "regression".
     preprocessing: {"mean": [...], "std": [...]} for each channel, or {}.   history: one entry for each verb that was
-    run, oldest first.   masks: bool, True = keep.
+    run, oldest first.   masks: by parameter, bool, True = keep; what they set to zero is not stored.
     """
 
     network: fx.GraphModule
@@ -52,11 +53,12 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     if problems := _misfits(from_table(table), tensors):
         raise UnsupportedModelError(f"{path}: the tensors do not fit the options of their modules: {problems}")
     plain = {name: getattr(checkpoint, name) for name in _PLAIN}
-    masks = {name: _compact(mask) for name, mask in checkpoint.masks.items()}
+    tensors |= {name: masked.left(tensors[name], mask.cpu()) for name, mask in checkpoint.masks.items()}
+    masks = {name: masked.packed(mask.cpu()) for name, mask in checkpoint.masks.items()}
     names, mask_names, graph, plain = _canonical([list(tensors), list(masks), table, plain])
     content = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if masks else 1,
         "graph": graph,
         "tensors": dict(zip(names, tensors.values(), strict=True)),
         "masks": dict(zip(mask_names, masks.values(), strict=True)),
@@ -75,7 +77,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     content = _read(path, device)
     try:
         network = from_table(content["graph"])
-        tensors, masks = content["tensors"], content["masks"]
+        tensors, masks = _unpacked(network, content)
         plain = {name: content[name] for name in _PLAIN}
         plain["input_shape"] = tuple(plain["input_shape"])
         if problems := _misfits(network, tensors):
@@ -86,6 +88,21 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         raise CheckpointError(f"{path}: the checkpoint is incomplete ({error!r}); take another copy of it") from error
     _fill(network, tensors)
     return Checkpoint(network, masks=masks, **plain)
+
+
+def _unpacked(network: fx.GraphModule, content: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors and masks, both whole. Raises CheckpointError where they do not belong together."""
+    tensors, packed = dict(content["tensors"]), content["masks"]
+    if content["version"] == 1:
+        return tensors, packed
+    shapes = {name: tensor.shape for name, tensor in named_tensors(network)}
+    masks = {}
+    for name, bits in packed.items():
+        if name not in shapes or name not in tensors:
+            raise CheckpointError(f"a mask is for {name}, which it does not have; take another copy of the file")
+        masks[name] = masked.unpacked(bits, shapes[name], name)
+        tensors[name] = masked.whole(tensors[name], masks[name], name)
+    return tensors, masks
 
 
 def load_network(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from compresskit.data.dataset import DataSet, Split
 from compresskit.errors import ConvergenceError, RecipeError
+from compresskit.graph.masks import Masks
 from compresskit.training import state
 from compresskit.training.distributed import Group
 from compresskit.training.evaluation import METRICS, evaluate, tally_for
@@ -68,13 +69,14 @@ def fit(
     group: Group = Group(),  # noqa: B008
     progress: Progress | None = None,
     teacher: fx.GraphModule | None = None,
+    masks: Masks | None = None,
 ) -> History:
     """Trains `network` in place, on `device`; afterwards it holds the last weights, and History the best.
 
     The best epoch is that of the validation split, or of the test set where there is none. After each epoch the main
     process replaces in `folder` metrics.csv, state.pt and, if it was the best so far, best-weights.pt, each file whole.
     resume: goes on from state.pt, if there is one, and ends with the tensors of a run that was never stopped.
-    teacher: of `options.distill`.
+    teacher: of `options.distill`. masks: of parameters, whose zeros stay zero.
     Equal arguments give equal tensors on the same machine, as far as torch's own operations do.
 
     Raises RecipeError if the options do not fit the data or the device, RunFolderError if state.pt was made for
@@ -82,8 +84,8 @@ def fit(
     """
     network.to(device)
     monitor = _Monitor(data, options)
-    trainer = Trainer(network, data, options, seed, device, group, teacher)
-    made_for = state.fingerprint(network, data, options, seed, device, group.world, teacher)
+    trainer = Trainer(network, data, options, seed, device, group, teacher, masks)
+    made_for = state.fingerprint(network, data, options, seed, device, group.world, teacher, masks)
     record = _start(folder, made_for, trainer, resume=resume)
     first = len(record.rows)
     keeps_all = options.keep == "all" and group.is_main

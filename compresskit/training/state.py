@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compresskit.data.dataset import DataSet, digest
 from compresskit.errors import RunFolderError
+from compresskit.graph.masks import Masks
 from compresskit.storage.atomic import atomic_write
 from compresskit.training.options import Training
 
@@ -51,6 +52,7 @@ def fingerprint(
     device: torch.device,
     world: int,
     teacher: nn.Module | None = None,
+    masks: Masks | None = None,
 ) -> dict[str, Any]:
     """All that the final tensors depend on, as plain values."""
     return {
@@ -59,14 +61,14 @@ def fingerprint(
         "device": device.type,
         "processes": world,
         "data": data.fingerprint,
-        "starting weights": _weights(network),
-        **({"teacher": _weights(teacher)} if teacher is not None else {}),
+        "starting weights": _digest(network.state_dict()),
+        **({"teacher": _digest(teacher.state_dict())} if teacher is not None else {}),
+        **({"masks": _digest(masks)} if masks else {}),
     }
 
 
-def _weights(network: nn.Module) -> str:
-    weights = network.state_dict()
-    return digest(*((name, *tensor.shape) for name, tensor in weights.items()), *map(_bytes, weights.values()))
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    return digest(*((name, *tensor.shape) for name, tensor in tensors.items()), *map(_bytes, tensors.values()))
 
 
 def save(folder: Path, made_for: Mapping[str, Any], record: Record, trainer: Mapping[str, Any]) -> None:

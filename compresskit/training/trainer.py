@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from compresskit.data.dataset import DataSet
 from compresskit.errors import ConvergenceError, RecipeError
+from compresskit.graph.masks import Masks, apply_masks
 from compresskit.training.distillation import distiller_for
 from compresskit.training.distributed import Group
 from compresskit.training.evaluation import METRICS
@@ -40,7 +41,9 @@ class Trainer:
         device: torch.device,
         group: Group,
         teacher: fx.GraphModule | None = None,
+        masks: Masks | None = None,
     ) -> None:
+        """masks: of parameters, whose zeros stay zero."""
         self.drop_last = _drop_last(len(data.train), options.batch_size, group.world)
         self.steps = count_steps(data, options, device, group)
         self.network, self.split, self.options, self.seed = network, data.train, options, seed
@@ -61,6 +64,11 @@ class Trainer:
             )
         )
         self.parameters = [p for part in self.optimizer.param_groups for p in part["params"]]
+        self.masks = [
+            (network.get_parameter(name), mask.to(device, network.get_parameter(name).dtype))
+            for name, mask in (masks or {}).items()
+        ]
+        apply_masks(network, masks or {})
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
         self.module = _wrap(self.distiller.student if self.distiller else network, options, device, group)
 
@@ -133,6 +141,7 @@ class Trainer:
         loss, output, term = self._objective(self.module, inputs, targets, self.options.precision)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        self._mask_gradients()
         if self.options.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
@@ -140,6 +149,13 @@ class Trainer:
         self.scaler.update()
         score = term.new_zeros(()) if self.score is None else self.score(output.detach(), targets)
         return loss.detach(), score, term
+
+    def _mask_gradients(self) -> None:
+        """Where weight, gradient and momentum are zero, so is every optimiser's step, decay included."""
+        pairs = [(parameter.grad, mask) for parameter, mask in self.masks if parameter.grad is not None]
+        if pairs:
+            gradients, masks = zip(*pairs, strict=True)
+            torch._foreach_mul_(gradients, masks)
 
     def _objective(
         self, module: Callable[..., Any], inputs: Tensor, targets: Tensor, precision: str

@@ -12,6 +12,7 @@ from torch import nn
 
 import compresskit
 from compresskit.errors import CheckpointError, ResourceError, UnsupportedModelError
+from compresskit.graph.masks import apply_masks
 from compresskit.graph.trace import trace
 from compresskit.storage.checkpoint import Checkpoint, file_hash, load, save
 from tests.graph.nets import INPUTS, Plain, batch, make
@@ -48,8 +49,7 @@ def rewrite(path, change) -> None:
 
 @pytest.mark.parametrize("kind", INPUTS)
 def test_everything_comes_back(kind, tmp_path):
-    masks = {"conv1.weight": torch.tensor([True, False])}
-    original = checkpoint(kind, masks=masks)
+    original = checkpoint(kind)
     save(original, tmp_path / "model.pt")
     back = load(tmp_path / "model.pt")
     assert torch.equal(back.network(batch(kind)), original.network(batch(kind)))
@@ -57,8 +57,73 @@ def test_everything_comes_back(kind, tmp_path):
     assert back.model == {"kind": "convnet", "channels": [3, 4]}
     assert back.input_shape == INPUTS[kind]
     assert (back.task, back.preprocessing, back.history) == ("classification", original.preprocessing, HISTORY)
-    assert torch.equal(back.masks["conv1.weight"], masks["conv1.weight"])
+    assert back.masks == {}
     assert all(p.dtype == torch.float64 and p.requires_grad and p.is_leaf for p in back.network.parameters())
+
+
+def masked(share: float = 0.9) -> Checkpoint:
+    """With masks on a convolution, of a number of weights that is no multiple of eight, and on a linear layer."""
+    network = trace(nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 36, 100)))
+    draws = torch.Generator().manual_seed(0)
+    masks = {name: torch.rand(network.get_parameter(name).shape, generator=draws) > share for name in MASKED}
+    apply_masks(network, masks)
+    return checkpoint(network=network, input_shape=(3, 8, 8), masks=masks)
+
+
+MASKED = ("0.weight", "2.weight")
+
+
+def test_masks_come_back_with_their_zeros(tmp_path):
+    original = masked()
+    save(original, tmp_path / "model.pt")
+    back = load(tmp_path / "model.pt")
+    assert list(back.masks) == list(MASKED)
+    for name, mask in original.masks.items():
+        assert back.masks[name].dtype == torch.bool
+        assert torch.equal(back.masks[name], mask)
+        assert torch.equal(back.network.get_parameter(name), original.network.get_parameter(name))
+    save(back, tmp_path / "again.pt")
+    assert file_hash(tmp_path / "again.pt") == file_hash(tmp_path / "model.pt")
+
+
+def test_a_file_holds_only_the_weights_that_masks_keep(tmp_path):
+    save(masked(), tmp_path / "sparse.pt")
+    save(checkpoint(network=masked().network, input_shape=(3, 8, 8)), tmp_path / "dense.pt")
+    kept = sum(int(mask.sum()) for mask in masked().masks.values())
+    places = sum(mask.numel() for mask in masked().masks.values())
+    saved = (tmp_path / "dense.pt").stat().st_size - (tmp_path / "sparse.pt").stat().st_size
+    assert saved > 0.9 * (4 * (places - kept) - places / 8)
+
+
+def test_a_weight_that_is_masked_and_not_zero_is_a_mistake_of_ours(tmp_path):
+    original = masked()
+    torch.nn.init.ones_(original.network.get_parameter("0.weight"))
+    with pytest.raises(ValueError, match="a masked weight is not zero"):
+        save(original, tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["masks"].update({"1.weight": c["masks"]["0.weight"]}), "a mask is for 1.weight, which"),
+        (lambda c: c["masks"].update({"0.weight": c["masks"]["0.weight"][1:]}), "mask of 0.weight does not fit"),
+        (lambda c: c["masks"].update({"0.weight": c["masks"]["0.weight"].bool()}), "mask of 0.weight does not fit"),
+        (
+            lambda c: c["tensors"].update({"2.weight": c["tensors"]["2.weight"][1:]}),
+            "2.weight has .* values for a mask",
+        ),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(change, words, tmp_path):
+    save(masked(), tmp_path / "model.pt")
+    rewrite(tmp_path / "model.pt", change)
+    with pytest.raises(CheckpointError, match=words):
+        load(tmp_path / "model.pt")
+
+
+def test_files_without_masks_stay_readable_by_older_versions(path):
+    assert torch.load(path, weights_only=True)["version"] == 1
 
 
 def test_compresskit_load_gives_the_network(path):
@@ -186,7 +251,7 @@ def test_a_pickle_that_would_run_code_does_not(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(version=2), "newer compresskit .format 2, this one reads up to 1.; update compresskit"),
+        (lambda c: c.update(version=3), "newer compresskit .format 3, this one reads up to 2.; update compresskit"),
         (lambda c: c.update(version=None), "newer compresskit"),
         (lambda c: c.pop("history"), "incomplete .KeyError..history"),
         (lambda c: c.update(input_shape=3), "incomplete"),

@@ -1,0 +1,61 @@
+"""What `prune` found out, stage by stage: whole on disk after each step, so that a killed run goes on from there."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from compresskit.commands.figures import Figures
+from compresskit.commands.session import Session
+from compresskit.storage.atomic import write_json
+
+PRUNED, STEP = "pruned.pt", "pruned.json"  # before retraining
+
+
+@dataclass(frozen=True)
+class PruneStep:
+    """What one step did.
+
+    asked, got, whole: of the target; whole is that of the network before the step, or without any masks. cut, repaired:
+    metrics of the net as it is cut or masked, and with its repair. groups: name, layers, channels (or weights, or
+    kernels), kept. difference: of the cut net from the whole one that does not see what is cut, on one batch.
+    """
+
+    goal: str
+    asked: float
+    got: float
+    whole: float
+    cut: dict[str, float]
+    repaired: dict[str, float]
+    groups: list[tuple[str, list[str], int, int]]
+    skipped: dict[str, str]
+    unrepaired: dict[str, str] = field(default_factory=dict)
+    unexplained: dict[str, float] = field(default_factory=dict)
+    difference: float = 0.0
+
+    @staticmethod
+    def read(folder: Path) -> "PruneStep":
+        return PruneStep(**json.loads((folder / STEP).read_text()))
+
+    def write(self, current: Session, folder: Path) -> None:
+        """The last file of a step: only now is it done."""
+        if current.group.is_main:
+            write_json(folder / STEP, asdict(self))
+        current.group.barrier()
+
+
+@dataclass
+class PrunedTrial:
+    """One trial: figures before and after, and its steps, each with its metrics after retraining."""
+
+    seed: int
+    path: Path
+    before: Figures
+    after: Figures
+    reloaded: float
+    steps: list[PruneStep]
+    retrained: list[dict[str, float]] = field(default_factory=list)
+
+
+def said(metrics: dict[str, float]) -> str:
+    """Metrics as the log has them."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -1,6 +1,7 @@
 """Channel atoms: which channels of which tensors go together, found by walking through the graph on labels."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from compresskit.graph.label_rules import ELEMENTWISE, ELEMENTWISE_MODULES, EXECUTED, REDUCING, SPATIAL, SPATIAL_MODULES
-from compresskit.graph.labels import Labels, along, compact, repeats, spread, unite_rows
-from compresskit.graph.shapes import node_shapes
+from compresskit.graph.labels import Labels, along, broadcast, compact, repeats, spread, unite_rows
+from compresskit.graph.shapes import Interpreter, node_shapes
 from compresskit.graph.table import named_tensors
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -65,7 +66,7 @@ class _Unknown:
     """Stands for a result that is no tensor, of an operation that nothing is known of."""
 
 
-class _Walk(fx.Interpreter):
+class _Walk(Interpreter):
     def __init__(self, network: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> None:
         super().__init__(network)
         self.labels = Labels()
@@ -76,10 +77,12 @@ class _Walk(fx.Interpreter):
         self.selections: dict[str, Tensor] = {}
         self.inputs = torch.empty(0, dtype=torch.int64)
         self._measured: dict[fx.Node, Tensor | None] = {}  # by node that gives sizes, what varies along them
-        self._network, self._shapes = network, shapes
+        self._shapes = shapes
         self._calls = Counter(n.target for n in network.graph.nodes if n.op in ("call_module", "get_attr"))
-        names = Counter(id(tensor) for _, tensor in named_tensors(network))
-        self._shared = {name for name, tensor in named_tensors(network) if names[id(tensor)] > 1}
+        tensors = list(named_tensors(network))
+        names = Counter(id(tensor) for _, tensor in tensors)
+        self._shared = {name for name, tensor in tensors if names[id(tensor)] > 1}
+        self._own = _by_module(name for name, _ in tensors)
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -101,7 +104,7 @@ class _Walk(fx.Interpreter):
             )
         touched = [x for x in found if isinstance(x, Tensor)]
         if n.op == "call_module":
-            return self._module(n, self._network.get_submodule(str(n.target)), touched)
+            return self._module(n, self.fetch_attr(str(n.target)), touched)
         return self._call(n, args, kwargs, touched)
 
     def _input(self, n: fx.Node) -> Tensor:
@@ -126,7 +129,7 @@ class _Walk(fx.Interpreter):
     def _module(self, n: fx.Node, module: nn.Module, touched: list[Tensor]) -> Any:
         name, kind, x = str(n.target), type(module).__name__, touched[0]
         one_slope = isinstance(module, nn.PReLU) and module.num_parameters == 1  # of all channels: may be shared
-        own = [] if one_slope else [f"{name}.{tensor}" for tensor, _ in named_tensors(module)]
+        own = [] if one_slope else self._own[name]
         read_by_calls = any(self._calls[tensor] for tensor in own)
         if own and (self._calls[n.target] > 1 or read_by_calls or self._shared.intersection(own)):
             return self._stop(n, touched, f"{name}: its weights are used more than once")
@@ -216,10 +219,10 @@ class _Walk(fx.Interpreter):
 
     def _elementwise(self, n: fx.Node, found: list[Tensor]) -> Tensor:
         """Unites what meets. A single channel that is broadcast over others is none of them, and stays."""
-        shape = torch.broadcast_shapes(*(x.shape for x in found))
+        shape = broadcast(found)
         if len(found) > 1:
             narrow = [compact(x) for x in found]
-            varying = torch.broadcast_shapes(*(x.shape for x in narrow))
+            varying = broadcast(narrow)
             single = [y.numel() == 1 and _is_broadcast(x.shape, varying) for x, y in zip(found, narrow, strict=True)]
             for x in (x for x, alone in zip(found, single, strict=True) if alone):
                 self._freeze([x], f"{n.name}: it is broadcast over channels")
@@ -329,6 +332,17 @@ class _Walk(fx.Interpreter):
         label = self.labels.fresh(1)
         self.labels.freeze(label, reason)
         return label.expand(tuple(shape))
+
+
+def _by_module(tensors: Iterable[str]) -> dict[str, list[str]]:
+    """Names of the tensors of each module and of those below it."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in tensors:
+        path = name
+        while "." in path:
+            path = path.rpartition(".")[0]
+            found[path].append(name)
+    return found
 
 
 def _varying(labels: Tensor, dim: Any) -> Tensor | None:

@@ -16,16 +16,24 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; each submodule gets its own mode back after it."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+    training = [module for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
-class _ShapeRecorder(fx.Interpreter):
+class Interpreter(fx.Interpreter):
+    """torch's, which looks its modules up name by name; here the table is read that it has of them."""
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.submodules[target] if target in self.submodules else super().fetch_attr(target)
+
+
+class _ShapeRecorder(Interpreter):
     """Runs the network, but for the layers whose results have shapes that are known without their values."""
 
     def __init__(self, network: fx.GraphModule) -> None:

@@ -4,10 +4,12 @@ Of an N x M matrix with N >= M, Q = N / M. Eigenvalues are scaled to a mean of 1
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import fmin
+
+from compresskit.numerics.nelder_mead import nelder_mead
 
 Floats = NDArray[np.float64]
 
@@ -50,31 +52,46 @@ def fit(values: Floats, width: int, ratio: float) -> MarchenkoPastur:
     scale = len(values) / float(values.sum())
     x = np.sort(values) * scale
     places, density = _kernel_density(np.sqrt(x) if ratio == 1 else x)
-    mode = float(places[density.argmax()])
-    widest = 1 + 1 / np.sqrt(ratio)
-    divisors = np.where(places > 0, places, 1)  # the law is 0 there
-
-    def misfit(sigma: Floats) -> Floats:
-        """One for each sigma, given as a column."""
-        if ratio == 1:
-            law = np.sqrt(np.maximum(4 - places**2, 0)) / (np.pi * sigma**2)
-            return np.asarray(((law - density) ** 2).sum(-1))
-        a, b = (sigma * (1 - 1 / np.sqrt(ratio))) ** 2, (sigma * widest) ** 2
-        law = np.sqrt(np.maximum((b - places) * (places - a), 0)) * ratio / (2 * np.pi * sigma**2 * divisors)
-        found = ((law - density) ** 2).sum(-1)
-        apart = (b < mode) | (b > places[-1]) | (a > mode)
-        return np.where(apart[..., 0] if apart.ndim else apart, _PENALTY * len(places), found)
-
-    grid = _GRID * np.sqrt(x[-1]) / widest
-    misfits = misfit(grid[:, None])
-    start = int(misfits.argmin())
-    if misfits[start] >= _PENALTY * len(places):
+    misfit = _Misfit(places, density, ratio)
+    grid = _GRID * np.sqrt(x[-1]) / misfit.widest
+    fits = grid[misfit.possible(grid)]
+    if not len(fits):
         raise NoBulk("no random matrix has a spectrum about this one's mode")
-    (sigma,) = fmin(lambda s: float(misfit(s).squeeze()), grid[start], disp=False)
-    upper = (sigma * widest) ** 2
+    start = float(fits[misfit(fits[:, None]).argmin()])
+    sigma = nelder_mead(lambda s: float(misfit(s)) if misfit.possible(s) else _PENALTY * len(places), start)
+    upper = (sigma * misfit.widest) ** 2
     edge = upper + np.sqrt(upper ** (2 / 3) * width ** (-2 / 3) / np.sqrt(ratio))
-    lower = (sigma * (1 - 1 / np.sqrt(ratio))) ** 2
-    return MarchenkoPastur(float(sigma), lower / scale, upper / scale, int((x > edge).sum()), float(upper / x[-1]))
+    lower = (sigma * misfit.narrowest) ** 2
+    return MarchenkoPastur(sigma, lower / scale, upper / scale, int((x > edge).sum()), float(upper / x[-1]))
+
+
+class _Misfit:
+    """Sum of the squared differences of a law's density from the spectrum's, at all places."""
+
+    def __init__(self, places: Floats, density: Floats, ratio: float) -> None:
+        self._places, self._density, self._ratio = places, density, ratio
+        self._mode = float(places[density.argmax()])
+        self._divisors = np.where(places > 0, places, 1)  # the law is 0 there
+        self.widest, self.narrowest = 1 + 1 / np.sqrt(ratio), 1 - 1 / np.sqrt(ratio)
+
+    def possible(self, sigma: Any) -> Any:
+        """Whether the spectrum's mode lies in the bulk, and the bulk in the spectrum; for Q = 1 it is not asked."""
+        if self._ratio == 1:
+            return np.full(np.shape(sigma), True)
+        upper, lower = (sigma * self.widest) ** 2, (sigma * self.narrowest) ** 2
+        return (upper >= self._mode) & (upper <= self._places[-1]) & (lower <= self._mode)
+
+    def __call__(self, sigma: Any) -> Floats:
+        """() of a number, (n,) of a column of them."""
+        places = self._places
+        if self._ratio == 1:
+            law = np.sqrt(np.maximum(4 - places**2, 0)) / (np.pi * sigma**2)
+        else:
+            a, b = (sigma * self.narrowest) ** 2, (sigma * self.widest) ** 2
+            law = np.sqrt(np.maximum((b - places) * (places - a), 0)) * self._ratio
+            law /= 2 * np.pi * sigma**2 * self._divisors
+        law -= self._density
+        return np.asarray(np.square(law, out=law).sum(-1))
 
 
 def _kernel_density(x: Floats) -> tuple[Floats, Floats]:

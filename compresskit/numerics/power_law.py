@@ -16,6 +16,7 @@ FEW = 20  # values; WeightWatcher fits fewer of them by the unbiased estimator
 SHORTEST = 8  # tail that it takes then
 _BINS = 100  # of the histogram whose peak starts a tail
 _STEPS = (128, 24, 4, 1)  # every so many values at which distances are taken, until they decide
+_LIKELY = 16  # candidates that are measured whole at each step
 _BLOCK = 1 << 16  # distances at a time: they stay in a core's cache
 _TIE = 1e-9  # distances nearer to one another than this are compared as WeightWatcher rounds them
 
@@ -109,15 +110,16 @@ def _nearest(x: Floats, starts: NDArray[np.intp], less: int = 0) -> PowerLaw:
 def _least(logs: Floats, starts: NDArray[np.intp], alphas: Floats) -> NDArray[np.intp]:
     """Numbers of the candidates of least distance, or within rounding of it, by branch and bound.
 
-    Both distribution functions rise, so distances at every s-th value of a tail of n bound the whole one: from below,
-    and with s / n added from above. What cannot be least is dropped before more values are looked at.
+    Distances at every s-th value of a tail bound the whole one from below, so what exceeds the whole distance of any
+    other cannot be least, and is dropped before more values are looked at. The few that look best are measured whole.
     """
     left = np.arange(len(starts))
+    least = np.inf
     for step in _STEPS:
         found = _distances(logs, starts[left], alphas[left], step)
-        above = found + (0 if step == 1 else step / (len(logs) - starts[left]))
-        keep = found <= above.min() + _TIE
-        left = left[keep]
+        likely = np.sort(left[found.argsort()[:_LIKELY]])
+        least = min(least, _distances(logs, starts[likely], alphas[likely], 1).min())
+        left = left[found <= least + _TIE]
     return left
 
 

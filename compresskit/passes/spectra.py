@@ -206,7 +206,7 @@ def regime_of(alpha: float) -> Regime:
 
 def matrices(weight: Weight, options: Spectra) -> Floats:
     """The layer's stack (k, m, n): one matrix, or one for each tap, or as many for each group."""
-    tensor = weight.tensor.detach().to("cpu", torch.float64)
+    tensor = weight.tensor.detach().cpu()
     if weight.groups > 1 and options.groups == "separate":
         grouped = tensor.unflatten(0, (weight.groups, -1))
         return np.concatenate([_of_layer(part, options) for part in grouped])
@@ -215,8 +215,8 @@ def matrices(weight: Weight, options: Spectra) -> Floats:
 
 def _of_layer(tensor: torch.Tensor, options: Spectra) -> Floats:
     if tensor.ndim == 2 or options.convolutions == "matrix":
-        return np.asarray(tensor.flatten(1)[None].numpy())
-    return np.asarray(tensor.flatten(2).movedim(2, 0).numpy())
+        return np.asarray(tensor.flatten(1)[None].double().numpy())
+    return np.asarray(tensor.flatten(2).movedim(2, 0).contiguous().double().numpy())
 
 
 def _pooled(weight: Weight, options: Spectra) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compresskit.numerics import spectra
 from compresskit.numerics.spectra import eigenvalues, gaussian, jensen_shannon, permuted, summary
 
 FIXTURES = json.loads(Path(__file__).with_name("spectra_fixtures.json").read_text())
@@ -87,14 +88,64 @@ def test_spectra_of_rank_one_and_zero_have_no_garbage():
     assert all(math.isnan(value) for value in (nothing.log_norm, nothing.stable_rank, nothing.entropy))
 
 
-def test_permuting_keeps_the_entries_of_each_matrix_and_follows_the_seed():
-    stack = draw(3, 6, 5)
+@pytest.fixture(params=["in one", "by blocks"])
+def small_caches(request, monkeypatch):
+    """Matrices of some thousand entries count as large with `by blocks`."""
+    if request.param == "by blocks":
+        monkeypatch.setattr(spectra, "_LARGE", 1 << 11)
+        monkeypatch.setattr(spectra, "_CACHED", 1 << 9)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 5), (2, 61, 53), (1, 80, 64), (2, 4096, 1)])
+def test_permuting_keeps_the_entries_of_each_matrix_and_follows_the_seed(shape, small_caches):
+    stack = draw(*shape)
     mixed = permuted(stack, 1)
     for one, other in zip(stack, mixed, strict=True):
         assert not np.array_equal(one, other)
         np.testing.assert_array_equal(np.sort(one.ravel()), np.sort(other.ravel()))
     np.testing.assert_array_equal(mixed, permuted(stack, 1))
     assert not np.array_equal(mixed, permuted(stack, 2))
+
+
+def test_permuting_brings_every_entry_to_every_place(small_caches):
+    """Chi square of where 64 groups of entries come to, over 200 seeds; 63 x 63 degrees of freedom."""
+    stack = np.repeat(np.arange(64.0), 64).reshape(1, 64, 64)
+    counts = np.zeros((64, 64))
+    for seed in range(200):
+        np.add.at(counts, (np.arange(4096) // 64, permuted(stack, seed).ravel().astype(int)), 1)
+    expected = 200.0
+    freedom = 63 * 63
+    assert abs(((counts - expected) ** 2 / expected).sum() - freedom) < 5 * math.sqrt(2 * freedom)
+
+
+STRUCTURED = {
+    "equal taps": lambda draws: np.repeat(draws.standard_t(3, (1, 64, 48)), 9, 0),
+    "heavy rows and columns": lambda draws: (
+        draws.standard_t(3, (1, 96, 64)) * draws.lognormal(0, 0.7, (1, 96, 1)) * draws.lognormal(0, 0.7, (1, 1, 64))
+    ),
+    "blocks of rows": lambda draws: draws.standard_normal((1, 96, 64)) * np.repeat([1, 5, 1, 9], 24)[:, None],
+    "every other column": lambda draws: draws.standard_normal((1, 96, 64)) * np.tile([1, 7], 32),
+    "low rank": lambda draws: draws.standard_normal((1, 96, 3)) @ draws.standard_normal((1, 3, 64)),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_permuted_spectra_are_those_of_independent_orders(name, small_caches):
+    """Mean and scatter of the largest eigenvalue and of the distance, over 80 seeds, against one order for each."""
+    stack = STRUCTURED[name](np.random.default_rng(0))
+    own = np.sort(eigenvalues(stack), axis=None)
+
+    def independent(seed):
+        return np.stack([np.random.default_rng([seed, n]).permutation(m.ravel()) for n, m in enumerate(stack)])
+
+    for figure in (np.max, lambda drawn: jensen_shannon(own, drawn)):
+        ours, theirs = (
+            np.array([figure(np.sort(eigenvalues(mixed.reshape(stack.shape)), axis=None)) for mixed in drawn])
+            for drawn in ([permuted(stack, s) for s in range(80)], [independent(s) for s in range(80)])
+        )
+        error = math.hypot(ours.std(), theirs.std()) / math.sqrt(80)
+        assert abs(ours.mean() - theirs.mean()) < 4 * error
+        assert 0.6 < ours.std() / theirs.std() < 1.67
 
 
 def test_distances_of_spectra():

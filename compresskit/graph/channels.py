@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from compresskit.graph.label_rules import ELEMENTWISE, ELEMENTWISE_MODULES, EXECUTED, REDUCING, SPATIAL, SPATIAL_MODULES
-from compresskit.graph.labels import Labels, along, broadcast, compact, repeats, spread, unite_rows
+from compresskit.graph.labels import Labels, along, broadcast, compact, concatenated, repeats, spread, unite_rows
 from compresskit.graph.shapes import Interpreter, node_shapes
 from compresskit.graph.table import named_tensors
 
@@ -209,6 +209,8 @@ class _Walk(Interpreter):
             return self._item(n, args)
         if name == "view":  # labels that repeat have no memory of their own to be viewed
             return self._moved(n, args[0].reshape(*args[1:], **kwargs), found)
+        if name in ("cat", "concat") and not any(isinstance(x, _Unknown) for x in args[0]):
+            return self._moved(n, concatenated(args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0)), found)
         if name in EXECUTED:
             return self._moved(n, super().run_node(n), found)
         if name in SPATIAL:

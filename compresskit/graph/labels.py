@@ -61,7 +61,10 @@ def compact(labels: Tensor) -> Tensor:
 
 def repeats(labels: Tensor, dim: int) -> bool:
     """Whether the labels are the same all along `dim`."""
-    return labels.stride(dim) == 0 or bool((labels == labels.narrow(dim, 0, 1)).all())
+    if labels.stride(dim) == 0:
+        return True
+    (labels,) = _without_repeats(labels)
+    return bool((labels == labels.narrow(dim, 0, 1)).all())
 
 
 def along(labels: Tensor, dim: int) -> Tensor | None:
@@ -88,6 +91,17 @@ def unite_rows(labels: Labels, rows: Iterable[Tensor]) -> Tensor:
     if others:
         labels.unite(first.expand(len(others), *first.shape), torch.stack(others))
     return first
+
+
+def concatenated(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """torch.cat of labels; where all of them repeat, so does the result, with nothing copied."""
+    first, dim = tensors[0], dim % tensors[0].ndim
+    common = [d for d in range(first.ndim) if d != dim and all(tensor.stride(d) == 0 for tensor in tensors)]
+    narrow = list(tensors)
+    for d in common:
+        narrow = [tensor.narrow(d, 0, 1) for tensor in narrow]
+    joined = torch.cat(narrow, dim)
+    return joined.expand([first.shape[d] if d in common else size for d, size in enumerate(joined.shape)])
 
 
 def broadcast(tensors: Sequence[Tensor]) -> torch.Size:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compresskit.graph.label_rules import ELEMENTWISE_MODULES
+from compresskit.graph.label_rules import ELEMENTWISE_MODULES, SPATIAL_MODULES
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -53,6 +53,9 @@ class _ShapeRecorder(Interpreter):
                 return args[0]
             if (made := _known_shape(module, shape)) is not None:
                 return args[0].new_empty(made)
+            if _is_spatial(module, len(shape) - 2):
+                one = module(args[0].narrow(1, 0, 1))  # what happens to one channel happens to all
+                return one.expand(shape[0], shape[1], *one.shape[2:])
         return super().call_module(target, args, kwargs)
 
 
@@ -60,6 +63,13 @@ def _keeps_shape(module: nn.Module, shape: tuple[int, ...]) -> bool:
     if type(module) in _NORMS:
         return len(shape) > 1 and shape[1] == module.num_features
     return type(module).__module__.startswith("torch.nn") and type(module).__name__ in ELEMENTWISE_MODULES
+
+
+def _is_spatial(module: nn.Module, dims: int) -> bool:
+    """Whether it treats channels apart, of values that have a batch and so many dimensions of space."""
+    name = type(module).__name__
+    known = type(module).__module__.startswith("torch.nn") and name in SPATIAL_MODULES and name.endswith(f"{dims}d")
+    return known and not getattr(module, "return_indices", False)
 
 
 def _known_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -35,6 +35,12 @@ LAYERS = [
     (nn.Conv3d(2, 3, 3, stride=2, padding=1), (2, 5, 6, 7)),
     (nn.ConvTranspose2d(3, 5, 3, stride=2), (3, 5, 6)),
     (nn.Linear(7, 4), (3, 7)),
+    (nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True), (5, 9, 8)),
+    (nn.AvgPool3d(2), (2, 4, 5, 6)),
+    (nn.AdaptiveAvgPool1d(3), (4, 10)),
+    (nn.MaxPool2d(2), (6, 8)),  # without a batch: 1 x 6 x 8 is one image of six rows
+    (nn.Upsample(scale_factor=2), (3, 4, 5)),
+    (nn.ZeroPad2d((1, 2, 3, 4)), (3, 4, 5)),
     (nn.Sequential(nn.BatchNorm2d(3), nn.PReLU(), nn.Dropout(), nn.MaxPool2d(2), nn.ReLU(inplace=True)), (3, 8, 9)),
 ]
 

@@ -12,6 +12,13 @@ def option(cls: type[T]) -> type[T]:
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
+def named(choice: Any) -> str:
+    """A choice in a few words: its kind, and those of its options that are not the defaults."""
+    own = [(key.name, getattr(choice, key.name), key.default) for key in fields(choice) if key.name != "kind"]
+    changed = [f"{name} {value}" for name, value, default in own if value != default]
+    return " ".join(filter(None, [getattr(choice, "kind", ""), ", ".join(changed)]))
+
+
 def narrowed(cls: type[T], value: Any) -> T:
     """The options of `cls` among those of `value`, an object of a class made from it."""
     return cls(**{key.name: getattr(value, key.name) for key in fields(cls)})  # type: ignore[arg-type]

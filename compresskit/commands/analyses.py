@@ -36,7 +36,9 @@ def analyse(
     if SECONDS in first.rows[0]:
         training: Training = current.recipe.section("finetune" if current.verb == "finetune" else "train")
         assert training.layerwise_rates is not None
-        _rates(current, result, first, training.layerwise_rates.metric)
+        add_rates(current, result, first, training.layerwise_rates.metric)
+        if current.folder is not None:
+            draw_rates(current, current.folder.path, first, training.layerwise_rates.metric)
     if any(history.cosines for trials in histories.values() for history in trials):
         _confusion(current, result, histories)
     train: FreshTraining | None = current.recipe.train
@@ -44,8 +46,8 @@ def analyse(
         _landscapes(current, result, train.landscape, models)
 
 
-def _rates(current: Session, result: Result, history: History, metric: str) -> None:
-    """Of layerwise rates: each layer's last metric and factor, their cost, and their way through the epochs."""
+def add_rates(current: Session, result: Result, history: History, metric: str) -> None:
+    """Of layerwise rates: each layer's last metric and factor, and their cost."""
     measured, factors = _columns(history, METRIC), _columns(history, RATE)
     rows = [(name, measured[name][0], measured[name][-1], factors[name][-1]) for name in factors]
     columns = ("layer", f"{metric}, first epoch", "last epoch", "rate by the schedule's, last epoch")
@@ -53,8 +55,12 @@ def _rates(current: Session, result: Result, history: History, metric: str) -> N
     seconds = sum(row[SECONDS] for row in history.rows)
     share = seconds / history.seconds
     result.notes.append(f"layerwise rates: measuring {metric} took {100 * share:.1f} % of the time ({seconds:.1f} s)")
-    if current.group.is_main and current.recipe.report.plots and current.folder is not None:
-        layer_rates(current.folder.path / "layer-rates.png", metric, measured, factors)
+
+
+def draw_rates(current: Session, folder: Path, history: History, metric: str) -> None:
+    """layer-rates.png: the metric and the rate of each layer through the epochs."""
+    if current.group.is_main and current.recipe.report.plots:
+        layer_rates(folder / "layer-rates.png", metric, _columns(history, METRIC), _columns(history, RATE))
 
 
 def _columns(history: History, prefix: str) -> dict[str, list[float]]:

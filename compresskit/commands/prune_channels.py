@@ -28,14 +28,16 @@ def pruner(current: Session, options: PruneAndRetrain, network: fx.GraphModule) 
     return Pruner(network, options, current.data.input_shape, partial(_latency, current))
 
 
-def prune_channels(current: Session, options: PruneAndRetrain, start: Start, folder: Path, seed: int) -> PruneStep:
-    """Cuts and repairs the start's network, into pruned.pt."""
+def prune_channels(
+    current: Session, options: PruneAndRetrain, start: Start, folder: Path, seed: int, moments: Path
+) -> PruneStep:
+    """Cuts and repairs the start's network, into pruned.pt. moments: folder of those that the repair takes."""
     pruned = pruner(current, options, start.network).prune(_data(current, options), seed)
     bare = cut(start.network, pruned.channels, pruned.alive)
     cut_metrics = current.evaluate(bare)
     share = pruned.got / pruned.whole
     current.progress.log(f"seed {seed}: cut to {share:.1%} of the {options.target.goal}, {said(cut_metrics)}")
-    smaller, unexplained, unrepaired = _repaired(current, options, start.network, bare, pruned, folder)
+    smaller, unexplained, unrepaired = _repaired(current, options, start.network, bare, pruned, moments)
     repaired = current.evaluate(smaller)
     current.progress.log(f"seed {seed}: repaired, {said(repaired)}")
     keep(current, smaller, folder / PRUNED, seed, repaired, start)
@@ -51,12 +53,12 @@ def prune_channels(current: Session, options: PruneAndRetrain, start: Start, fol
 
 def _repaired(
     current: Session, options: PruneAndRetrain, network: fx.GraphModule, bare: fx.GraphModule, pruned: Pruned,
-    folder: Path,
+    moments: Path,
 ) -> tuple[fx.GraphModule, dict[str, float], dict[str, str]]:  # fmt: skip
     """The cut network with its repair; by layer the share of variance lost, and why others were not repaired."""
     smaller, unexplained, unrepaired = bare, dict[str, float](), dict[str, str]()
     if options.repair != "none":
-        gather = gatherer(current, folder / "moments", options)
+        gather = gatherer(current, moments, options)
         shape = current.data.input_shape
         chained = options.repair == "top-down"
         found = repair(network, pruned.channels, pruned.alive, gather, shape, chained=chained)

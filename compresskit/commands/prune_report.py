@@ -1,24 +1,40 @@
 """The report of `prune`: what was asked and reached, accuracy at every stage, and what each layer kept."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from compresskit.commands.figures import compared, slower
+from compresskit.commands.analyses import add_rates
+from compresskit.commands.figures import Figures, compared, slower
 from compresskit.commands.parents import MODEL
-from compresskit.commands.prune_stages import PrunedTrial
+from compresskit.commands.prune_compare import Compared, Options, add_comparison, stages_of
+from compresskit.commands.prune_stages import PruneStep, Retrained
 from compresskit.commands.result import Figure, Result, Table, Target
 from compresskit.commands.session import Session
 from compresskit.passes.mask import Masker
 from compresskit.passes.prune import Pruner
 from compresskit.plots.pruning import ratios_by_layer
-from compresskit.recipes.schema import MaskAndRetrain, PruneAndRetrain
+from compresskit.recipes.schema import MaskAndRetrain
 from compresskit.training.evaluation import METRICS
-
-Options = PruneAndRetrain | MaskAndRetrain
 
 _UNITS = {"params": "parameters", "macs": "MACs", "channels": "channels", "latency": "ms", "sparsity": "weights"}
 _SHOWN = 3  # layers of a group
 ROUNDING = 1e-9  # relative, of a target that is a share
+
+
+@dataclass
+class PrunedTrial:
+    """One trial: figures before and after, its steps, each with its metrics after retraining, and other settings."""
+
+    seed: int
+    path: Path
+    before: Figures
+    after: Figures
+    reloaded: float
+    steps: list[PruneStep]
+    retrained: list[Retrained]
+    compared: list[Compared] = field(default_factory=list)
 
 
 def plan_result(current: Session, options: Options, plan: Pruner | Masker) -> Result:
@@ -70,6 +86,10 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
         whole = {name: size for name, _, size, _ in first.groups}
         kept = {name: 1 - left / whole[name] for name, _, _, left in groups}
         ratios_by_layer(current.folder.path / "pruning-ratios.png", kept, options.kind)
+    if options.retrain is not None and options.retrain.layerwise_rates is not None:
+        add_rates(current, result, trials[0].retrained[-1].history, options.retrain.layerwise_rates.metric)
+    if options.compare is not None:
+        add_comparison(current, result, [trial.compared for trial in trials], options.kind)
     return result
 
 
@@ -102,21 +122,17 @@ def _target(options: Options, trials: list[PrunedTrial]) -> Target:
 
 def _stages(options: Options, trials: list[PrunedTrial]) -> Table:
     metrics = list(trials[0].before.metrics)
-    masks = isinstance(options, MaskAndRetrain)
-    if isinstance(options, MaskAndRetrain):
-        repaired = any(step.repaired != step.cut for trial in trials for step in trial.steps)
-    else:
-        repaired = options.repair != "none" or options.norms
+    stages = stages_of(options, [step for trial in trials for step in trial.steps])
     rows: list[tuple[Any, ...]] = [("original", *(tuple(t.before.metrics[m] for t in trials) for m in metrics))]
     for number in range(options.steps):
-        step = f"step {number + 1}: " if options.steps > 1 else ""
-        at = [trial.steps[number] for trial in trials]
-        rows.append((f"{step}{'masked' if masks else 'cut'}", *(tuple(s.cut[m] for s in at) for m in metrics)))
-        if repaired:
-            label = f"{step}{'norms estimated' if masks else 'repaired'}"
-            rows.append((label, *(tuple(s.repaired[m] for s in at) for m in metrics)))
-        if options.retrain is not None:
-            rows.append((f"{step}fine-tuned", *(tuple(t.retrained[number][m] for t in trials) for m in metrics)))
+        label = f"step {number + 1}: " if options.steps > 1 else ""
+        at = {
+            "cut": [trial.steps[number].cut for trial in trials],
+            "repaired": [trial.steps[number].repaired for trial in trials],
+            "retrained": [trial.retrained[number].metrics for trial in trials if trial.retrained],
+        }
+        for stage, name in stages.items():
+            rows.append((f"{label}{name}", *(tuple(found[m] for found in at[stage]) for m in metrics)))
     return Table("test metrics", ("", *metrics), rows)
 
 

@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from compresskit.commands.figures import Figures
 from compresskit.commands.session import Session
 from compresskit.storage.atomic import write_json
+from compresskit.training.loop import History
 
 PRUNED, STEP = "pruned.pt", "pruned.json"  # before retraining
 
@@ -43,17 +43,12 @@ class PruneStep:
         current.group.barrier()
 
 
-@dataclass
-class PrunedTrial:
-    """One trial: figures before and after, and its steps, each with its metrics after retraining."""
+@dataclass(frozen=True)
+class Retrained:
+    """What followed a step: test metrics, and the training."""
 
-    seed: int
-    path: Path
-    before: Figures
-    after: Figures
-    reloaded: float
-    steps: list[PruneStep]
-    retrained: list[dict[str, float]] = field(default_factory=list)
+    metrics: dict[str, float]
+    history: History
 
 
 def said(metrics: dict[str, float]) -> str:

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge
 from torch import Tensor
 
 from compresskit.numerics import masks
@@ -43,12 +43,14 @@ MaskCriterion = MagnitudeOfWeights | RandomWeights
 class MaskTarget:
     """How much of the network is left: one of these. Only weights that are not masked count."""
 
-    sparsity: Annotated[float, Gt(0), Lt(1)] | str | None = None  # zeros among the weights of the layers, 90% or 0.9
+    sparsity: Amount | None = None  # zeros among the weights of the layers, 90% or 0.9
     params: Amount | None = None  # parameters that are not zero, of the whole network: a share of all, or a number
     macs: Amount | None = None  # multiply-accumulates by weights that are not zero
 
     def __post_init__(self) -> None:
         only_one(self, GOALS)
+        if self.sparsity is not None and not isinstance(self.sparsity, str) and not self.sparsity < 1:
+            raise ValueError(f"sparsity: {self.sparsity} is no share below 1; write it as 0.9, or as 90%")
 
     @property
     def goal(self) -> str:

@@ -10,6 +10,7 @@ from compresskit.passes.prune_budgets import Budget, Uniform
 from compresskit.passes.shares import Amount, only_one, share
 
 GOALS = ("params", "macs", "channels", "latency")
+Repair = Literal["none", "parallel", "top-down"]
 
 
 @option
@@ -53,5 +54,5 @@ class Prune:
     round_to: Annotated[int, Ge(1)] = 1  # keep multiples of so many channels
     # the layers behind the cut, solved again by least squares for the outputs that they had: all at once, or one after
     # another from what is left before them, with a pass over the data for each
-    repair: Literal["none", "parallel", "top-down"] = "parallel"
+    repair: Repair = "parallel"
     norms: bool = True  # estimate the means and variances of batch norms again

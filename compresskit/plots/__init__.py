@@ -125,9 +125,11 @@ def comparison(path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], m
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     panel = figure.subplots()
     for name, points in lines.items():
-        panel.plot([100 * size for size, _ in points], [value for _, value in points], marker=".", label=name)
+        style = ("-", "--", ":")[list(lines).index(name) // 10 % 3]  # ten colours, then they come again
+        xs, ys = [100 * size for size, _ in points], [value for _, value in points]
+        panel.plot(xs, ys, style, marker=".", label=name)
     panel.set(xlabel="size, % of the original", ylabel=metric)
-    panel.legend(frameon=False)
+    panel.legend(frameon=False, fontsize=9 if len(lines) < 8 else 5)
     panel.grid(alpha=0.3)
     save(figure, path)
 

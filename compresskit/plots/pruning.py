@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.figure import Figure
 
-from compresskit.plots.panels import save
+from compresskit.plots.panels import grid, save
 
 _NAMED = 60  # layers on an axis, above which only some have a name
 
@@ -19,4 +20,20 @@ def ratios_by_layer(path: Path, ratios: Mapping[str, float], kind: str) -> None:
     panel.set_xticks(range(0, len(ratios), step), list(ratios)[::step], rotation=90, fontsize=6)
     panel.set(ylabel=f"{kind} gone, %", ylim=(0, 100))
     panel.grid(alpha=0.3, axis="y")
+    save(figure, path)
+
+
+def ratios_by_setting(path: Path, ratios: Mapping[str, Mapping[str, Mapping[str, float]]], kind: str) -> None:
+    """A panel for each setting, in it a line for each target: the share that went of each group of layers, in order.
+
+    ratios: by setting, target and group. Source: layerwise training, Figures 3.4 to 3.20.
+    """
+    figure, panels = grid(len(ratios), 4.0, 2.6)
+    for panel, (name, targets) in zip(panels, ratios.items(), strict=True):
+        for target, shares in targets.items():
+            panel.step(range(len(shares)), [100 * share for share in shares.values()], where="mid", label=target)
+        panel.set_title(fill(name, 40), fontsize=8)
+        panel.set(ylim=(0, 100), xlabel="layer", ylabel=f"{kind} gone, %")
+        panel.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     save(figure, path)

@@ -10,16 +10,19 @@ from compresskit.data.dataset import AnySet
 from compresskit.data.registry import DATASETS
 from compresskit.models.registry import MODELS
 from compresskit.options import option
+from compresskit.passes.criteria import Criterion
 from compresskit.passes.expand_options import Expand, Rate
 from compresskit.passes.fuse_options import Fuse
-from compresskit.passes.mask_options import Mask
-from compresskit.passes.prune_options import Prune
+from compresskit.passes.mask_options import Mask, MaskCriterion, MaskTarget
+from compresskit.passes.prune_budgets import Budget
+from compresskit.passes.prune_options import Prune, PruneTarget, Repair
 from compresskit.passes.reconstruct_options import GOALS, Chaining, Reconstruct
-from compresskit.passes.shares import share
+from compresskit.passes.shares import Amount, share
 from compresskit.passes.spectra_options import Spectra
 from compresskit.recipes.hints import Kinds
 from compresskit.training.distillation import Distill
 from compresskit.training.landscape import Landscape
+from compresskit.training.layer_rates import LayerwiseRates
 from compresskit.training.options import Training
 
 Size = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)? ?([kMGT]|[KMGT]i)?B$")]  # 500 MiB, 4GB; 1GB = 10^9
@@ -177,6 +180,27 @@ class ExpandAndTrain(Expand):
 
 
 @option
+class MaskCompare:
+    """Settings tried beside the one that is kept: every combination, pruned and retrained as the section says."""
+
+    at: tuple[Amount, ...] = ()  # in the place of the target's value
+    criterion: tuple[MaskCriterion, ...] = ()
+    budget: tuple[Budget, ...] = ()
+    layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
+
+
+@option
+class PruneCompare:
+    """Settings tried beside the one that is kept: every combination, pruned and retrained as the section says."""
+
+    at: tuple[Amount, ...] = ()  # in the place of the target's value
+    criterion: tuple[Criterion, ...] = ()
+    budget: tuple[Budget, ...] = ()
+    repair: tuple[Repair, ...] = ()
+    layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
+
+
+@option
 class Stepwise:
     """Pruning in one go or in several, with retraining in between."""
 
@@ -194,11 +218,37 @@ class PruneAndRetrain(Prune, Stepwise):
     """Take out channels, repair what is left, and retrain, in one go or in several."""
 
     images: Annotated[int, Gt(1)] = 1024  # training images that criteria look at
+    compare: PruneCompare | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.compare is not None:
+            _check_compared(self.compare, self.target, self.retrain)
 
 
 @option
 class MaskAndRetrain(Mask, Stepwise):
     """Set single weights, or whole kernels, to zero, and retrain the others, in one go or in several."""
+
+    compare: MaskCompare | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.compare is not None:
+            _check_compared(self.compare, self.target, self.retrain)
+
+
+def _check_compared(
+    compare: PruneCompare | MaskCompare, target: PruneTarget | MaskTarget, retrain: Training | None
+) -> None:
+    """Raises ValueError for a value that cannot stand for the target's, and for rates of no training."""
+    for at in compare.at:
+        try:
+            type(target)(**{target.goal: at})
+        except ValueError as error:
+            raise ValueError(f"compare.at: {error}") from error
+    if compare.layerwise_rates and retrain is None:
+        raise ValueError("compare.layerwise_rates: rates are of retraining; add `retrain`, or leave them out")
 
 
 PRUNINGS: dict[str, type[PruneAndRetrain] | type[MaskAndRetrain]] = {

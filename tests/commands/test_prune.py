@@ -151,3 +151,62 @@ def test_refusals(call, recipe, trained, tmp_path):
     refused(call("prune", recipe, "~data", *source), 2, "data")
     refused(call("prune", recipe, "prune.criterion=magnitud", *source), 2, "magnitude")
     assert not (tmp_path / "runs").exists()
+
+
+COMPARE = "prune.compare={at: [80%, 60%], budget: [uniform, {kind: spectral, metric: entropy, inverse: true}]}"
+
+
+def test_a_study_is_one_run(call, recipe, trained):
+    """Each row is what a run of its own gives, and every network is kept."""
+    rates = "prune.compare.layerwise_rates=[null, {metric: norm}]"
+    outcome = call("prune", recipe, RETRAIN, COMPARE, rates, "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    (found,) = [table for table in report("out")["tables"] if table["title"] == "comparison"]
+    assert found["columns"][:4] == ["budget", "layerwise_rates", "asked", "left"]
+    assert [row[:3] for row in found["rows"]] == [
+        [budget, rates, f"macs {share}"]
+        for budget in ("uniform", "spectral metric entropy, inverse True")
+        for rates in ("one rate", "rates by norm")
+        for share in ("80%", "60%")
+    ]
+    folder = Path("out/compare/macs-60-spectral-metric-entropy-inverse-True-rates-by-norm")
+    alone = (
+        "prune.target={macs: 60%}", "prune.budget={kind: spectral, metric: entropy, inverse: true}",
+        "prune.retrain.layerwise_rates={metric: norm}",
+    )  # fmt: skip
+    assert call("prune", recipe, RETRAIN, *alone, "-c", trained / "runs/net-train", "--out", "alone").status == 0
+    one, other = (load(path / "model.pt").network.state_dict() for path in (folder, Path("alone")))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert found["rows"][-1][4:] == [
+        table("alone", "test metrics")[stage][0] for stage in ("cut", "repaired", "fine-tuned")
+    ]
+    assert all((path / "retrain/layer-rates.png").exists() for path in (folder, Path("alone")))
+    assert list(table("alone", "layerwise rates")) == ["conv1", "conv2", "head"]
+    details = report("out")["details"]["comparison"][0]
+    assert len(details) == 8
+    assert details[-1]["ratios"]["conv1"] > 0
+    assert {path.name for path in Path("out").iterdir()} >= {"comparison.png", "comparison-ratios.png", "model.pt"}
+
+
+def test_a_killed_study_goes_on_with_the_next_setting(call, recipe, trained):
+    source = ("-c", trained / "runs/net-train")
+    assert call("prune", recipe, COMPARE, *source, "--out", "out").status == 0
+    first, last = Path("out/compare/macs-80-uniform"), Path("out/compare/macs-60-spectral-metric-entropy-inverse-True")
+    before = (first / "pruned.pt").stat().st_mtime_ns
+    whole = report("out")["tables"][-1]
+    for path in (last / "pruned.json", last / "model.pt", Path("out/report.json")):
+        path.unlink()
+    assert call("prune", recipe, COMPARE, *source, "--out", "out", "--resume").status == 0
+    assert (first / "pruned.pt").stat().st_mtime_ns == before
+    assert report("out")["tables"][-1] == whole
+
+
+def test_a_study_is_refused_before_any_work(call, recipe, trained, tmp_path):
+    source = ("-c", trained / "runs/net-train")
+    refused(call("prune", recipe, "prune.compare={at: [80%, 1%]}", *source), 2, "what can be reached lies from")
+    refused(call("prune", recipe, "prune.compare={at: [0%]}", *source), 2, "prune.compare.at", "is no share")
+    refused(call("prune", recipe, "prune.compare={layerwise_rates: [{}]}", *source), 2, "add `retrain`")
+    refused(
+        call("prune", recipe, "prune.compare={criterion: [norm-scale]}", *source), 2, "norm-scale reads batch norms"
+    )
+    assert not (tmp_path / "runs").exists()

@@ -132,7 +132,12 @@ def test_a_dry_run_says_what_can_be_reached(call, recipe, trained, tmp_path):
 def test_refusals(call, recipe, trained):
     source = ("-c", trained / "runs/net-train")
     refused(call("prune", recipe, "prune.target={sparsity: 100%}", *source), 2, "prune.target", "is no share")
-    refused(call("prune", recipe, "prune.target={sparsity: 1.0}", *source), 2, "prune.target.sparsity", "less than 1")
+    refused(
+        call("prune", recipe, "prune.target={sparsity: 1.0}", *source),
+        2,
+        "prune.target.sparsity",
+        "is no share below 1",
+    )
     refused(
         call("prune", recipe, "prune.target={latency: 2}", *source), 2, "latency", "allowed: sparsity, params, macs"
     )
@@ -154,3 +159,18 @@ def test_verbs_that_find_new_weights_refuse_masks(call, recipe, trained):
             call(verb, recipe, override, "-c", "out"), 1, "out/model.pt", f"'{verb}' finds new weights", "conv1.weight"
         )
     refused(call("prune", recipe, "prune={target: {macs: 60%}}", "-c", "out"), 1, "pruning channels finds new weights")
+
+
+def test_masks_are_compared(call, recipe, trained):
+    compare = "prune.compare={at: [50%, 0.9], criterion: [magnitude, random], budget: [global, uniform]}"
+    outcome = call("prune", recipe, compare, "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    (found,) = [table for table in report("out")["tables"] if table["title"] == "comparison"]
+    assert len(found["rows"]) == 8
+    assert [float(row[3].removesuffix("%")) for row in found["rows"][:2]] == pytest.approx([50, 10], abs=0.02)
+    assert found["columns"][-1] == "test accuracy, masked"  # it has no norms
+    assert (
+        load(Path("out/compare/sparsity-0.9-random-uniform/model.pt")).masks.keys()
+        == load(Path("out/model.pt")).masks.keys()
+    )
+    refused(call("prune", recipe, "prune.compare={at: [1.5]}", "-c", trained / "runs/net-train"), 2, "no share below 1")

@@ -166,31 +166,39 @@ def test_the_segmenter_is_trained(call, tmp_path):
     assert "0 predictions on the test set differ" in done.out
 
 
-SPECTRAL = {  # recipe of pruning by spectra, and what makes its net small
-    "figure3.3-densenet-40": "model.depth=10",
-    "figure3.10-mobilenet-v2": "model.width=0.1",
-    "figure3.16-wide-resnet": "model={kind: wide-resnet, depth: 10, widen: 1}",
-    "figure3.25-vgg-19": "model.width=0.1",
-    "figure3.26-densenet-40": "model.depth=10",
+FEWER = "prune.compare.budget=[uniform, {kind: spectral, metric: entropy}]"
+PRUNINGS = {  # recipe: (what makes it small, settings in its table at one size)
+    "figure3.3-densenet-40": (("model.depth=10",), 21),
+    "figure3.10-mobilenet-v2": (("model.width=0.1", FEWER), 2),
+    "figure3.16-wide-resnet": (("model={kind: wide-resnet, depth: 10, widen: 1}", FEWER), 2),
+    "figure3.25-vgg-19": (("model.width=0.1",), 2),
+    "figure3.26-densenet-40": (("model.depth=10",), 4),
+    "masks": (("model.width=0.1",), 4),
 }
 
 
 def test_every_study_of_pruning_is_here():
-    assert sorted(SPECTRAL) == sorted(path.stem for path in (CONFIGS / "prune").glob("*.yaml"))
+    assert sorted(PRUNINGS) == sorted(path.stem for path in (CONFIGS / "prune").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", SPECTRAL)
+@pytest.mark.parametrize("name", PRUNINGS)
 def test_a_study_of_pruning_runs(call, tmp_path, name):
     images(tmp_path / "data.h5")
     recipe = CONFIGS / "prune" / f"{name}.yaml"
-    small = (SPECTRAL[name], "data={kind: arrays, path: data.h5, augment: {flip: true, crop: 4, augmix: {}}}",
+    changes, settings = PRUNINGS[name]
+    small = (*changes, "data={kind: arrays, path: data.h5, augment: {flip: true, crop: 4, augmix: {}}}",
              "report.latency_repeats=1", "train.epochs=1", "train.batch_size=32")  # fmt: skip
     trained = call("train", recipe, *small, "--out", "train")
     assert trained.status == 0, trained.err
-    fewer = ("prune.samples=64", "prune.retrain.epochs=1", "prune.retrain.batch_size=32")
+    fewer = ["prune.samples=64", "prune.compare.at=[60%]"]
+    if name != "masks":
+        fewer += ["prune.retrain.epochs=1", "prune.retrain.batch_size=32"]
     pruned = call("prune", recipe, *small, *fewer, "-c", "train", "--out", "pruned")
     assert pruned.status == 0, pruned.err
-    assert json.loads(Path("pruned/report.json").read_text())["targets"][0]["met"]
+    found = json.loads(Path("pruned/report.json").read_text())
+    assert found["targets"][0]["met"]
+    assert len(found["details"]["comparison"][0]) == settings
+    assert Path("pruned/comparison.png").exists()
 
 
 def test_the_recipes_of_rates_and_of_spectra_run(call, tmp_path):

@@ -60,11 +60,7 @@ def eigenvalues(stack: Floats, *, exact: bool = False, device: torch.device | st
         return np.asarray(np.square(tall).sum(1))
     if exact:
         return np.stack([_decomposed(matrix) for matrix in tall])
-    if torch.device(device).type != "cpu":
-        moved = torch.from_numpy(tall).to(device)
-        found = np.asarray(torch.linalg.eigvalsh(moved.mT @ moved).cpu().numpy())
-    else:
-        found = _of_grams(tall.swapaxes(1, 2) @ tall)
+    found = _of_grams(tall.swapaxes(1, 2) @ tall) if torch.device(device).type == "cpu" else _elsewhere(tall, device)
     for number in np.flatnonzero(found[:, 0] < _GUARD * columns * np.finfo(np.float64).eps * found[:, -1]):
         found[number] = _singular(tall[number])
     return found
@@ -163,6 +159,12 @@ def _of_grams(grams: Floats) -> Floats:
     if grams.shape[-1] <= _NUMPY:
         return np.asarray(np.linalg.eigvalsh(grams))
     return np.asarray(torch.linalg.eigvalsh(torch.from_numpy(grams)).numpy())
+
+
+def _elsewhere(tall: Floats, device: torch.device | str) -> Floats:
+    """Products and eigenvalues on another device, of all matrices together."""
+    moved = torch.from_numpy(tall).to(device)
+    return np.asarray(torch.linalg.eigvalsh(moved.mT @ moved).cpu().numpy())
 
 
 def _singular(tall: Floats) -> Floats:

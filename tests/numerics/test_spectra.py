@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from compresskit.numerics import spectra
 from compresskit.numerics.spectra import eigenvalues, gaussian, jensen_shannon, permuted, summary
@@ -168,3 +169,16 @@ def test_gaussian_matrices_have_the_moments_of_each_matrix():
     np.testing.assert_allclose(random.std((1, 2)), stack.std((1, 2)), rtol=0.05)
     np.testing.assert_array_equal(random, gaussian(stack, 1))
     assert not np.array_equal(random, gaussian(stack, 2))
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 12), (5, 9, 9), (3, 6, 20)])
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_eigenvalues_of_other_devices(shape, device):
+    """What a GPU runs, with the CPU in its place where there is none."""
+    stack = draw(*shape)
+    wanted = np.sort(np.linalg.svd(stack, compute_uv=False) ** 2)
+    tall = np.ascontiguousarray(stack if shape[1] >= shape[2] else stack.swapaxes(1, 2))
+    np.testing.assert_allclose(spectra._elsewhere(tall, device), wanted, atol=1e-12 * wanted.max())

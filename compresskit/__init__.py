@@ -3,12 +3,13 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "contract", "evaluate", "expand", "fuse", "load", "reconstruct", "spectra"]
+__all__ = ["__version__", "contract", "evaluate", "expand", "fuse", "load", "prune", "reconstruct", "spectra"]
 
 _HOMES = {
     "load": ("compresskit.storage.checkpoint", "load_network"),
     "fuse": ("compresskit.passes.fuse", "fuse"),
     "reconstruct": ("compresskit.passes.reconstruct", "reconstruct_model"),
+    "prune": ("compresskit.passes.prune", "prune_model"),
     "expand": ("compresskit.passes.expand", "expand_model"),
     "contract": ("compresskit.passes.expand", "contract_model"),
     "spectra": ("compresskit.passes.spectra", "spectra_of_model"),

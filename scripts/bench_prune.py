@@ -30,7 +30,7 @@ from compresskit.graph.channels import find_channels
 from compresskit.graph.counting import count
 from compresskit.graph.cut import cut
 from compresskit.graph.trace import trace
-from compresskit.passes.moments import collect
+from compresskit.passes.moments import gather_from
 from compresskit.passes.prune import Data, Pruner
 from compresskit.passes.prune_options import Prune, PruneTarget
 from compresskit.passes.repair import estimate_norms, repair
@@ -76,28 +76,23 @@ def compared(network: fx.GraphModule, data: DataSet, share: float) -> dict[str, 
     shape = data.input_shape
     whole = count(network, shape).macs
     split = data.train.sample(SAMPLES)
-
-    def gather(student: fx.GraphModule, requests: Any, teacher: fx.GraphModule | None) -> dict[str, Any]:
-        sums = {request.name: request.zeros(CPU) for request in requests}
-        collect(student, requests, split.batches(256, CPU), sums, teacher=teacher)
-        return {name: total.finish() for name, total in sums.items()}
-
+    batches = list(split.batches(256, CPU))
     options = Prune(target=PruneTarget(macs=f"{100 * share:g}%"))
     pruned = Pruner(network, options, shape).prune(Data(_none, _none), 0)
     bare = cut(network, pruned.channels, pruned.alive)
     rows = {"ours, cut": (bare, pruned.got / pruned.whole)}
     for chained in (False, True):
         began = time.perf_counter()
-        fixed = repair(network, pruned.channels, pruned.alive, gather, shape, chained=chained)
+        fixed = repair(network, pruned.channels, pruned.alive, gather_from(batches), shape, chained=chained)
         smaller = cut(fixed.network, pruned.channels, pruned.alive)
-        estimate_norms(smaller, split.batches(256, CPU))
+        estimate_norms(smaller, batches)
         label = f"ours, repaired {'top-down' if chained else 'in parallel'} in {time.perf_counter() - began:.0f} s"
         rows[label] = (smaller, count(smaller, shape).macs / whole)
     rivals = [rival(network, shape, share, data.outputs, globally=globally) for globally in (False, True)]
     best = max((net for net in rivals if net is not None), key=lambda net: accuracy(net, data))
     rows["Torch-Pruning"] = (best, count(trace(best), shape).macs / whole)
     estimated = copy.deepcopy(best)
-    estimate_norms(estimated, split.batches(256, CPU))  # type: ignore[arg-type]
+    estimate_norms(estimated, batches)  # type: ignore[arg-type]
     rows["Torch-Pruning, with our estimate of the norms"] = (estimated, rows["Torch-Pruning"][1])
     return {name: [accuracy(net, data), round(macs, 4)] for name, (net, macs) in rows.items()}
 

@@ -16,6 +16,7 @@ from compresskit.data.augmix import AugMix
 from compresskit.errors import RecipeError
 from compresskit.graph.cut import cut
 from compresskit.graph.shapes import evaluating
+from compresskit.passes.gradients import mean_gradients
 from compresskit.passes.prune import Data, Pruned, Pruner
 from compresskit.passes.repair import blind, estimate_norms, repair
 from compresskit.passes.responses import Responses, responses
@@ -75,17 +76,8 @@ def _data(current: Session, options: PruneAndRetrain) -> Data:
     size = current.recipe.moments.batch_size
 
     def gradients(network: fx.GraphModule) -> dict[str, Tensor]:
-        """Of the mean loss in eval mode."""
         loss = loss_for(current.data.task, None, current.data.anchors)
-        parameters = dict(network.named_parameters())
-        sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-        with evaluating(network):
-            for inputs, targets in split.batches(size, current.device):
-                value = loss(network(inputs), targets) * len(targets)
-                found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-                for total, gradient in zip(sums.values(), found, strict=True):
-                    total += 0 if gradient is None else gradient
-        return {name: total / len(split) for name, total in sums.items()}
+        return mean_gradients(network, split.batches(size, current.device), loss)
 
     def paired(network: fx.GraphModule, layers: Sequence[str], augmix: AugMix) -> Responses:
         draws = torch.Generator().manual_seed(current.recipe.seed)

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from compresskit.graph.capture import capture
 from compresskit.graph.shapes import evaluating
-from compresskit.numerics.moments import MomentSums
+from compresskit.numerics.moments import Moments, MomentSums
 from compresskit.numerics.patches import Patches
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -41,6 +41,22 @@ class Request:
 
     def zeros(self, device: torch.device | str) -> MomentSums:
         return MomentSums.zeros(self.features, self.outputs, self.groups, device=device)
+
+
+def gather_from(
+    batches: Batches,
+) -> Callable[[fx.GraphModule, Sequence[Request], fx.GraphModule | None], dict[str, Moments]]:
+    """What takes moments over all batches, each time that it is called: (student, requests, teacher or None)."""
+
+    def gather(
+        student: fx.GraphModule, requests: Sequence[Request], teacher: fx.GraphModule | None
+    ) -> dict[str, Moments]:
+        device = next(student.parameters()).device
+        sums = {request.name: request.zeros(device) for request in requests}
+        collect(student, requests, batches, sums, teacher=teacher)
+        return {name: total.finish() for name, total in sums.items()}
+
+    return gather
 
 
 def collect(

@@ -1,21 +1,26 @@
 """Structured pruning: channels that are worth least go, from every tensor that has a slot of theirs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from compresskit.data.augmix import AugMix
 from compresskit.errors import RecipeError
 from compresskit.graph.channels import Channels, find_channels
 from compresskit.graph.cut import cut
+from compresskit.graph.trace import trace
 from compresskit.numerics.pruning_ratios import counts
-from compresskit.passes.criteria import Scored, atom_scores
-from compresskit.passes.prune_budgets import Floats, Weighed
+from compresskit.passes.criteria import CRITERIA, Scored, atom_scores
+from compresskit.passes.gradients import mean_gradients
+from compresskit.passes.moments import Batches, gather_from
+from compresskit.passes.prune_budgets import BUDGETS, Floats, Weighed
 from compresskit.passes.prune_groups import CutSizes, Group, find_groups
-from compresskit.passes.prune_options import Prune
+from compresskit.passes.prune_options import Prune, PruneTarget
+from compresskit.passes.repair import estimate_norms, repair
 from compresskit.passes.responses import Responses
 
 Measure = Callable[[fx.GraphModule], float]  # the latency of a network, in milliseconds
@@ -116,3 +121,52 @@ class Pruner:
             return self._sizes(goal, alive)
         assert self._measure is not None
         return self._measure(cut(self._network, self.channels, alive))
+
+
+def prune_model(
+    model: nn.Module,
+    loader: Batches,
+    *,
+    seed: int = 0,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    **options: Any,
+) -> tuple[fx.GraphModule, list[tuple[Group, int]]]:
+    """New network without the channels that are worth least, repaired; and the groups with what each kept.
+
+    model: any module that torch.fx traces; it stays as it was. loader: an iterable of (inputs, targets) that can be
+    read several times. loss: for the criterion `taylor`. options: the fields of a recipe's `prune` section; target as
+    a mapping, criterion and budget by name or as objects. Raises RecipeError as the recipe would, and ValueError for a
+    target of latency and for augprune, which know of devices and of images.
+    """
+    chosen = _options(options)
+    network = model if isinstance(model, fx.GraphModule) else trace(model)
+    shape = tuple(next(iter(loader))[0].shape[1:])
+    data = Data(lambda net: mean_gradients(net, loader, loss), _no_images)
+    pruned = Pruner(network, chosen, shape).prune(data, seed)
+    smaller = cut(network, pruned.channels, pruned.alive)
+    if chosen.repair != "none":
+        chained = chosen.repair == "top-down"
+        found = repair(network, pruned.channels, pruned.alive, gather_from(loader), shape, chained=chained)
+        smaller = cut(found.network, pruned.channels, pruned.alive)
+    if chosen.norms:
+        estimate_norms(smaller, loader)
+    return smaller, list(zip(pruned.groups, pruned.kept, strict=True))
+
+
+def _options(given: Mapping[str, Any]) -> Prune:
+    """With objects in the place of words."""
+    found = dict(given)
+    if isinstance(target := found.get("target"), Mapping):
+        found["target"] = PruneTarget(**target)
+    if isinstance(criterion := found.get("criterion"), str):
+        found["criterion"] = CRITERIA[criterion]()
+    if isinstance(budget := found.get("budget"), str):
+        found["budget"] = BUDGETS[budget]()
+    chosen = Prune(**found)
+    if chosen.target.goal == "latency":
+        raise ValueError("target: latency is measured by the command line alone; give params, macs or channels")
+    return chosen
+
+
+def _no_images(network: fx.GraphModule, layers: Sequence[str], augmix: AugMix) -> Responses:
+    raise ValueError("criterion: augprune augments the bytes of images, which the command line alone has")

@@ -16,7 +16,7 @@ from compresskit.numerics.moments import Moments
 from compresskit.passes.budget import SizeModel, check_target
 from compresskit.passes.chaining import Draft, Gather, bottom_up, dead_atoms, kept_inputs, parallel, top_down
 from compresskit.passes.factorised import factorise_layers
-from compresskit.passes.moments import Batches, collect
+from compresskit.passes.moments import Batches, gather_from
 from compresskit.passes.readers import Plan, Site, plan
 from compresskit.passes.reconstruct_options import GroupLasso, Reconstruct
 from compresskit.passes.refitted import with_layers
@@ -135,15 +135,8 @@ def reconstruct_model(
     values. A target is shared out by the layers' errors alone, since there are no images to judge it by.
     """
     network = model if isinstance(model, fx.GraphModule) else trace(model)
-    device = next(network.parameters()).device
-
-    def gather(student: fx.GraphModule, requests: Any, teacher: fx.GraphModule | None) -> dict[str, Moments]:
-        sums = {request.name: request.zeros(device) for request in requests}
-        collect(student, requests, loader, sums, teacher=teacher)
-        return {name: total.finish() for name, total in sums.items()}
-
     input_shape = tuple(next(iter(loader))[0].shape[1:])
-    found = reconstruct(network, gather, Reconstruct(**options), input_shape)
+    found = reconstruct(network, gather_from(loader), Reconstruct(**options), input_shape)
     return found.network, found.rows
 
 

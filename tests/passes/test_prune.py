@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import fx, nn
 
+import compresskit
 from compresskit.data.augmix import AugMix
 from compresskit.errors import RecipeError
 from compresskit.graph.channels import find_channels
@@ -30,7 +31,7 @@ from compresskit.passes.criteria import (
     Taylor,
     atom_scores,
 )
-from compresskit.passes.moments import collect
+from compresskit.passes.moments import collect, gather_from
 from compresskit.passes.prune import Data, Pruner
 from compresskit.passes.prune_budgets import BUDGETS, Global, Spectral, Uniform
 from compresskit.passes.prune_groups import CutSizes, find_groups
@@ -420,3 +421,50 @@ def test_uniform_prunes_as_little_as_meets_the_target(net):
     for place, kept in enumerate(found.kept):
         more = [*found.kept[:place], kept + 1, *found.kept[place + 1 :]]
         assert sizes("macs", pruner._alive(order, more)) > found.asked
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
+@pytest.mark.parametrize("chained", ["parallel", "top-down"])
+def test_from_python_as_by_the_parts(net, criterion, chained):
+    batches = [(torch.randn(40, *SHAPE, dtype=torch.float64), torch.arange(40) % 5) for _ in range(3)]
+    smaller, groups = compresskit.prune(
+        net, batches, target={"macs": "60%"}, criterion=criterion, budget="global", repair=chained
+    )
+    assert count(smaller, SHAPE).macs <= 0.6 * count(net, SHAPE).macs
+    for group, kept in groups:
+        assert len(smaller.get_submodule(group.layers[0]).weight) == kept
+
+    def gradients(network):
+        loss = sum(nn.functional.cross_entropy(network(x), y) for x, y in batches) / len(batches)
+        loss.backward()
+        return {name: parameter.grad for name, parameter in network.named_parameters()}
+
+    options = Prune(target=PruneTarget(macs="60%"), criterion=CRITERIA[criterion](), budget=Global())
+    pruned = Pruner(net, options, SHAPE).prune(Data(gradients, None), 0)
+    fixed = repair(net, pruned.channels, pruned.alive, gather_from(batches), SHAPE, chained=chained == "top-down")
+    wanted = cut(fixed.network, pruned.channels, pruned.alive)
+    estimate_norms(wanted, batches)
+    with torch.no_grad():
+        assert torch.allclose(smaller(batches[0][0]), wanted(batches[0][0]), atol=1e-10)
+
+
+def test_from_python_without_repair_the_net_is_cut_alone(net):
+    batches = [(torch.randn(8, *SHAPE, dtype=torch.float64), torch.arange(8) % 5)]
+    smaller, _ = compresskit.prune(net, batches, target={"params": "50%"}, repair="none", norms=False)
+    options = Prune(target=PruneTarget(params="50%"))
+    pruned = Pruner(net, options, SHAPE).prune(Data(None, None), 0)
+    assert torch.equal(smaller(batches[0][0]), cut(net, pruned.channels, pruned.alive)(batches[0][0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": {"latency": 1.0}}, "latency is measured by the command line"),
+        ({"target": {"macs": "50%"}, "criterion": "augprune"}, "augprune augments the bytes of images"),
+        ({"target": {"macs": "100%"}}, "is no share"),
+    ],
+)
+def test_from_python_refusals(net, options, words):
+    batches = [(torch.randn(8, *SHAPE, dtype=torch.float64), torch.arange(8) % 5)]
+    with pytest.raises(ValueError, match=words):
+        compresskit.prune(net, batches, **options)

@@ -177,12 +177,13 @@ def validate(
 @app.command()
 def show(
     topic: Annotated[str, typer.Argument(help="models, datasets, recipes or layers.", show_default=False)],
+    section: Annotated[str | None, typer.Argument(help="Of recipes: one section.", show_default=False)] = None,
     checkpoint: Checkpoint = None, quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """What a recipe can name, and the layers of a checkpoint."""
     from compresskit.commands import show as command
 
-    _run(lambda progress: command.run(topic, checkpoint), quiet, json)
+    _run(lambda progress: command.run(topic, section, checkpoint), quiet, json)
 
 
 def _absent(verb: str) -> Callable[[typer.Context], None]:

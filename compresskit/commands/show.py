@@ -7,7 +7,7 @@ from compresskit.commands.parents import in_folder
 from compresskit.commands.plan import layer_table
 from compresskit.commands.result import Result, Table
 from compresskit.data.registry import DATASETS
-from compresskit.errors import RecipeError
+from compresskit.errors import RecipeError, near_names
 from compresskit.models.registry import MODELS
 from compresskit.recipes.describe import describe
 from compresskit.recipes.schema import Recipe
@@ -16,9 +16,14 @@ from compresskit.storage.checkpoint import load
 TOPICS = ("models", "datasets", "recipes", "layers")
 
 
-def run(topic: str, checkpoint: Path | None) -> Result:
+def run(topic: str, section: str | None, checkpoint: Path | None) -> Result:
+    """section: of `recipes`; default: all."""
+    sections = [field.name for field in fields(Recipe)]
     if topic not in TOPICS:
         raise RecipeError(f"show: {topic!r} was given; allowed: {', '.join(TOPICS)}")
+    if section is not None and (topic != "recipes" or section not in sections):
+        near = f"; {near_names(section, sections)}" if topic == "recipes" else ""
+        raise RecipeError(f"show {topic}: it has no section {section!r}{near}")
     result = Result("show", topic)
     if topic == "layers":
         if checkpoint is None:
@@ -26,7 +31,8 @@ def run(topic: str, checkpoint: Path | None) -> Result:
         found = load(in_folder(checkpoint)[0] if checkpoint.is_dir() else checkpoint)
         result.tables = [layer_table(found.network, found.input_shape, found.masks)]
     elif topic == "recipes":
-        rows = [tuple(row) for section in fields(Recipe) for row in describe(Recipe, section.name)]
+        wanted = sections if section is None else [section]
+        rows = [tuple(row) for name in wanted for row in describe(Recipe, name)]
         result.tables = [Table("keys of a recipe", ("key", "value", "default", "meaning"), rows)]
     else:
         registry = MODELS if topic == "models" else DATASETS

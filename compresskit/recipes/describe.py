@@ -87,4 +87,5 @@ def _comment_of(node: ast.AnnAssign, comments: dict[int, tokenize.TokenInfo]) ->
     while first - 1 in comments and not comments[first - 1].line[: comments[first - 1].start[1]].strip():
         first -= 1
     lines = [*range(first, node.lineno), node.end_lineno]
-    return " ".join(comments[line].string.removeprefix("#").strip() for line in lines if line in comments)
+    found = [comments[line].string.removeprefix("#").strip() for line in lines if line in comments]
+    return " ".join(text for text in found if text != "fmt: skip")  # which is for a tool

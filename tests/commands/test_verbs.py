@@ -170,6 +170,15 @@ def test_show(call, topic, words):
     assert words in call("show", topic, "--json").out
 
 
+def test_show_a_section_of_recipes(call):
+    found = call("show", "recipes", "prune", "--json").out
+    assert "prune[channels].budget[spectral].metric" in found
+    assert "train.epochs" not in found
+    assert "fmt: skip" not in found
+    assert "no section 'prun'" in call("show", "recipes", "prun").err
+    assert "no section 'prune'" in call("show", "models", "prune").err
+
+
 def test_show_layers(call, trained):
     assert "conv2" in call("show", "layers", "-c", trained / "runs/net-train/model.pt").out
     assert "--checkpoint" in call("show", "layers").err

@@ -8,6 +8,7 @@ from compresskit.errors import RecipeError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import apply_masks, kept
 from compresskit.graph.trace import trace
+from compresskit.numerics.masks import units_left
 from compresskit.passes.mask import Masked, Masker
 from compresskit.passes.mask_options import MASK_CRITERIA, Mask, MaskTarget, RandomWeights
 from compresskit.passes.prune_budgets import BUDGETS, Global, Uniform
@@ -119,16 +120,20 @@ def test_random_masks_follow_the_seed_and_no_weight(net):
     assert torch.equal(masked(net, given, seed=1).masks["first.weight"], one["first.weight"])
 
 
+@pytest.mark.parametrize("criterion", list(MASK_CRITERIA))
 @pytest.mark.parametrize("second", ["weights", "kernels"])
-def test_what_is_masked_stays_so(net, second):
+def test_what_is_masked_stays_so(net, second, criterion):
     first = masked(net, options(target=MaskTarget(sparsity="50%"), criterion=RandomWeights()), seed=1).masks
     apply_masks(net, first)
-    found = masked(net, options(second, target=MaskTarget(sparsity="90%")), first)
+    given = options(second, target=MaskTarget(sparsity="90%"), criterion=MASK_CRITERIA[criterion]())
+    found = masked(net, given, first)
     left = sum(int(mask.sum()) for mask in found.masks.values())
     assert left == found.got <= found.asked
     assert found.asked - found.got < (1 if second == "weights" else 9)
     assert all(not bool((found.masks[name] & ~first[name]).any()) for name in LAYERS)
     assert found.whole == sum(mask.numel() for mask in first.values())
+    for name, _, units in found.layers:
+        assert units == int(units_left(found.masks[f"{name}.weight"], kernels=second == "kernels").count_nonzero())
 
 
 def test_masks_of_other_layers_stay(net):

@@ -23,7 +23,7 @@ def plan_training(current: Session, network: fx.GraphModule, options: Training) 
     steps = check_training(current, network, options) * options.epochs
     trial = copy.deepcopy(network).train()
     inputs, targets = next(data.train.batches(min(options.batch_size, len(data.train)), current.device, seed=0))
-    loss = loss_for(data.task, options.loss, data.anchors)(trial(inputs), targets)
+    loss = loss_for(data.task, options.loss, data.anchors)(trial(inputs)[: len(targets)], targets)
     torch.autograd.backward(loss)
     loss = loss.detach()
     if not torch.isfinite(loss):

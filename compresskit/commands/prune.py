@@ -11,7 +11,16 @@ from compresskit.commands.prune_report import PrunedTrial, plan_result, prune_re
 from compresskit.commands.prune_stages import PRUNED, STEP, PruneStep, Retrained
 from compresskit.commands.prune_weights import masker, prune_weights
 from compresskit.commands.result import Result
-from compresskit.commands.session import Arguments, Progress, Session, Start, session, trial_folder, with_folder
+from compresskit.commands.session import (
+    Arguments,
+    Progress,
+    Session,
+    Start,
+    run_path,
+    session,
+    trial_folder,
+    with_folder,
+)
 from compresskit.commands.trials import check_room, check_training, keep, train_network
 from compresskit.passes.mask import Masker
 from compresskit.passes.prune import Pruner
@@ -30,12 +39,11 @@ def run(arguments: Arguments, progress: Progress) -> Result:
             _planned(current, other, start, current.recipe.seed)
         if options.retrain is not None:
             check_training(current, start.network, options.retrain)
+        if current.group.is_main:
+            check_room(current, [start.network], run_path(current), options.steps * (1 + len(others)))
         if arguments.dry_run:
             return plan_result(current, options, plan)
         current = with_folder(current)
-        assert current.folder is not None
-        if current.group.is_main:
-            check_room(current, [start.network], current.folder.path, options.steps * (1 + len(others)))
         trials = [_run_trial(current, options, trial) for trial in range(current.recipe.trials)]
         return prune_result(current, options, trials)
 
@@ -60,8 +68,11 @@ def _run_trial(current: Session, options: Options, trial: int) -> PrunedTrial:
     after = current.figures(pruned.network, metrics, path, pruned.masks)
     found = PrunedTrial(seed, path, before, after, current.reload_difference(pruned.network, path), steps, retrained)
     for setting in settings(options):
-        current.progress.log(f"seed {seed}: {setting.at}, {setting.line}")
-        _, steps, retrained = work.prune(setting.options, start, folder / "compare" / setting.folder)
+        if setting.options != replace(options, compare=None):  # that one is done
+            current.progress.log(f"seed {seed}: {setting.at}, {setting.line}")
+            _, steps, retrained = work.prune(setting.options, start, folder / "compare" / setting.folder)
+        else:
+            steps, retrained = found.steps, found.retrained
         found.compared.append(Compared(setting, steps, retrained[-1].metrics if retrained else None))
     return found
 
@@ -77,23 +88,31 @@ class _Work:
     def prune(self, options: Options, start: Start, folder: Path) -> tuple[Start, list[PruneStep], list[Retrained]]:
         """All steps, into model.pt of the folder: the network with its masks, the steps, and what followed each."""
         current, seed = self.current, self.seed
-        plan, steps, retrained = _planned(current, options, start, seed), [], []
+        plan, steps, retrained = _planned(current, options, start, seed), list[PruneStep](), list[Retrained]()
+        left = plan.now
         for number in range(1, options.steps + 1):
-            limit = plan.now * (plan.asked / plan.now) ** (number / options.steps)
+            if left <= plan.asked:
+                break  # a step takes whole channels or kernels, and so more than its share
+            left *= (plan.asked / left) ** (1 / (options.steps + 1 - number))
             own = folder / f"step-{number}" if options.steps > 1 else folder
-            moments = self.moments if number == 1 else own / "moments"  # of one network alone
-            start, step = self._step(_at(options, limit, plan.whole), start, own, moments)
+            start, step = self._step(_at(options, left, plan.whole), start, own, self._moments(options, own, number))
             steps.append(step)
+            left = step.got
             if options.retrain is not None:
                 label = f"retrain seed {seed}" + (f", step {number} of {options.steps}" if options.steps > 1 else "")
                 path = own / "retrain"
                 history = train_network(current, start.network, options.retrain, seed, path, label, start.masks)
-                retrained.append(Retrained(current.evaluate(start.network), history))
+                retrained.append(Retrained(current.evaluate(start.network), replace(history, best_state={})))
                 if options.retrain.layerwise_rates is not None:
                     draw_rates(current, path, history, options.retrain.layerwise_rates.metric)
         metrics = retrained[-1].metrics if retrained else steps[-1].repaired
         keep(current, start.network, folder / MODEL, seed, metrics, start)
         return start, steps, retrained
+
+    def _moments(self, options: Options, folder: Path, number: int) -> Path:
+        """One folder for the network as it was given, whatever the setting; others for what steps and repairs left."""
+        chained = not isinstance(options, MaskAndRetrain) and options.repair == "top-down"
+        return folder / "moments" if chained or number > 1 else self.moments
 
     def _step(self, options: Options, start: Start, folder: Path, moments: Path) -> tuple[Start, PruneStep]:
         """Where the next step starts, and what this one did; read back where an interrupted run had finished it."""

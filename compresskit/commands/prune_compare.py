@@ -1,8 +1,10 @@
 """Other settings of `prune`, each pruned and retrained beside the one that is kept: a figure of a study in one run."""
 
+import hashlib
 import itertools
 import re
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -11,11 +13,14 @@ from compresskit import plots
 from compresskit.commands.prune_stages import PruneStep
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Session
+from compresskit.errors import RecipeError
 from compresskit.options import named
 from compresskit.plots.pruning import ratios_by_setting
 from compresskit.recipes.schema import MaskAndRetrain, PruneAndRetrain
 
 Options = PruneAndRetrain | MaskAndRetrain
+_LONG = 120  # characters of a folder's name
+
 Stage = Literal["cut", "repaired", "retrained"]
 
 
@@ -35,7 +40,8 @@ class Setting:
     @property
     def folder(self) -> str:
         """Of its files, below the run's `compare`."""
-        return re.sub(r"[^a-zA-Z0-9.]+", "-", f"{self.at} {self.line}").strip("-")
+        text = re.sub(r"[^a-zA-Z0-9.]+", "-", f"{self.at} {self.line}").strip("-")
+        return text if len(text) < _LONG else f"{text[:_LONG]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -98,12 +104,14 @@ def settings(options: Options) -> list[Setting]:
             changes["retrain"] = replace(options.retrain, layerwise_rates=changes.pop("layerwise_rates"))
         changes |= {"target": type(options.target)(**{goal: at}), "compare": None}
         found.append(Setting(replace(options, **changes), f"{goal} {at}", varied))
+    if twice := [name for name, times in Counter(setting.folder for setting in found).items() if times > 1]:
+        raise RecipeError(f"prune.compare: {twice[0]} comes twice; name each value once")
     return found
 
 
 def _said(key: str, value: Any) -> str:
     if key == "layerwise_rates":
-        return "one rate" if value is None else f"rates by {value.metric}"
+        return "one rate" if value is None else f"rates {named(value) or f'metric {value.metric}'}"
     return f"repair {value}" if isinstance(value, str) else named(value)
 
 
@@ -132,9 +140,16 @@ def add_comparison(current: Session, result: Result, trials: Sequence[list[Compa
 
 def _table(several: Sequence[tuple[Compared, ...]], metric: str) -> Table:
     """A row for each setting, one value a trial."""
-    first = several[0][0]
-    stages = stages_of(first.setting.options, [step for same in several for one in same for step in one.steps])
-    columns = (*first.setting.varied, "asked", "left", *(f"test {metric}, {stage}" for stage in stages.values()))
+    every = [one for same in several for one in same]
+    stages: dict[Stage, str] = {}
+    for one in every:
+        stages |= stages_of(one.setting.options, [step for other in every for step in other.steps])
+    columns = (
+        *several[0][0].setting.varied,
+        "asked",
+        "left",
+        *(f"test {metric}, {stage}" for stage in stages.values()),
+    )
     rows: list[tuple[Any, ...]] = []
     for same in several:
         setting, left = same[0].setting, statistics.fmean(one.share for one in same)

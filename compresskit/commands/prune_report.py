@@ -8,11 +8,11 @@ from typing import Any
 from compresskit.commands.analyses import add_rates
 from compresskit.commands.figures import Figures, compared, slower
 from compresskit.commands.parents import MODEL
-from compresskit.commands.prune_compare import Compared, Options, add_comparison, stages_of
+from compresskit.commands.prune_compare import Compared, Options, add_comparison, settings, stages_of
 from compresskit.commands.prune_stages import PruneStep, Retrained
 from compresskit.commands.result import Figure, Result, Table, Target
 from compresskit.commands.session import Session
-from compresskit.passes.mask import Masker
+from compresskit.passes.mask import ROUNDING, Masker
 from compresskit.passes.prune import Pruner
 from compresskit.plots.pruning import ratios_by_layer
 from compresskit.recipes.schema import MaskAndRetrain
@@ -20,7 +20,6 @@ from compresskit.training.evaluation import METRICS
 
 _UNITS = {"params": "parameters", "macs": "MACs", "channels": "channels", "latency": "ms", "sparsity": "weights"}
 _SHOWN = 3  # layers of a group
-ROUNDING = 1e-9  # relative, of a target that is a share
 
 
 @dataclass
@@ -51,6 +50,11 @@ def plan_result(current: Session, options: Options, plan: Pruner | Masker) -> Re
     else:
         rows = [(_made_by(group.layers), len(group.atoms)) for group in plan.groups]
     result.tables = [Table(f"{options.kind} that may go", (_where(options), options.kind), rows)]
+    if options.compare is not None:
+        others = [(*setting.varied.values(), setting.at) for setting in settings(options)]
+        result.tables.append(
+            Table(f"{len(others)} settings to compare", (*settings(options)[0].varied, "target"), others)
+        )
     result.skipped = plan.skipped
     result.notes = ["nothing was written"]
     return result
@@ -124,12 +128,13 @@ def _stages(options: Options, trials: list[PrunedTrial]) -> Table:
     metrics = list(trials[0].before.metrics)
     stages = stages_of(options, [step for trial in trials for step in trial.steps])
     rows: list[tuple[Any, ...]] = [("original", *(tuple(t.before.metrics[m] for t in trials) for m in metrics))]
-    for number in range(options.steps):
+    for number in range(max(len(trial.steps) for trial in trials)):
         label = f"step {number + 1}: " if options.steps > 1 else ""
+        there = [trial for trial in trials if len(trial.steps) > number]  # others had reached the target before
         at = {
-            "cut": [trial.steps[number].cut for trial in trials],
-            "repaired": [trial.steps[number].repaired for trial in trials],
-            "retrained": [trial.retrained[number].metrics for trial in trials if trial.retrained],
+            "cut": [trial.steps[number].cut for trial in there],
+            "repaired": [trial.steps[number].repaired for trial in there],
+            "retrained": [trial.retrained[number].metrics for trial in there if trial.retrained],
         }
         for stage, name in stages.items():
             rows.append((f"{label}{name}", *(tuple(found[m] for found in at[stage]) for m in metrics)))

@@ -45,7 +45,7 @@ class PruneStep:
 
 @dataclass(frozen=True)
 class Retrained:
-    """What followed a step: test metrics, and the training."""
+    """What followed a step: test metrics, and the training, without its best weights."""
 
     metrics: dict[str, float]
     history: History

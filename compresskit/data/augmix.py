@@ -21,7 +21,7 @@ class AugMix:
     """Chains of random operations, mixed with random weights and with the image itself; of uint8 images.
 
     With `width` chains of 1 to 3 operations (or `depth`): m x + (1 - m) sum w_i chain_i(x), w ~ Dirichlet(1),
-    m ~ Beta(1, 1). Without the consistency loss that the paper adds.
+    m ~ Beta(1, 1). The loss that the paper adds is `consistency` beside it.
     """
 
     severity: Annotated[float, Gt(0), Le(LEVELS)] = 3  # of 10: strengths are uniform from 0.1 to it

@@ -39,7 +39,8 @@ class Split(Protocol):
         """Normalised float32 inputs with int64 (N,) or float32 (N, outputs) targets, both on `device`.
 
         seed: None serves the stored order without augmentation; a number shuffles and augments by it, each sample with
-        its own draw, the same whatever `world`, `start` and `batch_size` are.
+        its own draw, the same whatever `world`, `start` and `batch_size` are. Augmentation may give V views of all
+        samples, one behind the other: (V N, ...) inputs for N targets.
         batch_size: of the global batch, of which this `rank` of `world` gets a contiguous share; a share without
         samples (only in a last batch smaller than `world`) is left out.
         start: batches to skip.
@@ -64,6 +65,9 @@ class DataSet:
     std: tuple[float, ...]
     fingerprint: str
     anchors: tuple[tuple[float, float], ...] = ()  # widths and heights as fractions of the image's; for detection
+    consistency: float = (
+        0.0  # above 0 shuffled training batches hold three views of each sample; its weight in the loss
+    )
 
 
 class Source(Protocol):

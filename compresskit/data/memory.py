@@ -110,7 +110,7 @@ def assemble(
 
     normalization: the known one of a named set; None measures that of the training split.
     """
-    _check_augment(options.augment, tuple(train.inputs.shape[1:]), train.inputs.dtype)
+    _check_augment(options.augment, tuple(train.inputs.shape[1:]), train.inputs.dtype, task)
     kept, held = partition(len(train.targets), options)
     if len(held):
         validation = train.take(held)
@@ -134,10 +134,11 @@ def assemble(
         mean=normalization.mean,
         std=normalization.std,
         fingerprint=digest(*(split and split.fingerprint for split in splits)),
+        consistency=0.0 if options.augment is None else options.augment.consistency,
     )
 
 
-def _check_augment(augment: Augment | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def _check_augment(augment: Augment | None, shape: tuple[int, ...], dtype: torch.dtype, task: str) -> None:
     if augment is None:
         return
     if len(shape) != 3:
@@ -149,6 +150,8 @@ def _check_augment(augment: Augment | None, shape: tuple[int, ...], dtype: torch
         raise DataError(f"data.augment.crop: {augment.crop} shifts images of shape {shape} out of sight; lower it")
     if augment.augmix is not None and dtype != torch.uint8:
         raise DataError(f"data.augment.augmix: it takes images of bytes, these are {dtype}; store them as uint8")
+    if augment.consistency and task != "classification":
+        raise DataError(f"data.augment.consistency: it compares classes, but the task is {task}; leave it out")
 
 
 def _corrupted(targets: Tensor, fraction: float, task: str, outputs: int, seed: int) -> Tensor:

@@ -209,7 +209,7 @@ class _Walk(Interpreter):
             return self._item(n, args)
         if name == "view":  # labels that repeat have no memory of their own to be viewed
             return self._moved(n, args[0].reshape(*args[1:], **kwargs), found)
-        if name in ("cat", "concat") and not any(isinstance(x, _Unknown) for x in args[0]):
+        if name in ("cat", "concat") and args and not kwargs.keys() - {"dim"}:
             return self._moved(n, concatenated(args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0)), found)
         if name in EXECUTED:
             return self._moved(n, super().run_node(n), found)

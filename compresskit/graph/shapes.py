@@ -55,7 +55,7 @@ class _ShapeRecorder(Interpreter):
                 return args[0].new_empty(made)
             if _is_spatial(module, len(shape) - 2):
                 one = module(args[0].narrow(1, 0, 1))  # what happens to one channel happens to all
-                return one.expand(shape[0], shape[1], *one.shape[2:])
+                return args[0].new_empty(shape[0], shape[1], *one.shape[2:])
         return super().call_module(target, args, kwargs)
 
 

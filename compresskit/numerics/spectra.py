@@ -17,7 +17,7 @@ _NUMPY = 1024  # columns up to which OpenBLAS finds eigenvalues faster than MKL
 _GUARD = 4  # smallest eigenvalue in units of n eps, below which a Gram matrix has lost it
 _ROUNDING = 1e-15  # of a divergence
 _CACHED = 1 << 16  # entries that a core's cache holds with their order
-_LARGE = 1 << 18  # entries, above which two orders of blocks take less time than one of all
+_LARGE = 1 << 20  # entries, above which two orders of blocks take less time than one of all
 _ENTROPY = 1e-10  # added to shares and rank, as WeightWatcher does
 
 
@@ -91,21 +91,18 @@ def summary(values: Floats, longer: int) -> Summary:
 def permuted(stack: Floats, seed: int) -> Floats:
     """The stack with the entries of each matrix in a random order: what is left when nothing was learnt.
 
-    The matrices of a stack have one order, which each reads from a random place of its own: every order is as likely
-    for each of them, and their spectra scatter as those of independent orders do, even if the matrices are equal.
-    An order of more than a cache holds waits for memory at each entry. So the blocks of a large matrix are permuted as
-    if they were such a stack, dealt out to new blocks like cards, and permuted again.
+    An order of more than a cache holds waits for memory at each entry. So a large matrix is permuted block by block,
+    dealt out to new blocks like cards, and permuted again: every entry comes to every place with the same probability,
+    only that the entries of a block are spread evenly over the new ones.
     """
     draws = torch.Generator().manual_seed(seed)
     source = torch.from_numpy(np.ascontiguousarray(stack)).view(len(stack), -1)
     mixed = torch.empty_like(source)
     count = _blocks(source.shape[1])
-    if count == 1:
-        _shuffle(source, mixed, draws)
-    else:
-        for entries, target in zip(source, mixed, strict=True):
-            blocks = target.view(count, -1)
-            _shuffle(entries.view(count, -1), blocks, draws)
+    for entries, target in zip(source, mixed, strict=True):
+        blocks = target.view(count, -1)
+        _shuffle(entries.view(count, -1), blocks, draws)
+        if count > 1:
             _shuffle(blocks.T.reshape(count, -1), blocks, draws)
     return np.asarray(mixed.view(stack.shape).numpy())
 
@@ -118,11 +115,10 @@ def _blocks(entries: int) -> int:
 
 
 def _shuffle(rows: torch.Tensor, targets: torch.Tensor, draws: torch.Generator) -> None:
-    """Puts each row into its target, (count, entries) both, in one random order that starts somewhere else in each."""
-    order = torch.randperm(rows.shape[1], generator=draws, dtype=torch.int32)  # a quarter of the time of int64
-    starts = torch.randint(rows.shape[1], (len(rows),), generator=draws).tolist()
-    for entries, target, start in zip(rows, targets, starts, strict=True):
-        torch.index_select(entries.roll(start), 0, order, out=target)
+    """Puts each row into its target, (count, entries) both, in a random order of its own."""
+    for entries, target in zip(rows, targets, strict=True):
+        order = torch.randperm(len(entries), generator=draws, dtype=torch.int32)  # a quarter of the time of int64
+        torch.index_select(entries, 0, order, out=target)
 
 
 def gaussian(stack: Floats, seed: int) -> Floats:

@@ -1,7 +1,7 @@
 """Unstructured pruning: single weights or whole kernels that are worth least become zero, and stay so."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,14 +12,15 @@ from compresskit.errors import RecipeError
 from compresskit.graph.chains import weighted
 from compresskit.graph.counting import count
 from compresskit.graph.masks import Masks, kept
-from compresskit.graph.selectors import select
+from compresskit.graph.selectors import KINDS, select
 from compresskit.graph.table import named_tensors
+from compresskit.graph.weights import weights_of
 from compresskit.numerics.masks import of_units, units_left
 from compresskit.numerics.pruning_ratios import counts
 from compresskit.passes.mask_options import Mask
 from compresskit.passes.prune_budgets import Floats, Weighed, first
 
-_ROUNDING = 1e-9  # relative, of a limit that is a share
+ROUNDING = 1e-9  # relative, of a limit that is a share
 _FINE = 1 << 30  # levels between nothing and what a budget takes
 
 
@@ -88,10 +89,7 @@ class Masker:
         def reaches(ratios: Floats) -> bool:
             return self._fits(self._size(self._kept(ratios)))
 
-        weighed = Weighed(
-            self._network, [[layer.name] for layer in self.layers], [layer.scores for layer in self.layers], self._seed
-        )
-        ratios = self._options.budget(weighed, reaches)
+        ratios = self._ratios(reaches)
         # Budgets go by steps of their own; the last part of one is taken back, in all layers alike
         part = first(_FINE, lambda number: reaches(ratios * (number / _FINE))) / _FINE
         numbers = self._kept(ratios * part)
@@ -103,6 +101,25 @@ class Masker:
             masks[_parameter(layer.name)] = chosen & self._before(layer.name)
         rows = [(layer.name, layer.units, number) for layer, number in zip(self.layers, numbers, strict=True)]
         return Masked(masks, rows, self.skipped, self.asked, self._size(numbers), self.whole)
+
+    def _ratios(self, reaches: Callable[[Floats], bool]) -> Floats:
+        """What the budget takes of the units that are left; layers without any are none of its business."""
+        alive = np.array([len(layer.order) > 0 for layer in self.layers])
+        layers = [layer for layer in self.layers if len(layer.order)]
+
+        def spread(ratios: Floats) -> Floats:
+            found = np.zeros(len(alive))
+            found[alive] = ratios
+            return found
+
+        weighed = Weighed(
+            self._network,
+            [[layer.name] for layer in layers],
+            [layer.scores for layer in layers],
+            self._seed,
+            np.array([len(layer.order) / layer.units for layer in layers]),
+        )
+        return spread(self._options.budget(weighed, lambda ratios: reaches(spread(ratios))))
 
     def _layer(self, name: str, generator: torch.Generator) -> _Layer:
         weight = weighted(self._network, name).weight.detach()
@@ -141,7 +158,7 @@ class Masker:
         return self._fixed + sum(layer.price * int(layer.sums[number]) for layer, number in layers)
 
     def _fits(self, size: float) -> bool:
-        return size <= self.asked * (1 + _ROUNDING)
+        return size <= self.asked * (1 + ROUNDING)
 
     def _kept(self, ratios: Floats) -> list[int]:
         return counts(ratios, [len(layer.order) for layer in self.layers], self._options.min_units, 1)
@@ -164,6 +181,9 @@ def _maskable(network: fx.GraphModule, options: Mask) -> tuple[list[str], dict[s
             skipped[name] = "its weights are those of another layer, too"
         else:
             found.append(name)
+    for weight in weights_of(network)[0]:
+        if f"@{weight.kind}" not in KINDS:
+            skipped[weight.name] = "masks are for convolutions and linear layers"
     if not found:
         raise RecipeError("prune.layers: every layer that they name stays dense; see prune.dense and `show layers`")
     return found, skipped

@@ -71,11 +71,9 @@ class MaskTarget:
 
 @option
 class Mask:
-    """Set single weights, or whole kernels, to zero, and keep them there whenever the network is trained."""
+    """Set single weights, or kernels (the taps that one output has of one input), to zero, and keep them there."""
 
-    kind: Literal[
-        "weights", "kernels"
-    ]  # a kernel: the taps that one output has of one input; of linear layers, weights
+    kind: Literal["weights", "kernels"]
     target: MaskTarget
     criterion: MaskCriterion = MagnitudeOfWeights()  # what a weight or a kernel is worth
     budget: Budget = Global()  # how much each layer loses; uniform: the same share of each, chosen layer by layer

@@ -1,7 +1,7 @@
 """Structured pruning: channels that are worth least go, from every tensor that has a slot of theirs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.data.augmix import AugMix
-from compresskit.errors import RecipeError
+from compresskit.errors import RecipeError, near_names
 from compresskit.graph.channels import Channels, find_channels
 from compresskit.graph.cut import cut
 from compresskit.graph.trace import trace
@@ -155,13 +155,18 @@ def prune_model(
 
 def _options(given: Mapping[str, Any]) -> Prune:
     """With objects in the place of words."""
-    found = dict(given)
+    found, known = dict(given), [key.name for key in fields(Prune)]
+    for key in given:
+        if key not in known:
+            raise RecipeError(f"prune has no option {key!r}; {near_names(key, known)}")
     if isinstance(target := found.get("target"), Mapping):
         found["target"] = PruneTarget(**target)
-    if isinstance(criterion := found.get("criterion"), str):
-        found["criterion"] = CRITERIA[criterion]()
-    if isinstance(budget := found.get("budget"), str):
-        found["budget"] = BUDGETS[budget]()
+    registries: dict[str, Mapping[str, type]] = {"criterion": CRITERIA, "budget": BUDGETS}
+    for key, registry in registries.items():
+        if isinstance(kind := found.get(key), str):
+            if kind not in registry:
+                raise RecipeError(f"{key}: {kind!r} was given; {near_names(kind, registry)}")
+            found[key] = registry[kind]()
     chosen = Prune(**found)
     if chosen.target.goal == "latency":
         raise ValueError("target: latency is measured by the command line alone; give params, macs or channels")

@@ -26,12 +26,14 @@ _FINE = 2000  # levels of a budget that has no steps of its own
 
 @dataclass(frozen=True)
 class Weighed:
-    """What budgets look at. layers: of each group. scores: (n,) of what each group may lose, channels or weights."""
+    """What budgets look at. layers: of each group. scores: (n,) of what each group may lose, channels or weights, one
+    at least. left: share of each group that is left of what it was; default: all."""
 
     network: fx.GraphModule
     layers: Sequence[Sequence[str]]
     scores: Sequence[Tensor]
     seed: int
+    left: Floats | None = None
 
 
 @option
@@ -72,7 +74,8 @@ class ERK:
 
     def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
         shapes = [tuple(weighted(weighed.network, layers[0]).weight.shape) for layers in weighed.layers]
-        return _least(lambda level: erdos_renyi(shapes, level), reaches)
+        left = np.ones(len(shapes)) if weighed.left is None else weighed.left
+        return _least(lambda level: np.maximum(1 - (1 - erdos_renyi(shapes, level)) / left, 0), reaches)
 
 
 @option

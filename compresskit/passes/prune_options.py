@@ -1,6 +1,6 @@
 """What a recipe's `prune` section says of structured pruning: criteria, budgets, target and repair."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -16,6 +16,8 @@ Repair = Literal["none", "parallel", "top-down"]
 @option
 class PruneTarget:
     """How much of the network is left: one of these, as a share such as 50%, or as a number."""
+
+    ELSEWHERE: ClassVar = {"sparsity": "it is of masks: write `kind: weights`, or `kind: kernels`, in `prune`"}
 
     params: Amount | None = None
     macs: Amount | None = None  # multiply-accumulates of one sample

@@ -76,8 +76,10 @@ class _Builder:
     def _option(self, cls: type, value: dict[str, Node], node: Node, key: Key) -> Any:
         hints = keys_of(cls)
         values = {name: self.build(hints[name], child, (*key, name)) for name, child in value.items() if name in hints}
+        elsewhere = getattr(cls, "ELSEWHERE", {})  # keys of other classes, and how to get there
         for name in [name for name in value if name not in hints]:
-            values[name] = self._problem(_unknown("key", name, hints), value[name], (*key, name))
+            text = _unknown("key", name, hints) + (f"; {elsewhere[name]}" if name in elsewhere else "")
+            values[name] = self._problem(text, value[name], (*key, name))
         for name in [name for name in required_keys(cls) if name not in value]:
             values[name] = self._problem(f"the key '{name}' is missing; it must be {words(hints[name])}", node, key)
         if not _valid(values.values()):

@@ -38,7 +38,10 @@ def _rows(field: Field[Any], hint: Any, key: str, comment: str, own: dict[type |
     if cls in own and cls is not None:
         return [Row(key, f"as the section '{own[cls]}'", _default(field), comment)]
     rows = [Row(key, words(hint), _default(field), comment)]
-    nested = {f"{key}[{kind}]": choice for kind, choice in kinds(hint).items()}
+    by_class: dict[type, list[str]] = {}
+    for kind, choice in kinds(hint).items():
+        by_class.setdefault(choice, []).append(kind)
+    nested = {f"{key}[{'|'.join(names)}]": choice for choice, names in by_class.items()}
     rows_of_kinds = set(nested)
     nested |= {key: cls} if cls else {}
     nested |= {f"{key}.N": item for item in map(option_class, list_items(hint)) if item}

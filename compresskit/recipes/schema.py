@@ -13,9 +13,9 @@ from compresskit.options import option
 from compresskit.passes.criteria import Criterion
 from compresskit.passes.expand_options import Expand, Rate
 from compresskit.passes.fuse_options import Fuse
-from compresskit.passes.mask_options import Mask, MaskCriterion, MaskTarget
+from compresskit.passes.mask_options import Mask, MaskCriterion
 from compresskit.passes.prune_budgets import Budget
-from compresskit.passes.prune_options import Prune, PruneTarget, Repair
+from compresskit.passes.prune_options import Prune, Repair
 from compresskit.passes.reconstruct_options import GOALS, Chaining, Reconstruct
 from compresskit.passes.shares import Amount, share
 from compresskit.passes.spectra_options import Spectra
@@ -180,16 +180,6 @@ class ExpandAndTrain(Expand):
 
 
 @option
-class MaskCompare:
-    """Settings tried beside the one that is kept: every combination, pruned and retrained as the section says."""
-
-    at: tuple[Amount, ...] = ()  # in the place of the target's value
-    criterion: tuple[MaskCriterion, ...] = ()
-    budget: tuple[Budget, ...] = ()
-    layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
-
-
-@option
 class PruneCompare:
     """Settings tried beside the one that is kept: every combination, pruned and retrained as the section says."""
 
@@ -201,6 +191,16 @@ class PruneCompare:
 
 
 @option
+class MaskCompare:
+    """Settings tried beside the one that is kept: every combination, masked and retrained as the section says."""
+
+    at: tuple[Amount, ...] = ()  # in the place of the target's value
+    criterion: tuple[MaskCriterion, ...] = ()
+    budget: tuple[Budget, ...] = ()
+    layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
+
+
+@option
 class Stepwise:
     """Pruning in one go or in several, with retraining in between."""
 
@@ -208,9 +208,23 @@ class Stepwise:
     steps: Annotated[int, Ge(1)] = 1  # each takes the same share of what is left, and retrains
     retrain: Training | None = None
 
-    def __post_init__(self) -> None:
-        if self.steps > 1 and self.retrain is None:
-            raise ValueError("steps: several steps retrain in between; add `retrain`, or leave steps out")
+
+def _check_pruning(options: "PruneAndRetrain | MaskAndRetrain") -> None:
+    """Raises ValueError for steps and rates without retraining, and for a comparison of nothing, or of no targets."""
+    compare, target = options.compare, options.target
+    if options.steps > 1 and options.retrain is None:
+        raise ValueError("steps: several steps retrain in between; add `retrain`, or leave steps out")
+    if compare is None:
+        return
+    if not any(asdict(compare).values()):
+        raise ValueError("compare: it names nothing; list values under at, criterion or budget, or leave it out")
+    for at in compare.at:
+        try:
+            type(target)(**{target.goal: at})
+        except ValueError as error:
+            raise ValueError(f"compare.at: {error}") from error
+    if compare.layerwise_rates and options.retrain is None:
+        raise ValueError("compare.layerwise_rates: rates are of retraining; add `retrain`, or leave them out")
 
 
 @option
@@ -221,34 +235,17 @@ class PruneAndRetrain(Prune, Stepwise):
     compare: PruneCompare | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.compare is not None:
-            _check_compared(self.compare, self.target, self.retrain)
+        _check_pruning(self)
 
 
 @option
 class MaskAndRetrain(Mask, Stepwise):
-    """Set single weights, or whole kernels, to zero, and retrain the others, in one go or in several."""
+    """Set single weights, or kernels (the taps that one output has of one input), to zero, and retrain the others."""
 
     compare: MaskCompare | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.compare is not None:
-            _check_compared(self.compare, self.target, self.retrain)
-
-
-def _check_compared(
-    compare: PruneCompare | MaskCompare, target: PruneTarget | MaskTarget, retrain: Training | None
-) -> None:
-    """Raises ValueError for a value that cannot stand for the target's, and for rates of no training."""
-    for at in compare.at:
-        try:
-            type(target)(**{target.goal: at})
-        except ValueError as error:
-            raise ValueError(f"compare.at: {error}") from error
-    if compare.layerwise_rates and retrain is None:
-        raise ValueError("compare.layerwise_rates: rates are of retraining; add `retrain`, or leave them out")
+        _check_pruning(self)
 
 
 PRUNINGS: dict[str, type[PruneAndRetrain] | type[MaskAndRetrain]] = {

@@ -1,7 +1,7 @@
 """How much the gradients of mini-batches contradict one another (Sankararaman et al. 2019)."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -27,17 +27,21 @@ def gradient_cosines(
     loss: Callable[[Tensor, Tensor], Tensor],
     parameters: Sequence[Tensor],
     pairs: Iterable[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
+    masks: Mapping[Tensor, Tensor] | None = None,
 ) -> list[float]:
     """For each pair of batches <g, h> / (||g|| ||h||), g and h the gradients of `loss` by all parameters together.
 
-    Holds two gradients at a time, and leaves none in the parameters. A gradient of zero has a cosine of 0 with any.
+    masks: by parameter, 0 where it does not learn. Holds two gradients at a time, and leaves none in the parameters.
+    A gradient of zero has a cosine of 0 with any.
     Raises ConvergenceError at a gradient that is not finite.
     """
-    found = []
-    for batches in pairs:
-        one, other = (torch.autograd.grad(loss(*batch), list(parameters), allow_unused=True) for batch in batches)
-        found.append(_cosine(one, other))
-    return found
+    kept = masks or {}
+
+    def gradient(inputs: Tensor, targets: Tensor) -> list[Tensor | None]:
+        found = torch.autograd.grad(loss(inputs, targets), list(parameters), allow_unused=True)
+        return [g if g is None or p not in kept else g * kept[p] for g, p in zip(found, parameters, strict=True)]
+
+    return [_cosine(gradient(*one), gradient(*other)) for one, other in pairs]
 
 
 def _cosine(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> float:

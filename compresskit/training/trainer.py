@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from compresskit.data.dataset import DataSet
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.masks import Masks, apply_masks
+from compresskit.numerics.consistency import divergence
 from compresskit.training.distillation import distiller_for
 from compresskit.training.distributed import Group
 from compresskit.training.evaluation import METRICS
@@ -49,6 +50,7 @@ class Trainer:
         self.network, self.split, self.options, self.seed = network, data.train, options, seed
         self.device, self.group = device, group
         self.loss = loss_for(data.task, options.loss, data.anchors)
+        self.consistency = data.consistency
         self.score_name, score = next(iter(METRICS[data.task].items()))
         self.score = score.total  # None: the main metric is no mean over samples, too dear to take in training
         self.distiller = distiller_for(network, teacher, options.distill, data.input_shape, seed)
@@ -160,14 +162,21 @@ class Trainer:
     def _objective(
         self, module: Callable[..., Any], inputs: Tensor, targets: Tensor, precision: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss of a batch, the output that it was taken of, and the teacher's term in it."""
+        """The loss of a batch, the outputs for its targets, and the teacher's term in it."""
         with self._autocast(precision):
             if self.distiller is None:
                 output = module(inputs)
-                return self.loss(output, targets), output, inputs.new_zeros(())
+                return self._supervised(output, targets), output[: len(targets)], inputs.new_zeros(())
             output, *features = module(inputs)
-            loss, term = self.distiller.loss(self.loss(output, targets), (output, *features), inputs)
-            return loss, output, term
+            loss, term = self.distiller.loss(self._supervised(output, targets), (output, *features), inputs)
+            return loss, output[: len(targets)], term
+
+    def _supervised(self, output: Tensor, targets: Tensor) -> Tensor:
+        """The loss that targets give, of the first of several views; with what the views differ in."""
+        loss = self.loss(output[: len(targets)], targets)
+        if self.consistency:
+            loss = loss + self.consistency * divergence(output.unflatten(0, (-1, len(targets))))
+        return loss
 
     def gradient_cosines(self, epoch: int, pairs: int) -> list[float]:
         """Of `pairs` pairs of mini-batches, with the weights as they are and batch norms as in training.
@@ -187,6 +196,7 @@ class Trainer:
                 lambda inputs, targets: self._objective(bare, inputs, targets, precision)[0],
                 trained,
                 self._pairs(epoch, pairs),
+                dict(self.masks),
             )
         for buffer, value in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(value)

@@ -166,10 +166,10 @@ def test_a_study_is_one_run(call, recipe, trained):
     assert [row[:3] for row in found["rows"]] == [
         [budget, rates, f"macs {share}"]
         for budget in ("uniform", "spectral metric entropy, inverse True")
-        for rates in ("one rate", "rates by norm")
+        for rates in ("one rate", "rates metric norm")
         for share in ("80%", "60%")
     ]
-    folder = Path("out/compare/macs-60-spectral-metric-entropy-inverse-True-rates-by-norm")
+    folder = Path("out/compare/macs-60-spectral-metric-entropy-inverse-True-rates-metric-norm")
     alone = (
         "prune.target={macs: 60%}", "prune.budget={kind: spectral, metric: entropy, inverse: true}",
         "prune.retrain.layerwise_rates={metric: norm}",
@@ -210,3 +210,50 @@ def test_a_study_is_refused_before_any_work(call, recipe, trained, tmp_path):
         call("prune", recipe, "prune.compare={criterion: [norm-scale]}", *source), 2, "norm-scale reads batch norms"
     )
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_setting_that_is_kept_is_not_done_again(call, recipe, trained):
+    compare = "prune.compare={budget: [uniform, global], repair: [parallel, none]}"
+    outcome = call("prune", recipe, "prune.norms=false", compare, "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    (found,) = [table for table in report("out")["tables"] if table["title"] == "comparison"]
+    assert found["columns"][-2:] == ["test accuracy, cut", "test accuracy, repaired"]
+    assert found["rows"][0][-2:] == [table("out", "test metrics")[stage][0] for stage in ("cut", "repaired")]
+    assert found["rows"][1][-1] == found["rows"][1][-2]  # without repair
+    assert len(list(Path("out/compare").iterdir())) == 3
+
+
+def test_settings_that_differ_in_an_option_are_told_apart(call, recipe, trained):
+    rates = "prune.compare={layerwise_rates: [{metric: norm}, {metric: norm, map: linear}]}"
+    outcome = call("prune", recipe, RETRAIN, rates, "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert len(list(Path("out/compare").iterdir())) == 2
+    resumed = call("prune", recipe, RETRAIN, rates, "-c", trained / "runs/net-train", "--out", "out", "--resume")
+    assert resumed.status == 0, resumed.err
+
+
+def test_settings_share_moments_of_the_whole_net_alone(call, recipe, trained):
+    strict = ("prune.repair=top-down", "prune.compare={at: [80%, 60%]}", "moments.stale=fail")
+    outcome = call("prune", recipe, *strict, "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+
+
+def test_steps_that_take_more_than_their_share_end_early(call, recipe, trained):
+    outcome = call("prune", recipe, RETRAIN, "prune.steps=12", "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    steps = report("out")["details"]["trials"][0]["steps"]
+    assert 1 < len(steps) < 12  # there are twelve channels, four may go
+    assert report("out")["targets"][0]["met"]
+
+
+def test_a_dry_run_lists_the_settings(call, recipe, trained):
+    outcome = call("prune", recipe, COMPARE, "-c", trained / "runs/net-train", "--dry-run")
+    assert outcome.status == 0, outcome.err
+    assert "4 settings to compare" in outcome.out
+
+
+def test_comparisons_of_nothing_and_of_one_thing_twice_are_refused(call, recipe, trained):
+    source = ("-c", trained / "runs/net-train")
+    refused(call("prune", recipe, "prune.compare={}", *source), 2, "prune.compare", "it names nothing")
+    refused(call("prune", recipe, "prune.compare={at: [50%, 50%]}", *source), 2, "macs-50-as", "comes twice")
+    refused(call("prune", recipe, "prune.target={sparsity: 90%}", *source), 2, "unknown key", "write `kind: weights`")

@@ -198,3 +198,11 @@ def test_inspect_says_how_a_net_came_to_be(call, trained):
 
 def test_version(call):
     assert call("--version").out.startswith("compresskit 0.1")
+
+
+def test_augmix_with_consistency_trains(call, recipe):
+    augment = "data.augment={augmix: {}, consistency: 12}"
+    assert call("train", recipe, augment, "--dry-run").status == 0
+    outcome = call("train", recipe, augment, "train.epochs=1", "train.gradient_confusion={pairs: 2}", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert "add augmix" in call("train", recipe, "data.augment={consistency: 12}").err

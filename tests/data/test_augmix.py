@@ -8,6 +8,8 @@ from PIL import Image, ImageOps
 from compresskit.data import augmix
 from compresskit.data.augment import Augment
 from compresskit.data.augmix import LEVELS, OPERATIONS, AugMix
+from compresskit.data.memory import Examples, MemorySplit
+from compresskit.data.normalization import measure
 
 
 def images(count: int = 32, size: int = 33) -> torch.Tensor:
@@ -116,3 +118,35 @@ def test_it_follows_flip_and_crop():
     both, alone = Augment(flip=True, crop=3, augmix=AugMix()), Augment(flip=True, crop=3)
     draws = both.draw(len(before), torch.Generator().manual_seed(1))
     torch.testing.assert_close(both(before, draws), AugMix()(alone(before, draws[:, :3].long()), draws[:, 3:]))
+
+
+def test_consistency_gives_an_image_and_two_mixtures_of_it():
+    """All three flipped and cropped alike; the mixtures are those of AugMix, by draws of their own."""
+    augment = Augment(flip=True, crop=2, augmix=AugMix(), consistency=12.0)
+    before = images(40)
+    draws = augment.draw(40, torch.Generator().manual_seed(1))
+    plain, first, second = augment(before, draws).chunk(3)
+    moved = Augment(flip=True, crop=2)(before, draws[:, :3])
+    assert torch.equal(plain, moved)
+    one, other = draws[:, 3:].chunk(2, 1)
+    assert torch.equal(first, AugMix()(moved, one))
+    assert torch.equal(second, AugMix()(moved, other))
+    assert not torch.equal(first, second)
+
+
+def test_batches_with_consistency_hold_three_views():
+    examples = Examples(images(20, 8), torch.arange(20) % 3)
+    augment = Augment(augmix=AugMix(), consistency=1.0)
+    split = MemorySplit(examples, measure(examples.inputs), augment)
+    for inputs, targets in split.batches(8, torch.device("cpu"), seed=0):
+        assert len(inputs) == 3 * len(targets)
+    (inputs, targets), *_ = split.batches(8, torch.device("cpu"))
+    assert len(inputs) == len(targets)  # the stored order has no augmentation
+    shares = [next(iter(split.batches(8, torch.device("cpu"), seed=0, rank=rank, world=2)))[0] for rank in (0, 1)]
+    whole = next(iter(split.batches(8, torch.device("cpu"), seed=0)))[0]
+    assert torch.equal(torch.cat([share.unflatten(0, (3, 4)) for share in shares], 1).flatten(0, 1), whole)
+
+
+def test_consistency_needs_mixtures():
+    with pytest.raises(ValueError, match="consistency: it compares mixtures of an image; add augmix"):
+        Augment(consistency=12.0)

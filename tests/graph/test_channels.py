@@ -253,3 +253,31 @@ def test_a_net_with_selections_is_cut_again(seed):
     x = batch(Residual)
     expected = zeroed(network, channels, alive)(x)
     torch.testing.assert_close(cut(network, channels, alive)(x), expected)
+
+
+class Joined(nn.Module):
+    def __init__(self, join):
+        super().__init__()
+        self.one, self.other, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, 5, 1)
+        self.join = join
+
+    def forward(self, x):
+        x = self.one(x)
+        return self.last(self.join(x, self.other(x))).mean((2, 3))
+
+
+JOINS = {
+    "dim": lambda x, y: torch.cat([x, y], dim=1),
+    "place": lambda x, y: torch.cat((x, y), -3),
+    "axis": lambda x, y: torch.cat([x, y], axis=1),
+    "tensors": lambda x, y: torch.cat(tensors=[x, y], dim=1),
+    "concat": lambda x, y: torch.concat([x, y], dim=1),
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_concatenation_however_it_is_written(name):
+    network = trace(Joined(JOINS[name]))
+    channels = find_channels(network, (3, 6, 6))
+    assert torch.equal(channels.reads["last"], torch.cat([channels.writes["one"], channels.writes["other"]]))
+    assert len(channels.reads["last"].unique()) == 16

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from torch import fx, nn
+from torch.nn import functional as F
 
 from compresskit.graph.shapes import node_shapes
 from compresskit.graph.trace import trace
@@ -49,6 +50,29 @@ LAYERS = [
 def test_layers(layer, shape):
     network = fx.symbolic_trace(nn.Sequential(layer))
     assert node_shapes(network, shape) == really(network, shape)
+
+
+class Pooled(nn.Module):
+    """Calls that need values with memory of their own, behind layers whose shapes are known without them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool, self.pad, self.head = (
+            nn.Conv2d(3, 4, 3),
+            nn.MaxPool2d(2),
+            nn.ZeroPad2d(1),
+            nn.Linear(64, 5),
+        )
+
+    def forward(self, x):
+        x = torch.relu_(self.pool(F.relu(self.conv(x), inplace=True)))
+        x = F.relu(self.pool(self.pad(x)), inplace=True).mul_(2)
+        return self.head(F.adaptive_avg_pool2d(x, 4).view(x.size(0), -1))
+
+
+def test_values_behind_known_shapes_can_be_viewed_and_changed():
+    network = trace(Pooled())
+    assert node_shapes(network, (3, 18, 18)) == really(network, (3, 18, 18))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "densenet121", "mobilenet_v3_small", "vit_b_32"])

@@ -126,6 +126,11 @@ STRUCTURED = {
     ),
     "blocks of rows": lambda draws: draws.standard_normal((1, 96, 64)) * np.repeat([1, 5, 1, 9], 24)[:, None],
     "every other column": lambda draws: draws.standard_normal((1, 96, 64)) * np.tile([1, 7], 32),
+    "rows of other means": lambda draws: draws.standard_normal((1, 96, 64)) + np.repeat([0, 0, 3, 0], 24)[:, None],
+    "equal taps of other means": lambda draws: np.repeat(
+        draws.standard_normal((1, 40, 60)) + np.repeat([0, 3], 20)[:, None], 9, 0
+    ),
+    "dead rows": lambda draws: (draws.standard_normal((1, 96, 64)) + 1) * np.repeat([1, 0.01, 0.01, 0.01], 24)[:, None],
     "low rank": lambda draws: draws.standard_normal((1, 96, 3)) @ draws.standard_normal((1, 3, 64)),
 }
 
@@ -139,7 +144,10 @@ def test_permuted_spectra_are_those_of_independent_orders(name, small_caches):
     def independent(seed):
         return np.stack([np.random.default_rng([seed, n]).permutation(m.ravel()) for n, m in enumerate(stack)])
 
-    for figure in (np.max, lambda drawn: jensen_shannon(own, drawn)):
+    def entropy(drawn):
+        return summary(drawn, 100).entropy
+
+    for figure in (np.max, np.min, entropy, lambda drawn: jensen_shannon(own, drawn)):
         ours, theirs = (
             np.array([figure(np.sort(eigenvalues(mixed.reshape(stack.shape)), axis=None)) for mixed in drawn])
             for drawn in ([permuted(stack, s) for s in range(80)], [independent(s) for s in range(80)])

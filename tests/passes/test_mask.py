@@ -187,3 +187,34 @@ def test_nothing_to_mask_is_refused(net):
         Masker(net, options(layers=("first",), dense=("first",)), SHAPE, {}, 0)
     with pytest.raises(RecipeError, match="layer selector 'fist'"):
         Masker(net, options(layers=("fist",)), SHAPE, {}, 0)
+
+
+@pytest.mark.parametrize("budget", list(BUDGETS))
+def test_dead_layers_are_left_out_of_the_next_masks(net, budget):
+    with torch.no_grad():
+        net.get_parameter("depth.weight").mul_(1e-6)
+    first = masked(net, options(min_units=0)).masks
+    assert not bool(first["depth.weight"].any())
+    apply_masks(net, first)
+    given = options(min_units=0, target=MaskTarget(sparsity="90%"), budget=BUDGETS[budget]())
+    found = masked(net, given, first)
+    assert found.asked - 5 <= found.got <= found.asked
+    assert ("depth", 108, 0) in found.layers
+
+
+@pytest.mark.parametrize("budget", ["global", "lamp", "uniform", "erk"])
+def test_masks_in_steps_are_those_of_one(net, budget):
+    """By magnitude; LAMP's scores of what is left change their scale in each layer alone."""
+    whole = masked(net, options(budget=BUDGETS[budget]()))
+    masks: dict[str, torch.Tensor] = {}
+    for sparsity in (0.3, 0.55, 0.8):
+        masks = masked(net, options(budget=BUDGETS[budget](), target=MaskTarget(sparsity=sparsity)), masks).masks
+    for name, mask in whole.masks.items():
+        assert abs(int(mask.sum()) - int(masks[name].sum())) <= 2  # each step rounds
+
+
+def test_weights_of_other_layers_are_named():
+    network = trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2), nn.Conv2d(4, 5, 1)))
+    found = masked(network, options())
+    assert list(found.masks) == ["0.weight", "2.weight"]
+    assert found.skipped == {"1": "masks are for convolutions and linear layers"}

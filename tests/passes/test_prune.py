@@ -462,9 +462,11 @@ def test_from_python_without_repair_the_net_is_cut_alone(net):
         ({"target": {"latency": 1.0}}, "latency is measured by the command line"),
         ({"target": {"macs": "50%"}, "criterion": "augprune"}, "augprune augments the bytes of images"),
         ({"target": {"macs": "100%"}}, "is no share"),
+        ({"target": {"macs": "50%"}, "criterion": "magnitud"}, "'magnitud' was given; did you mean 'magnitude'"),
+        ({"target": {"macs": "50%"}, "budgets": "lamp"}, "no option 'budgets'; did you mean 'budget'"),
     ],
 )
 def test_from_python_refusals(net, options, words):
     batches = [(torch.randn(8, *SHAPE, dtype=torch.float64), torch.arange(8) % 5)]
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, RecipeError), match=words):
         compresskit.prune(net, batches, **options)

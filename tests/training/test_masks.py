@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from compresskit.errors import RunFolderError
+from compresskit.graph.masks import apply_masks
+from compresskit.training.gradient_confusion import gradient_cosines
 from compresskit.training.layer_rates import LayerwiseRates
 from compresskit.training.optimizers import OPTIMIZERS, SGD
 from compresskit.training.options import Training
+from compresskit.training.schedules import Constant
 from tests.training.tiny_run import dataset, network, run
 
 NAMES = ("0.weight", "4.weight")
@@ -34,8 +37,10 @@ def test_zeros_stay_zero_and_no_other_weight_does(kind, changes, tmp_path):
 
 
 def test_steps_are_those_of_setting_weights_to_zero_after_each(tmp_path):
-    """Against a plain loop, which masks weights where ours masks gradients."""
-    options = Training(epochs=1, batch_size=48, optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=0.01))
+    """Against a plain loop, which masks weights where ours masks gradients; with momentum, over several steps."""
+    options = Training(
+        epochs=6, batch_size=48, optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=0.01), schedule=Constant()
+    )
     found, _ = run(tmp_path, options, net=network(dropout=0.0), masks=masks())
     net, data = network(dropout=0.0).train(), dataset()
     steps = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
@@ -46,13 +51,59 @@ def test_steps_are_those_of_setting_weights_to_zero_after_each(tmp_path):
                 net.get_parameter(name)[~kept] = 0
 
     mask()
-    torch.nn.functional.cross_entropy(net(data.train.inputs), data.train.targets).backward()
-    steps.step()
-    mask()
+    for _ in range(6):
+        steps.zero_grad()
+        torch.nn.functional.cross_entropy(net(data.train.inputs), data.train.targets).backward()
+        steps.step()
+        mask()
     for name, parameter in net.named_parameters():
-        assert torch.allclose(found.get_parameter(name), parameter, atol=1e-6), (
+        assert torch.allclose(found.get_parameter(name), parameter, atol=1e-5), (
             name
         )  # float32, another order of samples
+
+
+class Stop:
+    """Interrupts a run in its second epoch."""
+
+    def on_step(self, epoch: int, step: int, steps: int) -> None:
+        if (epoch, step) == (2, 2):
+            raise KeyboardInterrupt
+
+    def on_epoch(self, row: dict[str, float]) -> None:
+        pass
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(tmp_path):
+    options = Training(epochs=3, batch_size=12, optimizer=SGD(lr=0.1, momentum=0.9))
+    whole, _ = run(tmp_path / "whole", options, masks=masks())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", options, masks=masks(), progress=Stop())
+    again, history = run(tmp_path / "cut", options, masks=masks(), resume=True)
+    assert len(history.rows) == 3
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+    assert torch.equal(again.get_parameter("0.weight") != 0, masks()["0.weight"])
+
+
+def test_cosines_are_of_what_learns():
+    net, data = network(dropout=0.0).eval(), dataset()
+    apply_masks(net, masks())
+    names, parameters = zip(*net.named_parameters(), strict=True)
+    batches = list(data.train.batches(12, torch.device("cpu")))
+
+    def loss(inputs, targets):
+        return torch.nn.functional.cross_entropy(net(inputs), targets)
+
+    def gradient(batch):
+        found = zip(names, torch.autograd.grad(loss(*batch), parameters), strict=True)
+        return torch.cat([(g * masks()[name] if name in masks() else g).flatten() for name, g in found])
+
+    kept = {net.get_parameter(name): mask for name, mask in masks().items()}
+    (found,) = gradient_cosines(loss, parameters, [(batches[0], batches[1])], kept)
+    (whole,) = gradient_cosines(loss, parameters, [(batches[0], batches[1])])
+    wanted = torch.nn.functional.cosine_similarity(gradient(batches[0]), gradient(batches[1]), dim=0)
+    assert found == pytest.approx(wanted.item(), abs=1e-6)
+    assert abs(found - whole) > 1e-3
 
 
 def test_a_run_is_not_resumed_with_other_masks(tmp_path):

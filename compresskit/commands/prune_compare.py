@@ -111,7 +111,9 @@ def settings(options: Options) -> list[Setting]:
 
 def _said(key: str, value: Any) -> str:
     if key == "layerwise_rates":
-        return "one rate" if value is None else f"rates {named(value) or f'metric {value.metric}'}"
+        if value is None:
+            return "one rate"
+        return ", ".join(filter(None, [f"rates by {value.metric}", named(replace(value, metric="alpha"))]))
     return f"repair {value}" if isinstance(value, str) else named(value)
 
 
@@ -134,7 +136,9 @@ def add_comparison(current: Session, result: Result, trials: Sequence[list[Compa
         lines.setdefault(same[0].setting.line, []).append((share, value))
         ratios.setdefault(same[0].setting.line, {})[same[0].setting.at] = same[0].ratios
     ordered = {line: sorted(points) for line, points in lines.items()}
-    plots.comparison(current.folder.path / "comparison.png", ordered, f"test {metric}")
+    goal = several[0][0].setting.options.target.goal
+    left = f"{'weights' if goal == 'sparsity' else goal} left, % of the original"
+    plots.comparison(current.folder.path / "comparison.png", ordered, f"test {metric}", left)
     ratios_by_setting(current.folder.path / "comparison-ratios.png", ratios, kind)
 
 

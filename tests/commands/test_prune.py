@@ -166,10 +166,10 @@ def test_a_study_is_one_run(call, recipe, trained):
     assert [row[:3] for row in found["rows"]] == [
         [budget, rates, f"macs {share}"]
         for budget in ("uniform", "spectral metric entropy, inverse True")
-        for rates in ("one rate", "rates metric norm")
+        for rates in ("one rate", "rates by norm")
         for share in ("80%", "60%")
     ]
-    folder = Path("out/compare/macs-60-spectral-metric-entropy-inverse-True-rates-metric-norm")
+    folder = Path("out/compare/macs-60-spectral-metric-entropy-inverse-True-rates-by-norm")
     alone = (
         "prune.target={macs: 60%}", "prune.budget={kind: spectral, metric: entropy, inverse: true}",
         "prune.retrain.layerwise_rates={metric: norm}",

@@ -190,3 +190,18 @@ def test_eigenvalues_of_other_devices(shape, device):
     wanted = np.sort(np.linalg.svd(stack, compute_uv=False) ** 2)
     tall = np.ascontiguousarray(stack if shape[1] >= shape[2] else stack.swapaxes(1, 2))
     np.testing.assert_allclose(spectra._elsewhere(tall, device), wanted, atol=1e-12 * wanted.max())
+
+
+@pytest.mark.parametrize("shape", [(1, 200, 200), (3, 64, 64), (1, 90, 80)])
+def test_the_smallest_eigenvalues_of_wide_matrices_are_found_again(shape, monkeypatch):
+    """With small matrices in the place of wide ones."""
+    stack = draw(*shape)
+    stack[:, :, 0] = stack[:, :, 1] + 1e-3 * stack[:, :, 0]  # a smallest singular value of 1e-5 of the largest
+    exact = np.sort(np.linalg.svd(stack, compute_uv=False) ** 2)
+    rough = np.abs(eigenvalues(stack)[:, 0] / exact[:, 0] - 1).max()
+    monkeypatch.setattr(spectra, "_NUMPY", 0)
+    found = eigenvalues(stack)
+    assert rough > 1e-9
+    np.testing.assert_allclose(found[:, :4], exact[:, :4], rtol=1e-11)
+    np.testing.assert_allclose(found, exact, atol=1e-14 * exact.max())
+    assert bool((np.diff(found) > 0).all())

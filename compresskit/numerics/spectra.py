@@ -17,8 +17,9 @@ WEAK = 1e-6  # below it an eigenvalue counts as lost, absolute
 _NUMPY = 1024  # columns up to which OpenBLAS finds eigenvalues faster than MKL
 _GUARD = 4  # smallest eigenvalue in units of n eps, below which a Gram matrix has lost it
 _UNSURE = 1e-5  # smallest eigenvalue in units of the largest, below which a Gram matrix leaves it ten digits or fewer
-_SMALLEST = 8  # eigenvalues that are found again then
-_ROUNDS = 12  # of inverse iteration; (lambda_8 / lambda_17)^12 of a square random matrix is 1e-8, and counts squared
+_SMALLEST = 4  # eigenvalues that are found again then
+_BASIS = 16  # vectors of the subspace
+_ROUNDS = 6  # of inverse iteration: (lambda_4 / lambda_17)^6 of a square random matrix is 3e-8, and counts squared
 _ROUNDING = 1e-15  # of a divergence
 _CACHED = 1 << 16  # entries that a core's cache holds with their order
 _LARGE = 1 << 20  # entries, above which two orders of blocks take less time than one of all
@@ -182,11 +183,12 @@ def _refine(tall: Floats, gram: Floats, found: Floats) -> None:
         factor = cho_factor(gram)
     except np.linalg.LinAlgError:
         return  # singular: see `_singular`
-    basis = np.random.default_rng(0).standard_normal((len(gram), 2 * _SMALLEST))
+    basis = np.random.default_rng(0).standard_normal((len(gram), _BASIS))
     for _ in range(_ROUNDS):
         basis = np.linalg.qr(cho_solve(factor, basis))[0]
     values = np.linalg.svd(tall @ basis, compute_uv=False)[::-1] ** 2
-    found[:_SMALLEST] = values[:_SMALLEST]
+    unsure = min(_SMALLEST, int((found < _UNSURE * found[-1]).sum()))
+    found[:unsure] = values[:unsure]
 
 
 def _singular(tall: Floats) -> Floats:

@@ -1,5 +1,6 @@
 """The report of `prune`: what was asked and reached, accuracy at every stage, and what each layer kept."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,9 +116,10 @@ def _target(options: Options, trials: list[PrunedTrial]) -> Target:
     asked, got = last[0].asked, max(step.got for step in last)
 
     def said(value: float) -> str:
+        number = f"{value:,.4g}" if goal == "latency" else f"{math.floor(value):,}"
         if goal == "sparsity":
-            return f"{1 - value / whole:.2%} zeros, {value:,.6g} weights left"
-        return f"{value:,.6g} {unit} ({value / whole:.2%})"
+            return f"{1 - value / whole:.2%} zeros, {number} weights left"
+        return f"{number} {unit} ({value / whole:.2%})"
 
     # a latency is measured again each time; one that varies by a few per cent was reached all the same
     slack = 1.05 if goal == "latency" else 1 + ROUNDING

@@ -50,3 +50,15 @@ def test_a_random_matrix_is_all_bulk_and_spikes_stand_out(scale):
     left, right = draws.normal(size=(600, 3)), draws.normal(size=(3, 300))
     spiked = matrix + 0.5 * scale * left @ right
     assert fit(np.linalg.svd(spiked, compute_uv=False) ** 2, 300, 2.0).spikes == 3
+
+
+@pytest.mark.parametrize(
+    ("ratio", "sigma", "possible"),
+    [(4.0, 1.0, True), (4.0, 0.9, False), (4.0, 1.4, False), (100.0, 1.5, True), (100.0, 1.6, False), (1.0, 9.0, True)],
+    ids=["about the mode", "below it", "beyond the spectrum", "narrow", "above the mode", "square"],
+)
+def test_a_bulk_lies_about_the_mode_and_in_the_spectrum(ratio, sigma, possible):
+    places = np.linspace(0, 4, 101)
+    misfit = marchenko_pastur._Misfit(places, np.exp(-((places - 2) ** 2)), ratio)
+    assert bool(misfit.possible(sigma)) == possible
+    assert misfit.possible(np.array([sigma, sigma])).tolist() == [possible] * 2

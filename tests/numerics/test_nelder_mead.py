@@ -17,6 +17,8 @@ FUNCTIONS = {
     "flat": lambda x: round(20 * (x - 1) ** 2),
     "steep": lambda x: 1e6 * (x - 0.7) ** 4,
     "rising": lambda x: math.exp(x),
+    "chaotic": lambda x: math.sin(1e9 * x) + math.sin(3e12 * x),
+    "rough": lambda x: 1e6 * math.sin(1e7 * x),
 }
 
 

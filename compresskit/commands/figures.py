@@ -2,13 +2,14 @@
 
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import fx
 
-from compresskit.commands.result import Figure
+from compresskit.commands.result import Figure, Format
 from compresskit.graph.counting import count
 from compresskit.graph.masks import Masks, kept
 from compresskit.graph.shapes import evaluating
@@ -67,25 +68,26 @@ def latency(
 
 def compared(before: list[Figures], after: list[Figures], batch: int, device: torch.device) -> list[Figure]:
     """The rows of the report's first table, one value a trial; `before` may be empty."""
-    names = list(after[0].metrics)
-    rows = [
-        Figure(f"test {name}", tuple(f.metrics[name] for f in before), tuple(f.metrics[name] for f in after))
-        for name in names
-    ]
+
+    def row(name: str, value: Callable[[Figures], float], form: Format) -> Figure:
+        return Figure(name, tuple(map(value, before)), tuple(map(value, after)), form)
+
+    def metric(name: str) -> Figure:
+        return row(f"test {name}", lambda f: f.metrics[name], "number")
+
+    rows = [metric(name) for name in after[0].metrics]
     masked = any(f.kept < f.parameters for f in (*before, *after))
-    rows += [
-        Figure("parameters", tuple(f.parameters for f in before), tuple(f.parameters for f in after), "count"),
-        *([Figure(NONZERO, tuple(f.kept for f in before), tuple(f.kept for f in after), "count")] if masked else []),
-        Figure("MACs", tuple(f.macs for f in before), tuple(f.macs for f in after), "count"),
-        *(
-            [Figure(SPARSE, tuple(f.kept_macs for f in before), tuple(f.kept_macs for f in after), "count")]
-            if masked
-            else []
-        ),
-        Figure("file", tuple(f.nbytes for f in before), tuple(f.nbytes for f in after), "bytes"),
-    ]
-    label = f"latency, batch {batch}, {device.type}"
-    return [*rows, Figure(label, tuple(f.latency for f in before), tuple(f.latency for f in after), "ms")]
+    rows.append(row("parameters", lambda f: f.parameters, "count"))
+    rows += [row(NONZERO, lambda f: f.kept, "count")] if masked else []
+    rows.append(row("MACs", lambda f: f.macs, "count"))
+    rows += [row(SPARSE, lambda f: f.kept_macs, "count")] if masked else []
+    rows.append(row("file", lambda f: f.nbytes, "bytes"))
+    return [*rows, row(f"latency, batch {batch}, {device.type}", lambda f: f.latency, "ms")]
+
+
+def said(metrics: Mapping[str, float]) -> str:
+    """Metrics on one line, as logs and histories have them."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def slower(rows: list[Figure]) -> list[str]:

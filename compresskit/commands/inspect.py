@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from compresskit.commands.figures import NONZERO, SPARSE
+from compresskit.commands.figures import NONZERO, SPARSE, said
 from compresskit.commands.plan import layer_table
 from compresskit.commands.result import Figure, Result, Table
 from compresskit.graph.counting import Counts, count
@@ -48,9 +48,15 @@ def _of_masks(checkpoint: Checkpoint, counts: Counts) -> list[Figure]:
 
 
 def _entry(entry: dict[str, Any]) -> tuple[Any, ...]:
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in entry["metrics"].items())
     revision = (entry["git"] or "")[:8]
-    return entry["verb"], entry["seed"], metrics, " ".join(entry["command"]), entry["versions"]["torch"], revision
+    return (
+        entry["verb"],
+        entry["seed"],
+        said(entry["metrics"]),
+        " ".join(entry["command"]),
+        entry["versions"]["torch"],
+        revision,
+    )
 
 
 def _short(key: str, checkpoint: Checkpoint) -> str:

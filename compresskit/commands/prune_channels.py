@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from compresskit.commands.figures import latency
+from compresskit.commands.figures import latency, said
 from compresskit.commands.moments import gatherer
-from compresskit.commands.prune_stages import PRUNED, PruneStep, said
+from compresskit.commands.prune_stages import PRUNED, PruneStep
 from compresskit.commands.session import Session, Start
 from compresskit.commands.trials import keep
 from compresskit.data.augmix import AugMix

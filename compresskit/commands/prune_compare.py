@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from compresskit import plots
-from compresskit.commands.prune_stages import PruneStep
+from compresskit.commands.prune_stages import PruneStep, ratios
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Session
 from compresskit.errors import RecipeError
@@ -72,8 +72,7 @@ class Compared:
     @property
     def ratios(self) -> dict[str, float]:
         """By group of layers, the share that went."""
-        whole = {name: size for name, _, size, _ in self.steps[0].groups}
-        return {name: 1 - left / whole[name] for name, _, _, left in self.steps[-1].groups}
+        return ratios(self.steps)
 
 
 def stages_of(options: Options, steps: Sequence[PruneStep]) -> dict[Stage, str]:
@@ -129,25 +128,25 @@ def add_comparison(current: Session, result: Result, trials: Sequence[list[Compa
     if not (current.group.is_main and current.recipe.report.plots and current.folder is not None):
         return
     lines: dict[str, list[tuple[float, float]]] = {}
-    ratios: dict[str, dict[str, dict[str, float]]] = {}
+    gone: dict[str, dict[str, dict[str, float]]] = {}
     for same in several:
         share = statistics.fmean(one.share for one in same)
         value = statistics.fmean(one.metrics[metric] for one in same)
         lines.setdefault(same[0].setting.line, []).append((share, value))
-        ratios.setdefault(same[0].setting.line, {})[same[0].setting.at] = same[0].ratios
+        gone.setdefault(same[0].setting.line, {})[same[0].setting.at] = same[0].ratios
     ordered = {line: sorted(points) for line, points in lines.items()}
     goal = several[0][0].setting.options.target.goal
     left = f"{'weights' if goal == 'sparsity' else goal} left, % of the original"
     plots.comparison(current.folder.path / "comparison.png", ordered, f"test {metric}", left)
-    ratios_by_setting(current.folder.path / "comparison-ratios.png", ratios, kind)
+    ratios_by_setting(current.folder.path / "comparison-ratios.png", gone, kind)
 
 
 def _table(several: Sequence[tuple[Compared, ...]], metric: str) -> Table:
     """A row for each setting, one value a trial."""
-    every = [one for same in several for one in same]
+    steps = [step for same in several for one in same for step in one.steps]
     stages: dict[Stage, str] = {}
-    for one in every:
-        stages |= stages_of(one.setting.options, [step for other in every for step in other.steps])
+    for first, *_ in several:
+        stages |= stages_of(first.setting.options, steps)
     columns = (
         *several[0][0].setting.varied,
         "asked",

@@ -10,7 +10,7 @@ from compresskit.commands.analyses import add_rates
 from compresskit.commands.figures import Figures, compared, slower
 from compresskit.commands.parents import MODEL
 from compresskit.commands.prune_compare import Compared, Options, add_comparison, settings, stages_of
-from compresskit.commands.prune_stages import PruneStep, Retrained
+from compresskit.commands.prune_stages import PruneStep, Retrained, ratios
 from compresskit.commands.result import Figure, Result, Table, Target
 from compresskit.commands.session import Session
 from compresskit.passes.mask import ROUNDING, Masker
@@ -87,10 +87,7 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
         )
     result.details = {"trials": [{"seed": t.seed, "steps": [vars(s) for s in t.steps]} for t in trials]}
     if current.group.is_main and current.recipe.report.plots:
-        groups = trials[0].steps[-1].groups
-        whole = {name: size for name, _, size, _ in first.groups}
-        kept = {name: 1 - left / whole[name] for name, _, _, left in groups}
-        ratios_by_layer(current.folder.path / "pruning-ratios.png", kept, options.kind)
+        ratios_by_layer(current.folder.path / "pruning-ratios.png", ratios(trials[0].steps), options.kind)
     if options.retrain is not None and options.retrain.layerwise_rates is not None:
         add_rates(current, result, trials[0].retrained[-1].history, options.retrain.layerwise_rates.metric)
     if options.compare is not None:

@@ -1,6 +1,7 @@
 """What `prune` found out, stage by stage: whole on disk after each step, so that a killed run goes on from there."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Retrained:
     history: History
 
 
-def said(metrics: dict[str, float]) -> str:
-    """Metrics as the log has them."""
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+def ratios(steps: Sequence[PruneStep]) -> dict[str, float]:
+    """By group of layers, the share that went in all steps together."""
+    whole = {name: size for name, _, size, _ in steps[0].groups}
+    return {name: 1 - left / whole[name] for name, _, _, left in steps[-1].groups}

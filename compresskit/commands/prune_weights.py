@@ -4,7 +4,8 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
-from compresskit.commands.prune_stages import PRUNED, PruneStep, said
+from compresskit.commands.figures import said
+from compresskit.commands.prune_stages import PRUNED, PruneStep
 from compresskit.commands.session import Session, Start
 from compresskit.commands.trials import keep
 from compresskit.graph.masks import apply_masks

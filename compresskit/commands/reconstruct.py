@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from compresskit.commands.comparison import Comparison, combinations
+from compresskit.commands.figures import said
 from compresskit.commands.judge import judge_by, judging_split
 from compresskit.commands.moments import gatherer
 from compresskit.commands.parents import MODEL
@@ -145,7 +146,6 @@ def _outcome(current: Session, found: Reconstruction, seed: int) -> Outcome:
     with torch.inference_mode(), evaluating(found.masked), evaluating(found.cut):
         difference = float((found.masked(inputs) - found.cut(inputs)).abs().max())
     metrics = current.evaluate(found.network)
-    said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    current.progress.log(f"seed {seed}: reconstructed, {said} before retraining")
+    current.progress.log(f"seed {seed}: reconstructed, {said(metrics)} before retraining")
     curves = {name: (list(curve.kept), list(curve.errors)) for name, curve in found.curves.items()}
     return Outcome(metrics, found.rows, curves, found.notes, found.seconds, difference)

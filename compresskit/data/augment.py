@@ -36,9 +36,10 @@ class Augment:
         mirrored = torch.randint(1 + self.flip, (count, 1), generator=generator)
         shifts = torch.randint(-self.crop, self.crop + 1, (count, 2), generator=generator)
         moves = torch.cat([mirrored, shifts], 1)
-        mixtures = 0 if self.augmix is None else 2 if self.consistency else 1
-        mixed = [self.augmix.draw(count, generator) for _ in range(mixtures) if self.augmix is not None]
-        return torch.cat([moves, *mixed], 1) if mixed else moves
+        if self.augmix is None:
+            return moves
+        mixtures = 2 if self.consistency else 1
+        return torch.cat([moves, *(self.augmix.draw(count, generator) for _ in range(mixtures))], 1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """The images (N, C, H, W), of any type (uint8 for augmix), changed by their draws.

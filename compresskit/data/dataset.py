@@ -65,9 +65,7 @@ class DataSet:
     std: tuple[float, ...]
     fingerprint: str
     anchors: tuple[tuple[float, float], ...] = ()  # widths and heights as fractions of the image's; for detection
-    consistency: float = (
-        0.0  # above 0 shuffled training batches hold three views of each sample; its weight in the loss
-    )
+    consistency: float = 0.0  # weight in the loss; above 0 shuffled training batches hold three views of each sample
 
 
 class Source(Protocol):

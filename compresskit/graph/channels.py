@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from compresskit.graph.label_rules import ELEMENTWISE, ELEMENTWISE_MODULES, EXECUTED, REDUCING, SPATIAL, SPATIAL_MODULES
 from compresskit.graph.labels import Labels, along, broadcast, compact, concatenated, repeats, spread, unite_rows
 from compresskit.graph.shapes import Interpreter, node_shapes
-from compresskit.graph.table import named_tensors
+from compresskit.graph.table import named_tensors, shared_names
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -79,10 +79,8 @@ class _Walk(Interpreter):
         self._measured: dict[fx.Node, Tensor | None] = {}  # by node that gives sizes, what varies along them
         self._shapes = shapes
         self._calls = Counter(n.target for n in network.graph.nodes if n.op in ("call_module", "get_attr"))
-        tensors = list(named_tensors(network))
-        names = Counter(id(tensor) for _, tensor in tensors)
-        self._shared = {name for name, tensor in tensors if names[id(tensor)] > 1}
-        self._own = _by_module(name for name, _ in tensors)
+        self._shared = shared_names(network)
+        self._own = _by_module(name for name, _ in named_tensors(network))
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)

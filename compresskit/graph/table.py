@@ -5,6 +5,7 @@ torch.fx writes Python source from a graph, names and targets as they are; so wh
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from keyword import iskeyword
 from typing import Any
@@ -64,6 +65,13 @@ def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
                 yield f"{path}.{name}".removeprefix("."), tensor
+
+
+def shared_names(network: nn.Module) -> set[str]:
+    """Names of the tensors that have several."""
+    tensors = list(named_tensors(network))
+    times = Counter(id(tensor) for _, tensor in tensors)
+    return {name for name, tensor in tensors if times[id(tensor)] > 1}
 
 
 def _walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -1,6 +1,5 @@
 """Unstructured pruning: single weights or whole kernels that are worth least become zero, and stay so."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from compresskit.graph.chains import weighted
 from compresskit.graph.counting import count
 from compresskit.graph.masks import Masks, kept
 from compresskit.graph.selectors import KINDS, select
-from compresskit.graph.table import named_tensors
+from compresskit.graph.table import shared_names
 from compresskit.graph.weights import weights_of
 from compresskit.numerics.masks import of_units, units_left
 from compresskit.numerics.pruning_ratios import counts
@@ -172,12 +171,12 @@ def _maskable(network: fx.GraphModule, options: Mask) -> tuple[list[str], dict[s
     """Layers in the order of the network, and why others of those that selectors name stay whole."""
     wanted = select(network, options.layers)
     dense = set(select(network, options.dense)) if options.dense else set()
-    names = Counter(id(tensor) for _, tensor in named_tensors(network))
+    shared = shared_names(network)
     found, skipped = [], {}
     for name in wanted:
         if name in dense:
             skipped[name] = "prune.dense names it"
-        elif names[id(weighted(network, name).weight)] > 1:
+        elif _parameter(name) in shared:
             skipped[name] = "its weights are those of another layer, too"
         else:
             found.append(name)

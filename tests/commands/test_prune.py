@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compresskit.storage.checkpoint import load
+from compresskit.storage.checkpoint import Checkpoint, load
 from tests.commands.conftest import RECIPE, program
 from tests.commands.test_bad_input import refused
 
@@ -113,19 +113,23 @@ def test_several_trials_leave_the_best_at_the_top(call, recipe, trained):
     assert all(torch.equal(top[name], own[name]) for name in top)
 
 
-def test_a_killed_run_goes_on(recipe, trained, tmp_path):
-    source = ("-c", trained / "runs/net-train")
-    whole = program("prune", "net.yaml", RETRAIN, *source, "--out", "whole", cwd=tmp_path)
-    assert whole.status == 0, whole.err
-    cut = program("prune", "net.yaml", RETRAIN, *source, "--out", "cut", cwd=tmp_path)
-    assert cut.status == 0, cut.err
+def whole_and_resumed(source: tuple, folder: Path) -> list[Checkpoint]:
+    """Of a run, and of one that is resumed behind its pruned.pt, which it must leave alone."""
+    for name in ("whole", "cut"):
+        done = program("prune", "net.yaml", RETRAIN, *source, "--out", name, cwd=folder)
+        assert done.status == 0, done.err
     for name in ("model.pt", "retrain/state.pt", "report.json"):
-        (tmp_path / "cut" / name).unlink()
-    before = (tmp_path / "cut/pruned.pt").stat().st_mtime_ns
-    again = program("prune", "net.yaml", RETRAIN, *source, "--out", "cut", "--resume", cwd=tmp_path)
+        (folder / "cut" / name).unlink()
+    before = (folder / "cut/pruned.pt").stat().st_mtime_ns
+    again = program("prune", "net.yaml", RETRAIN, *source, "--out", "cut", "--resume", cwd=folder)
     assert again.status == 0, again.err
-    assert (tmp_path / "cut/pruned.pt").stat().st_mtime_ns == before
-    one, other = (load(tmp_path / name / "model.pt").network.state_dict() for name in ("whole", "cut"))
+    assert (folder / "cut/pruned.pt").stat().st_mtime_ns == before
+    return [load(folder / name / "model.pt") for name in ("whole", "cut")]
+
+
+def test_a_killed_run_goes_on(recipe, trained, tmp_path):
+    found = whole_and_resumed(("-c", trained / "runs/net-train"), tmp_path)
+    one, other = (checkpoint.network.state_dict() for checkpoint in found)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from compresskit.storage.checkpoint import load
-from tests.commands.conftest import RECIPE, program
+from tests.commands.conftest import RECIPE
 from tests.commands.test_bad_input import refused
-from tests.commands.test_prune import RETRAIN, report, table
+from tests.commands.test_prune import RETRAIN, report, table, whole_and_resumed
 
 PRUNE = """\
 prune:
@@ -104,17 +104,7 @@ def test_a_masked_net_is_masked_further(call, recipe, trained):
 
 
 def test_a_killed_run_goes_on(recipe, trained, tmp_path):
-    source = ("-c", trained / "runs/net-train")
-    for name in ("whole", "cut"):
-        done = program("prune", "net.yaml", RETRAIN, *source, "--out", name, cwd=tmp_path)
-        assert done.status == 0, done.err
-    for name in ("model.pt", "retrain/state.pt", "report.json"):
-        (tmp_path / "cut" / name).unlink()
-    before = (tmp_path / "cut/pruned.pt").stat().st_mtime_ns
-    again = program("prune", "net.yaml", RETRAIN, *source, "--out", "cut", "--resume", cwd=tmp_path)
-    assert again.status == 0, again.err
-    assert (tmp_path / "cut/pruned.pt").stat().st_mtime_ns == before
-    one, other = (load(tmp_path / name / "model.pt") for name in ("whole", "cut"))
+    one, other = whole_and_resumed(("-c", trained / "runs/net-train"), tmp_path)
     for name, tensor in one.network.state_dict().items():
         assert torch.equal(tensor, other.network.state_dict()[name])
     assert all(torch.equal(one.masks[name], other.masks[name]) for name in one.masks)

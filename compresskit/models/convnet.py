@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt, Len, Lt
 from torch import nn
 
 from compresskit.errors import RecipeError
-from compresskit.models.activations import ACTIVATIONS, Activation
+from compresskit.models.activations import ACTIVATIONS, Activation, check_width
 from compresskit.models.initialisation import Initialisation, initialise
 from compresskit.models.mlp import dense, named_sequence
 from compresskit.options import option
@@ -47,6 +47,7 @@ class ConvNet:
             raise ValueError("kernel: padding: same needs an odd kernel; use padding: valid for an even one")
         if isinstance(self.pool_every, tuple) and max(self.pool_every, default=0) > len(self.channels):
             raise ValueError(f"pool_every: there are {len(self.channels)} convolutions, given {list(self.pool_every)}")
+        check_width(self.activation, (*self.channels, *self.dense))
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         """Raises RecipeError where the data are no maps, or smaller than what the convolutions take."""

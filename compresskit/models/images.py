@@ -14,6 +14,16 @@ def check_images(kind: str, input_shape: tuple[int, ...], smallest: int = 1) -> 
         raise RecipeError(f"model: {kind} takes images of {smallest} pixels a side at least, given {input_shape}")
 
 
+def padded(input_shape: tuple[int, ...], smallest: int) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
+    """Zeros on both sides of images smaller than that, nothing for others, and the shape that the images have then."""
+    channels, *size = input_shape
+    height, width = (max(0, smallest - positions) for positions in size)
+    if height == width == 0:
+        return {}, input_shape
+    pad = nn.ZeroPad2d((width // 2, width - width // 2, height // 2, height - height // 2))
+    return {"pad": pad}, (channels, size[0] + height, size[1] + width)
+
+
 def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> dict[str, nn.Module]:
     """A convolution that keeps the size but for its stride, without bias, and its batch norm."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
-from compresskit.models.activations import ACTIVATIONS, Activation
+from compresskit.models.activations import ACTIVATIONS, Activation, check_width
 from compresskit.models.initialisation import Initialisation, initialise
 from compresskit.options import option
 
@@ -21,6 +21,9 @@ class MLP:
     batch_norm: bool = False  # between each hidden layer and its activation
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0  # behind each hidden layer
     initialisation: Initialisation = "torch"  # gaussian: weights from N(0, 0.05), as FuseInit draws them; biases 0
+
+    def __post_init__(self) -> None:
+        check_width(self.activation, self.widths)
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from compresskit.data.augmix import AugMix
+from compresskit.data.auto_augment import SEEDS, Policy, auto_augment
 from compresskit.options import option
 
 
@@ -18,7 +19,7 @@ class Augment:
     flip: bool = False  # mirror left to right with probability 1/2
     crop: Annotated[int, Ge(0)] = 0  # pixels added on each side before a random crop of the old size
     pad_mode: Literal["zeros", "reflect"] = "zeros"  # black pixels (before normalisation), or the image mirrored
-
+    auto: Policy | None = None  # AutoAugment, after flip and crop; slow, for it takes image by image
     augmix: AugMix | None = None  # chains of operations mixed with the image, after flip and crop; {} is the paper's
     # weight of the Jensen-Shannon divergence between what the net makes of an image and of two mixtures of it, which
     # costs three forward passes; AugMix's authors take 12. With 0 nets see one mixture in the place of the image
@@ -27,26 +28,32 @@ class Augment:
     def __post_init__(self) -> None:
         if self.consistency and self.augmix is None:
             raise ValueError("consistency: it compares mixtures of an image; add augmix: {}, or leave it out")
+        if self.auto is not None and self.augmix is not None:
+            raise ValueError("auto: augmix is set as well; keep one of them")
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, 3) for each image: 1 if mirrored else 0, rows and columns of its shift in -crop .. crop.
 
-        With augmix the draws of its own follow in each row, of two mixtures with consistency.
+        With auto a seed follows in each row; with augmix the draws of its own, of two mixtures with consistency.
         """
         mirrored = torch.randint(1 + self.flip, (count, 1), generator=generator)
         shifts = torch.randint(-self.crop, self.crop + 1, (count, 2), generator=generator)
         moves = torch.cat([mirrored, shifts], 1)
+        if self.auto is not None:
+            return torch.cat([moves, torch.randint(SEEDS, (count, 1), generator=generator)], 1)
         if self.augmix is None:
             return moves
         mixtures = 2 if self.consistency else 1
         return torch.cat([moves, *(self.augmix.draw(count, generator) for _ in range(mixtures))], 1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """The images (N, C, H, W), of any type (uint8 for augmix), changed by their draws.
+        """The images (N, C, H, W), of any type (uint8 for auto and augmix), changed by their draws.
 
         With consistency (3 N, C, H, W): all images flipped and cropped alone, then two mixtures of each.
         """
         moved = self._moved(images, draws[:, :3].long())
+        if self.auto is not None:
+            return auto_augment(moved, draws[:, 3], self.auto)
         if self.augmix is None:
             return moved
         if not self.consistency:

@@ -9,9 +9,10 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 from torchvision import datasets
-from torchvision.transforms import v2
+from torchvision.transforms import AutoAugmentPolicy, v2
 
 from compresskit.data.augmix import AugMix
+from compresskit.data.auto_augment import Policy
 from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
 from compresskit.data.normalization import Normalization
@@ -40,6 +41,7 @@ class ImageFolder(AnySet):
     crop: Literal["random-resized", "random", "center"] = "random-resized"
     padding: Annotated[int, Ge(0)] = 0  # black pixels added on each side before crop: random
     flip: bool = True  # in training, mirror left to right with probability 1/2
+    auto: Policy | None = None  # in training, AutoAugment
     augmix: AugMix | None = None  # in training, chains of operations mixed with the image; {} is the paper's
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet, as torchvision's weights expect it
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
@@ -48,6 +50,8 @@ class ImageFolder(AnySet):
     def __post_init__(self) -> None:
         if self.validation and self.validation_folder is not None:
             raise ValueError("validation and validation_folder exclude each other; keep one")
+        if self.auto is not None and self.augmix is not None:
+            raise ValueError("auto: augmix is set as well; keep one of them")
         if self.resize < self.size:
             raise ValueError(f"resize {self.resize} is smaller than size {self.size}; make it at least as large")
 
@@ -91,13 +95,14 @@ class ImageFolder(AnySet):
             "center": [v2.Resize(self.resize), v2.CenterCrop(self.size)],
         }
         flips = [v2.RandomHorizontalFlip()] if self.flip else []
+        automatic = [] if self.auto is None else [v2.AutoAugment(AutoAugmentPolicy(self.auto))]
         mixed = self.augmix
         last = (
             []
             if mixed is None
             else [v2.AugMix(math.ceil(mixed.severity), mixed.width, mixed.depth or -1, all_ops=False)]
         )
-        return v2.Compose([*crops[self.crop], *flips, v2.PILToTensor(), *last])
+        return v2.Compose([*crops[self.crop], *flips, v2.PILToTensor(), *automatic, *last])
 
 
 @dataclass(frozen=True)

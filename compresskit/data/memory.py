@@ -148,8 +148,9 @@ def _check_augment(augment: Augment | None, shape: tuple[int, ...], dtype: torch
         )
     if augment.crop >= min(shape[1:]):
         raise DataError(f"data.augment.crop: {augment.crop} shifts images of shape {shape} out of sight; lower it")
-    if augment.augmix is not None and dtype != torch.uint8:
-        raise DataError(f"data.augment.augmix: it takes images of bytes, these are {dtype}; store them as uint8")
+    bytes_only = "augmix" if augment.augmix is not None else "auto" if augment.auto is not None else None
+    if bytes_only and dtype != torch.uint8:
+        raise DataError(f"data.augment.{bytes_only}: it takes images of bytes, these are {dtype}; store them as uint8")
     if augment.consistency and task != "classification":
         raise DataError(f"data.augment.consistency: it compares classes, but the task is {task}; leave it out")
 

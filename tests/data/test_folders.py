@@ -176,3 +176,14 @@ def test_missing_folders_and_classes(root):
 def test_options_that_contradict_each_other(changes, message, root):
     with pytest.raises(ValueError, match=message):
         options(root, **changes)
+
+
+def test_auto_augment_changes_what_is_trained_on(root):
+    plain = options(root, crop="center", flip=False).load(seed=0)
+    changed = options(root, crop="center", flip=False, auto="imagenet").load(seed=0)
+    inputs, _ = served(changed.train, seed=1)
+    assert not torch.equal(inputs, served(plain.train, seed=1)[0])
+    assert torch.equal(inputs, served(changed.train, seed=1)[0])
+    assert torch.equal(served(changed.test)[0], served(plain.test)[0])
+    with pytest.raises(ValueError, match="auto: augmix is set as well"):
+        options(root, auto="svhn", augmix=AugMix())

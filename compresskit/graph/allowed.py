@@ -16,6 +16,9 @@ from torch.nn import functional
 
 from compresskit.graph import windows
 from compresskit.graph.expanded import Expanded
+from compresskit.graph.grouped import ChannelPermutation, GroupedLinear
+from compresskit.graph.grouped_stack import GroupedStack
+from compresskit.graph.skew_convolution import SkewConvolution
 from compresskit.graph.stochastic_depth import StochasticDepth
 
 _MODULES = """
@@ -88,6 +91,10 @@ MODULES: dict[str, type[nn.Module]] = {
     "StochasticDepth": StochasticDepth,
     "WindowAttention": windows.WindowAttention,
     "Expanded": Expanded,
+    "GroupedLinear": GroupedLinear,
+    "GroupedStack": GroupedStack,
+    "ChannelPermutation": ChannelPermutation,
+    "SkewConvolution": SkewConvolution,
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "getattr": builtins.getattr,  # of ATTRIBUTES only

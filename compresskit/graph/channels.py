@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from compresskit.graph.label_rules import ELEMENTWISE, ELEMENTWISE_MODULES, EXECUTED, REDUCING, SPATIAL, SPATIAL_MODULES
+from compresskit.graph.grouped import ChannelPermutation
+from compresskit.graph.label_rules import (
+    ELEMENTWISE,
+    ELEMENTWISE_MODULES,
+    EXECUTED,
+    REDUCING,
+    SPATIAL,
+    SPATIAL_MODULES,
+    called,
+)
 from compresskit.graph.labels import Labels, along, broadcast, compact, concatenated, repeats, spread, unite_rows
 from compresskit.graph.shapes import Interpreter, node_shapes
 from compresskit.graph.table import named_tensors, shared_names
@@ -93,7 +102,7 @@ class _Walk(Interpreter):
                 self._freeze([args[0]], "it is the network's output")
                 return args[0]
         found = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor | _Unknown)]
-        if not found and _name(n) == "getitem":
+        if not found and called(n) == "getitem":
             return self._item(n, args)
         if not found:
             made = super().run_node(n)  # a number, or a tensor of constants
@@ -114,10 +123,10 @@ class _Walk(Interpreter):
     def _parameter(self, n: fx.Node) -> Any:
         """Labels of a tensor that calls read, one for each entry along the one dimension that it has."""
         tensor = self.fetch_attr(str(n.target))
-        if not isinstance(tensor, Tensor) or all(_name(user) == "index_select" for user in n.users):
+        if not isinstance(tensor, Tensor) or all(called(user) == "index_select" for user in n.users):
             return tensor  # the indices of a selection are no channels
         wide = [dim for dim, size in enumerate(tensor.shape) if size > 1]
-        indices = not tensor.is_floating_point() and any(_name(user) not in ELEMENTWISE for user in n.users)
+        indices = not tensor.is_floating_point() and any(called(user) not in ELEMENTWISE for user in n.users)
         if len(wide) != 1 or indices or self._calls[n.target] > 1 or str(n.target) in self._shared:
             return self._frozen(tensor.shape, f"{n.target}: a tensor of {len(wide)} dimensions, of indices, or shared")
         labels = self.labels.fresh(tensor.shape[wide[0]])
@@ -146,6 +155,10 @@ class _Walk(Interpreter):
         if isinstance(module, nn.ChannelShuffle) and (channels := along(x, 1)) is not None:
             shares = unite_rows(self.labels, channels.view(module.groups, -1))
             return spread(shares.repeat_interleave(module.groups), 1, x.shape)
+        once = self._calls[n.target] == 1
+        if isinstance(module, ChannelPermutation) and once and (channels := along(x, module.dim)) is not None:
+            self.selections[n.name] = channels
+            return spread(channels[module.indices().cpu()], module.dim % x.ndim, x.shape)
         return self._stop(n, touched, f"{name}: {kind} mixes channels, or is not known")
 
     def _linear(self, n: fx.Node, layer: nn.Linear, x: Tensor) -> Tensor | _Unknown:
@@ -191,7 +204,7 @@ class _Walk(Interpreter):
         return x
 
     def _call(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[Tensor]) -> Any:
-        name = _name(n)
+        name = called(n)
         if name in ("size", "dim", "getattr", "numel") and found:
             along_one = n.args[1] if name == "size" and len(n.args) > 1 else n.kwargs.get("dim")
             self._measured[n] = compact(found[0]) if along_one is None else _varying(found[0], along_one)
@@ -350,10 +363,6 @@ def _varying(labels: Tensor, dim: Any) -> Tensor | None:
     return None if isinstance(dim, int) and repeats(labels, dim) else compact(labels)
 
 
-def _name(n: fx.Node) -> str:
-    return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
-
-
 def _is_broadcast(shape: torch.Size, varying: torch.Size) -> bool:
     """Whether a value of this shape has a single entry wherever the labels that it meets vary, and they do vary."""
     return varying.numel() > 1 and all(
@@ -367,7 +376,7 @@ def _cannot_be_told(n: fx.Node, whole: list[Tensor], narrow: list[Tensor]) -> bo
     (dim,) = (dim for dim, sizes in enumerate(zip(*(x.shape for x in whole), strict=True)) if len(set(sizes)) > 1)
     if all(x.shape[dim] == 1 for x in narrow):
         return False  # positions
-    return _name(n) == "chunk" or any(y.shape[dim] == 1 < x.shape[dim] for x, y in zip(whole, narrow, strict=True))
+    return called(n) == "chunk" or any(y.shape[dim] == 1 < x.shape[dim] for x, y in zip(whole, narrow, strict=True))
 
 
 def _by_dimension(source: Tensor, items: tuple[Any, ...]) -> list[tuple[int, Any]]:

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.channels import Channels
+from compresskit.graph.grouped import ChannelPermutation
 from compresskit.graph.shapes import node_shapes
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -170,9 +171,19 @@ def _left(alive: Tensor, dim: int) -> int | None:
 
 
 def _renumber(network: fx.GraphModule, node: fx.Node, alive: Tensor) -> None:
-    """The indices of a selection, counted among the channels that are left."""
+    """The indices of a selection or a permutation, counted among the channels that are left."""
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        assert isinstance(module, ChannelPermutation)
+        left = ChannelPermutation.of(_counted(module.indices().cpu(), alive), module.dim)
+        network.add_submodule(str(node.target), left.to(next(network.parameters()).device))
+        return
     name = str(node.all_input_nodes[-1].target)
     index = network.get_buffer(name)
-    places = (alive.cumsum(0) - 1).to(index.device)
     path, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(path), attribute, places[index[alive.to(index.device)[index]]])
+    setattr(network.get_submodule(path), attribute, _counted(index, alive.to(index.device)))
+
+
+def _counted(index: Tensor, alive: Tensor) -> Tensor:
+    """What is left of the indices, each the number of its channel among those alive."""
+    return (alive.cumsum(0) - 1)[index[alive[index]]]

@@ -46,6 +46,12 @@ def replace_chain(
 def replace_by_two(network: fx.GraphModule, name: str, first: nn.Module, second: nn.Module) -> fx.GraphModule:
     """Copy of `network` with two layers, one behind the other, in the place of layer `name`: `name.0` and `name.1`."""
     network = copy.deepcopy(network)
+    put_two(network, name, first, second)
+    return network
+
+
+def put_two(network: fx.GraphModule, name: str, first: nn.Module, second: nn.Module) -> None:
+    """`replace_by_two` in the network itself, for callers that have copied it already."""
     (node,) = (node for node in network.graph.nodes if node.op == "call_module" and node.target == name)
     network.delete_submodule(name)
     for suffix, layer in (("0", first), ("1", second)):
@@ -58,7 +64,6 @@ def replace_by_two(network: fx.GraphModule, name: str, first: nn.Module, second:
     behind.args = (node,)
     network.graph.lint()
     network.recompile()
-    return network
 
 
 def reset_parameters(network: fx.GraphModule, seed: int) -> list[str]:

@@ -1,5 +1,7 @@
 """What is known of calls and modules when a network is walked through on labels of its channels."""
 
+from torch import fx
+
 # Each output value depends on the values at its own place alone; operands are broadcast.
 ELEMENTWISE = frozenset(
     """
@@ -46,3 +48,8 @@ SPATIAL_MODULES = frozenset(
 )
 
 REDUCING = frozenset({"mean", "sum", "amax", "amin"})  # over dimensions along which labels repeat
+
+
+def called(node: fx.Node) -> str:
+    """The name, without its home, of the function or method that a node calls; the path of what else it reads."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

@@ -23,17 +23,19 @@ class Layer:
     taps: tuple[int, ...] = ()
 
 
-def select(network: fx.GraphModule, selectors: Sequence[str]) -> list[str]:
+def select(
+    network: fx.GraphModule, selectors: Sequence[str], kinds: Mapping[str, tuple[type[nn.Module], ...]] = KINDS
+) -> list[str]:
     """Names of the convolutions and linear layers that any of the selectors means, in the order of the network.
 
-    Raises RecipeError as `pick` does.
+    kinds: what counts as such. Raises RecipeError as `pick` does.
     """
     called = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
     modules = {name: network.get_submodule(name) for name in called}
     layers = {
         name: Layer(kind, getattr(module, "kernel_size", ()))
         for name, module in modules.items()
-        for kind, types in KINDS.items()
+        for kind, types in kinds.items()
         if isinstance(module, types)
     }
     return pick(layers, selectors)

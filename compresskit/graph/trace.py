@@ -63,6 +63,11 @@ def trace(module: nn.Module) -> fx.GraphModule:
     return network
 
 
+def traced(module: nn.Module) -> fx.GraphModule:
+    """The module itself where it is a graph already."""
+    return module if isinstance(module, fx.GraphModule) else trace(module)
+
+
 class _Tracer(fx.Tracer):
     """Notes in which submodule each node was made, and in which one the trace stopped."""
 

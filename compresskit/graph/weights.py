@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from compresskit.graph import selectors
 from compresskit.graph.expanded import Expanded
+from compresskit.graph.grouped import GroupedLinear
+from compresskit.graph.grouped_stack import GroupedStack
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
-    "linear": selectors.KINDS["@linear"],
+    "linear": (*selectors.KINDS["@linear"], GroupedLinear),
     "conv": selectors.KINDS["@conv"],
     "transposed": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     "embedding": (nn.Embedding, nn.EmbeddingBag),
@@ -29,7 +31,8 @@ class Weight:
 def weights_of(network: nn.Module) -> tuple[list[Weight], dict[str, str]]:
     """Weights of the layers, in the order of the modules, and why other parameters of two dimensions have none.
 
-    An expanded layer has the weight that its factors make, or, with activations between them, one for each.
+    An expanded layer has the weight that its factors make, or, with activations between them, one for each. Layers of a
+    stack are NAME.0, NAME.1, ...
     """
     found, others = [], {}
     for name, module in _layers("", network):
@@ -38,6 +41,9 @@ def weights_of(network: nn.Module) -> tuple[list[Weight], dict[str, str]]:
             kind = "linear" if module.kind == "Linear" else "conv"
             weight, _ = module.contracted()
             found.append(Weight(name, kind, weight.detach(), module.groups))
+        elif isinstance(module, GroupedStack):
+            layers = enumerate(module.weight.detach())
+            found += [Weight(f"{name}.{number}", "linear", tensor, module.groups) for number, tensor in layers]
         elif kind is not None:
             tensor = module.get_parameter("weight")
             found.append(Weight(name, kind, tensor.detach(), getattr(module, "groups", 1)))

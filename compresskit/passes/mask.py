@@ -16,7 +16,7 @@ from compresskit.graph.table import shared_names
 from compresskit.graph.weights import weights_of
 from compresskit.numerics.masks import of_units, units_left
 from compresskit.numerics.pruning_ratios import counts
-from compresskit.passes.mask_options import Mask
+from compresskit.passes.mask_options import Masking
 from compresskit.passes.prune_budgets import Floats, Weighed, first
 
 ROUNDING = 1e-9  # relative, of a limit that is a share
@@ -54,16 +54,22 @@ class Masker:
     """What is worked out once for a network and a recipe; the network stays as it is."""
 
     def __init__(
-        self, network: fx.GraphModule, options: Mask, input_shape: tuple[int, ...], masks: Masks, seed: int
+        self,
+        network: fx.GraphModule,
+        options: Masking,
+        input_shape: tuple[int, ...],
+        masks: Masks,
+        seed: int,
+        section: str = "prune",
     ) -> None:
-        """masks: that the network has already; what they set to zero stays zero.
+        """masks: that the network has already; what they set to zero stays zero. section: of the recipe, for messages.
 
         Raises RecipeError where nothing can be masked, or the target lies out of what can be reached.
         """
         self._network, self._options, self._seed = network, options, seed
         self._masks, self._kernels = masks, options.kind == "kernels"
         self._counts = count(network, input_shape)
-        names, self.skipped = _maskable(network, options)
+        names, self.skipped = _maskable(network, options, section)
         generator = torch.Generator().manual_seed(seed)
         self.layers = [self._layer(name, generator) for name in names]
         self.whole, self._fixed = self._sizes()
@@ -72,7 +78,7 @@ class Masker:
         self.least = self._size(self._kept(np.ones(len(self.layers))))
         if not self._fits(self.least) or self.asked >= self.now:
             raise RecipeError(
-                f"prune.target.{options.target.goal}: {self.asked:,.6g} of {self.whole:,.6g} {self.unit} would be "
+                f"{section}.target.{options.target.goal}: {self.asked:,.6g} of {self.whole:,.6g} {self.unit} would be "
                 f"left; what can be reached lies from {self.least:,.6g} ({self.least / self.whole:.2%}: min_units of "
                 f"every layer that is masked) to {self.now:,.6g}; ask for a value in between, or mask more layers"
             )
@@ -167,7 +173,7 @@ def _parameter(layer: str) -> str:
     return f"{layer}.weight"
 
 
-def _maskable(network: fx.GraphModule, options: Mask) -> tuple[list[str], dict[str, str]]:
+def _maskable(network: fx.GraphModule, options: Masking, section: str) -> tuple[list[str], dict[str, str]]:
     """Layers in the order of the network, and why others of those that selectors name stay whole."""
     wanted = select(network, options.layers)
     dense = set(select(network, options.dense)) if options.dense else set()
@@ -175,7 +181,7 @@ def _maskable(network: fx.GraphModule, options: Mask) -> tuple[list[str], dict[s
     found, skipped = [], {}
     for name in wanted:
         if name in dense:
-            skipped[name] = "prune.dense names it"
+            skipped[name] = f"{section}.dense names it"
         elif _parameter(name) in shared:
             skipped[name] = "its weights are those of another layer, too"
         else:
@@ -184,5 +190,7 @@ def _maskable(network: fx.GraphModule, options: Mask) -> tuple[list[str], dict[s
         if f"@{weight.kind}" not in KINDS:
             skipped[weight.name] = "masks are for convolutions and linear layers"
     if not found:
-        raise RecipeError("prune.layers: every layer that they name stays dense; see prune.dense and `show layers`")
+        raise RecipeError(
+            f"{section}.layers: every layer that they name stays dense; see {section}.dense and `show layers`"
+        )
     return found, skipped

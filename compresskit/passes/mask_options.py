@@ -70,8 +70,8 @@ class MaskTarget:
 
 
 @option
-class Mask:
-    """Set single weights, or kernels (the taps that one output has of one input), to zero, and keep them there."""
+class Masking:
+    """Which single weights, or kernels (the taps that one output has of one input), become zero."""
 
     kind: Literal["weights", "kernels"]
     target: MaskTarget
@@ -80,6 +80,12 @@ class Mask:
     layers: tuple[str, ...] = ("re:.*",)  # selectors of the layers that are masked
     dense: tuple[str, ...] = ()  # selectors of those among them that stay whole after all
     min_units: Annotated[int, Ge(0)] = 1  # weights or kernels that are left of each layer; 0 lets layers die
+
+
+@option
+class Mask(Masking):
+    """Set single weights, or kernels (the taps that one output has of one input), to zero, and keep them there."""
+
     norms: bool = True  # estimate the means and variances of batch norms again
 
 

@@ -9,6 +9,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch import fx, nn
 
+from compresskit.errors import RecipeError
+from compresskit.graph.grouped_stack import GroupedStack
 from compresskit.graph.weights import weights_of
 from compresskit.numerics.layer_rates import Map, Noise, disturbed, factors
 from compresskit.options import option
@@ -53,7 +55,13 @@ def owners(network: fx.GraphModule) -> dict[nn.Parameter, str]:
     """The layer that each parameter goes with: its own, and of a batch norm the layer before it, else the next one.
 
     A norm that does not follow a layer directly (behind a concatenation or a sum) goes with the layer that reads it.
+    Raises RecipeError for layers that share a parameter, which has one rate.
     """
+    for name, module in network.named_modules():
+        if isinstance(module, GroupedStack):
+            raise RecipeError(
+                f"layerwise_rates: {name} holds {module.layers} layers in one; train them with layout: masked"
+            )
     layers = [weight.name for weight in weights_of(network)[0]]
     found: dict[nn.Parameter, str] = {}
     for name, parameter in network.named_parameters():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from compresskit import __version__
-from compresskit.errors import CompresskitError, RecipeError, ResourceError, TargetMissed
+from compresskit.errors import CompresskitError, ResourceError, TargetMissed
 
 if TYPE_CHECKING:
     from compresskit.commands.result import Result
@@ -186,34 +186,20 @@ def show(
     _run(lambda progress: command.run(topic, section, checkpoint), quiet, json)
 
 
-def _absent(verb: str) -> Callable[[typer.Context], None]:
-    def refuse(context: typer.Context) -> None:
-        _fail(
-            RecipeError(
-                f"{verb}: this verb is not there yet in compresskit {__version__}; there are: {', '.join(PRESENT)}"
-            )
-        )
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .pt, .pt2 or .onnx.", show_default=False)],
+    layout: Annotated[
+        str, typer.Option("--layout", help="masked: as it is. grouped: sparse layers of blocks as grouped layers.")
+    ] = "masked",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    quiet: Quiet = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Write a checkpoint in another layout, or as a file that torch or ONNX alone can run."""
+    from compresskit.commands import export as command
 
-    refuse.__doc__ = "Not there yet."
-    return refuse
-
-
-PRESENT = (
-    "train",
-    "fuse",
-    "expand",
-    "prune",
-    "reconstruct",
-    "spectra",
-    "finetune",
-    "evaluate",
-    "inspect",
-    "validate",
-    "show",
-)
-for _verb in ("export",):
-    _settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command(_verb, context_settings=_settings)(_absent(_verb))
+    _run(lambda progress: command.run(model, out, layout, force=force), quiet, json)
 
 
 @app.callback(invoke_without_command=True)

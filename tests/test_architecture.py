@@ -13,7 +13,7 @@ FLOORS = [  # upper ones may import lower ones; those on one line may import eac
     {"commands"},
     {"plots"},
     {"recipes"},
-    {"storage.moment_cache", "storage.checkpoint", "storage.run_folder"},
+    {"storage.moment_cache", "storage.checkpoint", "storage.exported", "storage.run_folder"},
     {"training"},
     {"passes"},
     {"graph"},
@@ -33,6 +33,7 @@ HOMES = {
     "scipy": {"numerics"},
     "PIL": {"data"},
     "pycocotools": {"training.average_precision"},
+    "onnxruntime": {"storage.exported"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.read_text().strip())
 

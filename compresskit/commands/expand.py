@@ -21,7 +21,7 @@ from compresskit.errors import RecipeError
 from compresskit.graph.counting import count
 from compresskit.graph.shapes import evaluating
 from compresskit.passes.expand import Expansion, contract, expanded_layers, set_factors
-from compresskit.recipes.schema import STAGES, ExpandAndTrain, Memorisation
+from compresskit.recipes.schema import STAGES, ExpandAndTrain, FreshTraining, Memorisation
 from compresskit.training.loop import History
 from compresskit.training.options import Training
 
@@ -66,11 +66,21 @@ def _check(current: Session, options: ExpandAndTrain) -> None:
         )
     if first == "expand" and current.recipe.model is None and current.arguments.checkpoint is None:
         raise RecipeError("expand: there is no net to expand; add the section `model`, or name one with --checkpoint")
+    if current.recipe.train is not None:
+        _check_start(current.recipe.train)
     check_memorisation(current, _memorisation(current, options))
     if current.recipe.train and current.recipe.train.memorisation and "train" in options.stages != STAGES:
         raise RecipeError("train.memorisation: its networks go through all stages; leave `expand.stages` out, or this")
     if "train" in options.stages and current.recipe.train is None:
         raise RecipeError("expand.stages: 'train' trains as the section `train` says, which is missing; add it")
+
+
+def _check_start(train: FreshTraining) -> None:
+    """Refuses keys of `train` that this verb would not heed."""
+    given = {"init": train.init not in (None, "expandnet"), "mask": train.mask is not None}
+    given |= {"layout": train.layout != "masked", "compare": train.compare is not None}
+    for key in [key for key, is_given in given.items() if is_given]:
+        raise RecipeError(f"train.{key}: only the verb `train` takes it; drop it with ~train.{key}")
 
 
 def _memorisation(current: Session, options: ExpandAndTrain) -> Memorisation | None:

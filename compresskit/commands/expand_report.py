@@ -167,7 +167,9 @@ def _finish(current: Session, settings: Mapping[str, Sequence[ExpandedTrial]]) -
             name: [[row[first.monitor] for row in trial.history.rows] for trial in found if trial.history is not None]
             for name, found in settings.items()
         }
-        plots.training_curves(current.folder.path / "training-curves.png", curves, first.monitor.replace("_", " "))
+        plots.training_curves(
+            current.folder.path / "training-curves.png", {"": curves}, first.monitor.replace("_", " ")
+        )
 
 
 def _best(current: Session, trials: Sequence[ExpandedTrial]) -> tuple[ExpandedTrial, str]:

@@ -28,17 +28,21 @@ def run(path: Path) -> Result:
     result.notes = [
         f"{checkpoint.task} of inputs {'×'.join(map(str, checkpoint.input_shape))}, model {checkpoint.model['kind']}",
         f"sha256 {file_hash(path)}",
+        *normalisation(checkpoint),
     ]
-    if checkpoint.preprocessing:
-        result.notes.append(
-            f"inputs are normalised: mean {_short('mean', checkpoint)}, std {_short('std', checkpoint)}"
-        )
     result.details = {
         "model": checkpoint.model,
         "preprocessing": checkpoint.preprocessing,
         "history": checkpoint.history,
     }
     return result
+
+
+def normalisation(checkpoint: Checkpoint) -> list[str]:
+    """A line on how inputs are normalised, where they are."""
+    if not checkpoint.preprocessing:
+        return []
+    return [f"inputs are normalised: mean {_short('mean', checkpoint)}, std {_short('std', checkpoint)}"]
 
 
 def _of_masks(checkpoint: Checkpoint, counts: Counts) -> list[Figure]:

@@ -36,6 +36,17 @@ class Progress(Protocol):
     def log(self, text: str) -> None: ...
 
 
+class Counter:
+    """Tells a command's progress of one more thing done, each time it is called."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._done = progress, 0
+
+    def __call__(self) -> None:
+        self._done += 1
+        self._progress.update(self._done)
+
+
 @dataclass(frozen=True)
 class Arguments:
     """The command line beside the verb."""
@@ -77,9 +88,7 @@ class Session:
 
     def fresh(self, trial: int) -> Start:
         """The recipe's model, traced, with random weights drawn from the trial's seed (or those that it names)."""
-        torch.manual_seed(self.recipe.seed + trial)
-        model = self.recipe.section("model").build(self.data.input_shape, self.data.outputs)
-        return Start(trace(model).to(self.device, torch.float32))
+        return Start(built(self.recipe, self.data, trial).to(self.device, torch.float32))
 
     def parent(self, trial: int) -> Start:
         """The trained network that a trial starts from: a checkpoint, or the recipe's model with weights of its own."""
@@ -140,6 +149,12 @@ class Session:
             "seed": seed,
             **provenance(),
         }
+
+
+def built(recipe: Recipe, data: DataSet, trial: int) -> fx.GraphModule:
+    """The recipe's model for these data, traced, its weights drawn by torch from the trial's seed."""
+    torch.manual_seed(recipe.seed + trial)
+    return trace(recipe.section("model").build(data.input_shape, data.outputs))
 
 
 @contextmanager

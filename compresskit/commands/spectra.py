@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from compresskit.commands.initial import initial_start
+from compresskit.commands.isometry import Isometries
 from compresskit.commands.parents import in_folder
 from compresskit.commands.result import Result
-from compresskit.commands.session import Arguments, Progress, device_kind
+from compresskit.commands.session import Arguments, Counter, Progress, Start, device_kind
 from compresskit.commands.spectra_report import plan_result, spectra_result
 from compresskit.data.dataset import DataSet
 from compresskit.errors import CheckpointError, RecipeError
+from compresskit.graph.masks import Masks
 from compresskit.graph.selectors import select
-from compresskit.graph.trace import trace
+from compresskit.graph.trace import traced
 from compresskit.graph.weights import Weight, chosen, weights_in, weights_of
 from compresskit.models.weights import load_weights, read_state
 from compresskit.passes.similarity import similarity
@@ -45,6 +48,7 @@ class Source:
     weights: list[Weight]
     others: dict[str, str]
     epochs: dict[int, Path]
+    masks: Masks
 
 
 def run(arguments: Arguments, progress: Progress) -> Result:
@@ -56,13 +60,16 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     data = _data(recipe, options, arguments.checkpoint)
     source = _source(arguments.checkpoint, recipe, options, data)
     alike = _Similarity(source, options.cka, data, device) if options.cka is not None and data is not None else None
+    isometries = _isometries(source, arguments, recipe, data, device)
     if arguments.dry_run:
-        return plan_result(source.title, source.weights, source.others, options)
+        planned = plan_result(source.title, source.weights, source.others, options)
+        planned.tables += isometries.plan() if isometries is not None else []
+        return planned
     folder = _folder(arguments, recipe, source)
 
     def take(weights: Sequence[Weight], label: str) -> tuple[list[Spectrum], dict[str, str]]:
         progress.start(label, len(weights))
-        counted = _Counter(progress)
+        counted = Counter(progress)
         return spectra(weights, options, seed=recipe.seed, device=device, on_layer=counted)
 
     found, reasons = take(source.weights, "spectra")
@@ -71,6 +78,8 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     _write(folder, found)
     if alike is not None:
         alike.measure(folder, progress, result, drawn=recipe.report.plots)
+    if isometries is not None:
+        isometries.measure(folder, progress, result, drawn=recipe.report.plots)
     if recipe.report.plots:
         densities(folder.path / "densities.png", found)
         alphas(folder.path / "alpha-by-depth.png", found)
@@ -84,8 +93,10 @@ def _data(recipe: Recipe, options: SpectraOfNetwork, path: Path | None) -> DataS
     if recipe.data is None:
         if options.cka is not None:
             raise RecipeError("spectra.cka: layers are compared by what they make of images; add `data:` to the recipe")
+        if options.isometry is not None:
+            raise RecipeError("spectra.isometry: Jacobians are taken at images; add `data:` to the recipe")
         return None
-    if options.cka is None and (recipe.model is None or _is_checkpoint(path)):
+    if options.cka is None and options.isometry is None and (recipe.model is None or _is_checkpoint(path)):
         return None
     data: DataSet = recipe.section("data").load(recipe.seed)
     return data
@@ -99,16 +110,19 @@ def _source(path: Path | None, recipe: Recipe, options: SpectraOfNetwork, data: 
         )
     network: nn.Module | None = None
     epochs: dict[int, Path] = {}
+    masks: Masks = {}
     if path is None:
-        network = _built(recipe, options, data)
+        network, masks = _initial(recipe, options, data)
         weights_file = getattr(recipe.model, "weights", None)
         title = weights_file or f"{recipe.name}: random weights, since there is no --checkpoint"
     elif path.is_dir():
-        network, title, epochs = load(in_folder(path)[0]).network, str(path), epochs_kept(path)
+        checkpoint, title, epochs = load(in_folder(path)[0]), str(path), epochs_kept(path)
+        network, masks = checkpoint.network, checkpoint.masks
     else:
         title = str(path)
         if _is_checkpoint(path):
-            network = load(path).network
+            checkpoint = load(path)
+            network, masks = checkpoint.network, checkpoint.masks
         elif recipe.model is not None:
             network = _built(recipe, options, data)
             load_weights(network, path)
@@ -117,7 +131,7 @@ def _source(path: Path | None, recipe: Recipe, options: SpectraOfNetwork, data: 
         weights, others = chosen(weights, options.layers), {}
     if not weights:
         raise CheckpointError(f"{title}: it has no layer with a matrix of weights")
-    return Source(title, path, network, weights, others, epochs)
+    return Source(title, path, network, weights, others, epochs, masks)
 
 
 def _is_checkpoint(path: Path | None) -> bool:
@@ -134,6 +148,14 @@ def _is_checkpoint(path: Path | None) -> bool:
             return True
         return False
     return True
+
+
+def _initial(recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) -> tuple[nn.Module, Masks]:
+    """The recipe's model as training would start from it; without data, whose shapes that takes, as it is built."""
+    if data is None:
+        return _built(recipe, options, data), {}
+    start = initial_start(recipe, data, torch.device("cpu"), trial=0)
+    return start.network, start.masks
 
 
 def _built(recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) -> nn.Module:
@@ -181,15 +203,15 @@ def _write(folder: RunFolder, found: Sequence[Spectrum]) -> None:
         np.savez(file, **arrays)
 
 
-class _Counter:
-    """Tells a command's progress of one more thing done, each time it is called."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress, self._done = progress, 0
-
-    def __call__(self) -> None:
-        self._done += 1
-        self._progress.update(self._done)
+def _isometries(
+    source: Source, arguments: Arguments, recipe: Recipe, data: DataSet | None, device: torch.device
+) -> Isometries | None:
+    """What the section asks for, checked before any work."""
+    if recipe.section("spectra").isometry is None or data is None:
+        return None
+    if source.network is None:
+        raise RecipeError("spectra.isometry: a state dict has no layers to run; give the recipe its `model`")
+    return Isometries(Start(traced(source.network), masks=source.masks), arguments, recipe, data, device)
 
 
 class _Similarity:
@@ -200,7 +222,7 @@ class _Similarity:
             raise RecipeError("spectra.cka: a state dict has no layers to run; give the recipe its `model`")
         self._options, self._data, self._device = options, data, device
         other = None if options.other is None else Path(options.other)
-        networks: list[fx.GraphModule] = [_traced(source.network)]
+        networks: list[fx.GraphModule] = [traced(source.network)]
         if other is not None:
             networks.append(load(in_folder(other)[0] if other.is_dir() else other).network)
         self._networks = [network.to(device, torch.float32) for network in networks]
@@ -215,12 +237,8 @@ class _Similarity:
         served = self._samples.batches(self._batch, self._device, drop_last=True)
         second = self._networks[1] if len(self._networks) > 1 else None
         layers = self._layers[0], self._layers[-1]
-        found = similarity(self._networks[0], second, layers, (inputs for inputs, _ in served), _Counter(progress))
+        found = similarity(self._networks[0], second, layers, (inputs for inputs, _ in served), Counter(progress))
         rows: Mapping[str, Any] = {"layers": self._layers[0], "other layers": self._layers[-1]}
         result.details["cka"] = {**rows, "similarity": found.tolist(), "images": steps * self._batch}
         if drawn:
             heat_map(folder.path / "cka.png", found.cpu().numpy(), *layers)
-
-
-def _traced(network: nn.Module) -> fx.GraphModule:
-    return network if isinstance(network, fx.GraphModule) else trace(network)

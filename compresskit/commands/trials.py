@@ -186,5 +186,8 @@ def _result(current: Session, options: Training, trials: list[Trial]) -> Result:
     if len(trials) > 1:
         seed = trials[best_trial([trial.history for trial in trials], current.data.task)].seed
         result.notes.append(f"model.pt is that of seed {seed}, the best by {trials[0].history.monitor}")
-    result.details = {"trials": [{"seed": t.seed, "rows": t.history.rows} for t in trials]}
+    result.details = {
+        "monitor": trials[0].history.monitor,
+        "trials": [{"seed": t.seed, "rows": t.history.rows} for t in trials],
+    }
     return result

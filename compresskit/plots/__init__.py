@@ -33,15 +33,19 @@ def learning_curves(path: Path, curves: Mapping[str, tuple[Curves, Curves]], met
     save(figure, path)
 
 
-def training_curves(path: Path, curves: Mapping[str, Curves], metric: str) -> None:
-    """`metric` by epoch, a line for each network: mean and standard deviation over its curves, one for each trial."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    panel = figure.subplots()
-    for number, (name, several) in enumerate(curves.items()):
-        _band(panel, several, 1, name, f"C{number % 10}")
-    panel.set(xlabel="epoch", ylabel=metric)
-    panel.legend(frameon=False)
-    panel.grid(alpha=0.3)
+def training_curves(path: Path, panels: Mapping[str, Mapping[str, Curves]], metric: str) -> None:
+    """`metric` by epoch: in each panel a line for each network, mean and standard deviation over its curves.
+
+    panels: by title, the networks' curves by name, one for each trial. A name has one colour in all panels.
+    """
+    figure, axes = grid(len(panels), 7 if len(panels) == 1 else 4.6, 4.5 if len(panels) == 1 else 3.8)
+    names = list(dict.fromkeys(name for networks in panels.values() for name in networks))
+    for panel, (title, networks) in zip(axes, panels.items(), strict=True):
+        for name, several in networks.items():
+            _band(panel, several, 1, name, f"C{names.index(name) % 10}")
+        panel.set(title=title, xlabel="epoch", ylabel=metric)
+        panel.legend(frameon=False, fontsize=9 if len(names) < 8 else 6)
+        panel.grid(alpha=0.3)
     save(figure, path)
 
 

@@ -116,7 +116,7 @@ class _Builder:
                 return _adapter(Union[tuple(fitting)]).validate_json(json.dumps(value))  # noqa: UP007
             except ValidationError:  # said in our words below, which name every alternative
                 pass
-        remedy = suggestion(value, literals(hint))
+        remedy = suggestion(value, [*literals(hint), *kinds(hint)])
         if {str} == {*map(bare, members(hint))} - {NoneType} and isinstance(value, bool | int | float):
             remedy = "; put it in quotes"
         return self._problem(f"must be {words(hint)}, given {shown(value)}{remedy}", node, key)

@@ -13,11 +13,13 @@ from compresskit.options import option
 from compresskit.passes.criteria import Criterion
 from compresskit.passes.expand_options import Expand, Rate
 from compresskit.passes.fuse_options import Fuse
-from compresskit.passes.mask_options import Mask, MaskCriterion
+from compresskit.passes.isometry_options import Isometry
+from compresskit.passes.mask_options import Mask, MaskCriterion, Masking
 from compresskit.passes.prune_budgets import Budget
 from compresskit.passes.prune_options import Prune, Repair
 from compresskit.passes.reconstruct_options import GOALS, Chaining, Reconstruct
 from compresskit.passes.shares import Amount, share
+from compresskit.passes.sparse_init_options import INITIALISATIONS, Ramanujan
 from compresskit.passes.spectra_options import Spectra
 from compresskit.recipes.hints import Kinds
 from compresskit.training.distillation import Distill
@@ -130,12 +132,53 @@ class Memorisation:
             raise ValueError(f"label_noise: {list(self.label_noise)}; give one level or more, each once")
 
 
+When = Literal["before", "after"]  # after: the dense net is trained first, then masked and trained as long again
+
+
+@option
+class MaskedTraining(Masking):
+    """Set single weights or kernels to zero, by what they are worth."""
+
+    when: When = "before"  # before training; after: train the dense net, mask it, and train it as long again
+
+
+@option
+class RamanujanTraining(Ramanujan):
+    """Keep the weights or kernels that a regular graph keeps."""
+
+    when: When = "before"  # before training; after: train the dense net, mask it, and train it as long again
+
+
+TRAINING_MASKS: dict[str, type[MaskedTraining] | type[RamanujanTraining]] = {
+    "weights": MaskedTraining,
+    "kernels": MaskedTraining,
+    "ramanujan": RamanujanTraining,
+}
+Drawing = Annotated[Any, Kinds(INITIALISATIONS)]
+
+
+@option
+class Grid:
+    """Networks trained beside: one for each row with each column, both changes of the recipe as on the command line."""
+
+    rows: dict[str, dict[str, Any]]  # SAO: {train.init: {kind: sao, degree: 4}}; keys of `model` and `train`
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)  # N = 200: {model.depth: 200}
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("rows: name one at least")
+
+
 @option
 class FreshTraining(Training):
     """Training of a new network."""
 
-    # expandnet: the compact net that an untrained expanded one makes, by the section `expand`; default: as torch draws
-    init: Literal["expandnet"] | None = None
+    # how weights are drawn, one way or several by `layers`; expandnet: the compact net that an untrained expanded one
+    # makes, by the section `expand`; default: as torch draws
+    init: Literal["expandnet"] | Drawing | tuple[Drawing, ...] | None = None
+    mask: Annotated[Any, Kinds(TRAINING_MASKS)] | None = None  # set weights to zero that stay so: weights, kernels, ...
+    layout: Literal["masked", "grouped"] = "masked"  # grouped: layers with regular masks run as grouped ones, and fast
+    compare: Grid | None = None
     landscape: Landscape | None = None  # draw the loss around the trained net; {} takes its defaults
     memorisation: Memorisation | None = None  # train on corrupted labels, too; {} takes its defaults
 
@@ -266,11 +309,25 @@ class CKA:
 
 
 @option
+class IsometryOfNetworks(Isometry):
+    """Jacobians of the network, and of others beside it, in one report."""
+
+    # networks looked at beside, by a name for the tables: changes of the recipe, {train.init: sao}
+    compare: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.compare:
+            if not name or "/" in name:
+                raise ValueError(f"compare: {name!r} cannot name a network; take a name without a slash")
+
+
+@option
 class SpectraOfNetwork(Spectra):
     """Spectra of a checkpoint, a state dict, or the recipe's model; and how alike its layers are."""
 
     sort: Literal["network", "alpha", "rand_distance", "stable_rank", "entropy", "spectral_norm", "norm"] = "alpha"
     cka: CKA | None = None  # needs data; {} takes its defaults
+    isometry: IsometryOfNetworks | None = None  # needs data; {} takes its defaults
     input_shape: tuple[Annotated[int, Gt(0)], ...] = (3, 224, 224)  # of the recipe's model, if there are no data
     outputs: Annotated[int, Gt(0)] = 1000  # of the recipe's model, if there are no data
 

@@ -225,11 +225,6 @@ def test_a_full_disk(call, recipe, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("verb", ["export"])
-def test_verbs_to_come_say_so(call, verb):
-    refused(call(verb, "net.yaml", "--checkpoint", "x"), 2, f"{verb}: this verb is not there yet")
-
-
 def test_until_is_asked_for(call, recipe, checkpoint, tmp_path):
     refused(call("fuse", recipe, "fuse.layers=auto", "-c", checkpoint), 2, "fuse.until", "--dry-run")
     assert nothing_written(tmp_path)

@@ -1,0 +1,165 @@
+"""`spectra.isometry` on the data of the other commands' tests: tables, files, networks beside, and refusals."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compresskit.graph.masks import apply_masks
+from compresskit.storage.checkpoint import load, save
+from tests.commands.conftest import program
+from tests.commands.test_bad_input import refused
+
+NET = """\
+model: {kind: mlp, widths: [24, 24, 16], activation: tanh}
+data: {kind: mnist-mini, limit: 600, validation: 200}
+spectra:
+  min_eigenvalues: 4
+  isometry:
+    images: 4
+    compare:
+      wide: {model.widths: [32, 32]}
+      relu: {model.activation: relu}
+report: {latency_repeats: 1}
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "net.yaml"
+    path.write_text(NET)
+    return path
+
+
+def rows(folder: str) -> dict[tuple[str, str], dict[str, str]]:
+    with (Path(folder) / "isometry.csv").open() as file:
+        return {(row["network"], row["layer"]): row for row in csv.DictReader(file)}
+
+
+def report(folder: str) -> dict:
+    return json.loads((Path(folder) / "report.json").read_text())
+
+
+def table(folder: str, title: str) -> list[list]:
+    (found,) = (table for table in report(folder)["tables"] if table["title"].startswith(title))
+    return found["rows"]
+
+
+def test_the_installed_program_compares_networks(net, tmp_path):
+    done = program("spectra", "net.yaml", "--out", "out", cwd=tmp_path)
+    assert done.status == 0, done.err
+    out = str(tmp_path / "out")
+    names = {path.name for path in Path(out).iterdir()}
+    assert names >= {
+        *("isometry.csv", "singular-values.npz"),
+        *("isometry-depth.png", "isometry-layer.png", "reachability.png"),
+    }
+    found, arrays = rows(out), np.load(Path(out) / "singular-values.npz")
+    layers = {"net": ["fc1", "fc2", "fc3", "head"], "relu": ["fc1", "fc2", "fc3", "head"]}
+    layers["wide"] = ["fc1", "fc2", "head"]
+    assert list(found) == [(name, x) for name in ("net", "wide", "relu") for x in (*layers[name], "output")]
+    for (name, layer), row in found.items():
+        depth = arrays[f"{name}/{layer}/depth"]
+        assert float(row["depth mean"]) == pytest.approx(depth.mean())
+        assert float(row["depth variance"]) == pytest.approx(depth.var())
+        if layer != "output":
+            own = arrays[f"{name}/{layer}/own"]
+            assert own.shape == (4, min(int(row["outputs"]), int(row["inputs"])))
+            assert (float(row["smallest"]), float(row["largest"])) == (
+                pytest.approx(own.min()),
+                pytest.approx(own.max()),
+            )
+            assert float(row["p"]) == pytest.approx(
+                report(out)["details"]["isometry"][name]["layers"][int(row["number"]) - 1]["p"]
+            )
+    head = [float(row["depth mean"]) for (name, layer), row in found.items() if (name, layer) == ("net", "head")]
+    first, *others = table(out, "isometry: output by input")
+    assert first[:2] == ["net", pytest.approx(head[0])]
+    assert first[-1] == "1: fc2"
+    assert [row[0] for row in others] == ["wide", "relu"]
+    assert [row[0] for row in table(out, "isometry: layers of net")] == layers["net"]
+    assert "4 test images" in done.out
+
+
+def test_a_checkpoint_is_looked_at_with_its_masks(call, recipe, trained):
+    recipe.write_text(recipe.read_text() + "spectra: {min_eigenvalues: 4, isometry: {images: 3, start: conv2}}\n")
+    checkpoint = load(trained / "runs/net-train/model.pt")
+    mask = torch.zeros(8, 4, 1, 1, dtype=torch.bool)
+    mask[:4, :2] = True
+    checkpoint.masks = {"conv2.weight": mask.expand(8, 4, 3, 3).contiguous()}
+    apply_masks(checkpoint.network, checkpoint.masks)
+    save(checkpoint, Path("masked.pt"))
+    outcome = call("spectra", recipe, "-c", "masked.pt", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    found = rows("out")
+    missing = {layer: row["disconnected"] for (_, layer), row in found.items()}
+    assert missing == {"conv1": "", "conv2": "24", "head": "20", "output": ""}  # two of four channels go on
+    assert found["net", "conv1"]["depth mean"] == ""
+    assert table("out", "isometry: output by input")[0][-1] == "never; 20 pairs missing at head"
+
+
+def test_large_jacobians_are_estimated_and_said_to_be(call, recipe):
+    recipe.write_text(
+        recipe.read_text() + "spectra: {min_eigenvalues: 4, isometry: {images: 2, exact: 20, probes: 2, steps: 10}}\n"
+    )
+    outcome = call("spectra", recipe, "--out", "out")
+    assert outcome.status == 0, outcome.err
+    found = rows("out")
+    assert [row["estimated"] for row in found.values()] == ["True", "True", "False", ""]
+    assert found["net", "conv2"]["p"] == ""
+    assert "~: estimated, since a Jacobian's sides are both above 20" in outcome.out
+    assert table("out", "isometry: layers of net")[0][0] == "conv1 ~"
+    arrays = np.load("out/singular-values.npz")
+    np.testing.assert_allclose(arrays["net/conv2/own/weights"].sum(1), 1)
+
+
+def test_a_dry_run_shows_the_jacobians_and_writes_nothing(call, net, tmp_path):
+    outcome = call("spectra", net, "spectra.isometry.exact=16", "--dry-run", "--json")
+    _, planned = json.loads(outcome.out)["tables"]
+    assert planned["rows"][0] == ["net", "fc1", "24×784", "estimated", "24×784", "estimated"]
+    assert planned["rows"][4] == ["net", "output", "", "", "10×784", "exact"]
+    assert [path.name for path in tmp_path.iterdir()] == ["net.yaml"]
+
+
+def test_reachability_that_is_not_known_ends_no_run(call, net):
+    net.write_text("model: {kind: mlp, widths: [24], activation: relu}\n" + NET.split("\n", 1)[1])
+    outcome = call("spectra", net, "spectra.isometry.compare={}", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert report("out")["skipped"]["reachability of net"].startswith("no layer has as many outputs as inputs")
+    assert not Path("out/reachability.png").exists()
+
+
+def test_more_images_than_there_are(call, net):
+    outcome = call(
+        "spectra", net, "spectra.isometry={images: 100000, layers: [head], reachability: false}", "--out", "out"
+    )
+    assert outcome.status == 0, outcome.err
+    count = len(np.load("out/singular-values.npz")["net/head/own"])
+    assert 4 < count < 100000
+    assert f"singular values at {count} test images" in outcome.out
+
+
+def test_refusals(call, net, trained, tmp_path):
+    key = "spectra.isometry"
+    bare = tmp_path / "bare.yaml"
+    bare.write_text("model: {kind: mlp, widths: [8]}\nspectra: {isometry: {}}\n")
+    refused(call("spectra", bare), 2, key, "Jacobians are taken at images", "`data:`")
+    refused(call("spectra", net, f"{key}.start=fc9"), 2, key, "start", "'fc9'", "did you mean")
+    refused(call("spectra", net, f"{key}.layers=[hed]"), 2, key, "'hed'", "'head'")
+    refused(call("spectra", net, f"{key}.compare={{net: {{seed: 1}}}}"), 2, f"{key}.compare", "'net'", "another name")
+    refused(call("spectra", net, f"{key}.compare={{a/b: {{seed: 1}}}}"), 2, f"{key}.compare", "'a/b'", "slash")
+    refused(call("spectra", net, f"{key}.compare={{x: {{model.width: 3}}}}"), 2, f"{key}.compare.x", "widths")
+    other = f"{key}.compare={{x: {{data.limit: 500}}}}"
+    refused(call("spectra", net, other), 2, f"{key}.compare.x", "the same images")
+    short = f"{key}.compare={{x: {{model.widths: [4], {key}.layers: [head]}}}}"
+    refused(call("spectra", net, f"{key}.layers=[fc3]", short), 2, f"{key}.compare.x", "'fc3'")
+    torch.save({"fc.weight": torch.ones(8, 8)}, "bare.pt")
+    bare.write_text("data: {kind: mnist-mini, limit: 600, validation: 200}\nspectra: {isometry: {}}\n")
+    refused(call("spectra", bare, "-c", "bare.pt"), 2, key, "a state dict has no layers to run")
+    np.savez("a.npz", inputs=np.ones((20, 5), np.float32), targets=np.arange(20) % 10)
+    bare.write_text("data: {kind: arrays, path: a.npz}\nspectra: {isometry: {}}\n")
+    refused(call("spectra", bare, "-c", trained / "runs/net-train"), 2, key, "inputs of shape (5,)")
+    assert not (tmp_path / "runs").exists()

@@ -13,7 +13,7 @@ from compresskit.commands.session import Session, Start
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import kept
-from compresskit.recipes.schema import Grid, Recipe
+from compresskit.recipes.schema import Grid, Recipe, name_of_cell
 from compresskit.recipes.variants import variant
 from compresskit.storage.run_folder import RunFolder
 
@@ -34,7 +34,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return ", ".join(filter(None, [self.row, self.column]))
+        return name_of_cell(self.row, self.column)
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -58,8 +58,8 @@ def cells(current: Session) -> list[Cell]:
 
 
 def _cell(current: Session, grid: Grid, row: str, column: str) -> Cell:
-    changes = grid.rows[row] | grid.columns.get(column, {})
-    name = ", ".join(filter(None, [row, column]))
+    name = name_of_cell(row, column)
+    changes = grid.rows[row] | grid.columns.get(column, {}) | grid.cells.get(name, {})
     for key in changes:
         if key.split(".")[0] not in SECTIONS or key.startswith("train.compare"):
             raise RecipeError(

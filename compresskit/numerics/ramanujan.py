@@ -37,10 +37,11 @@ class Blocks:
         """(m, n) bool, True inside of blocks."""
         return self.filled(torch.ones(len(self.rows), *self.degrees, dtype=torch.bool))
 
-    def doubled(self) -> "Blocks":
-        """Of (2m, 2n), in each quarter the same blocks; c and d are twice as many."""
+    def doubled(self, *, columns: bool) -> "Blocks":
+        """Of (2m, n), in each half the same blocks, c is twice as much; or of (2m, 2n), and d is, too."""
         m, n = self.shape
-        return Blocks(torch.cat([self.rows, self.rows + m], 1), torch.cat([self.columns, self.columns + n], 1))
+        both = torch.cat([self.columns, self.columns + n], 1) if columns else self.columns
+        return Blocks(torch.cat([self.rows, self.rows + m], 1), both)
 
     def filled(self, values: Tensor) -> Tensor:
         """(m, n) matrix with values (blocks, c, d) in its blocks and zeros elsewhere.

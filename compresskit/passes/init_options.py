@@ -18,6 +18,7 @@ from compresskit.options import option
 from compresskit.passes.remodel import Convolution, cyclic, skewed
 
 Shape = tuple[int, ...]
+Halves = bool | Literal["entry"]
 
 
 @option
@@ -92,7 +93,7 @@ class Orthogonal(Scaled):
     """Weights that are orthogonal as matrices (outputs, inputs x taps): those of linear layers keep lengths."""
 
     kind: Literal["orthogonal"] = "orthogonal"
-    relu: bool = False  # [[H, -H], [-H, H]] of an orthogonal H, for nets with ReLU
+    relu: Halves = False  # [[H, -H], [-H, H]] of an orthogonal H, for nets with ReLU; entry: [H, -H], as the first gets
 
     def __call__(self, shape: Shape, generator: torch.Generator) -> Tensor:
         outputs, inputs, *taps = shape
@@ -107,7 +108,7 @@ class DeltaOrthogonal(Scaled):
     """Kernels with an orthogonal matrix at their middle tap and zeros elsewhere, which training may change."""
 
     kind: Literal["delta-orthogonal"] = "delta-orthogonal"
-    relu: bool = False  # [[H, -H], [-H, H]] of an orthogonal H, for nets with ReLU
+    relu: Halves = False  # [[H, -H], [-H, H]] of an orthogonal H, for nets with ReLU; entry: [H, -H], as the first gets
 
     def __call__(self, shape: Shape, generator: torch.Generator) -> Tensor:
         return self.gain * delta(matrix(shape[0], shape[1], generator, relu=self.relu), shape[2:])
@@ -119,7 +120,7 @@ class Explicit(Scaled):
 
     kind: Literal["eco"] = "eco"
     kernel: Annotated[int, Ge(1)] | None = None  # taps a side, a divisor of the map; default: the largest up to its own
-    relu: bool = False  # [[H, -H], [-H, H]] of a unitary H at each frequency, for nets with ReLU
+    relu: Halves = False  # [[H, -H], [-H, H]] of a unitary H at each frequency, for nets with ReLU; or entry
 
     def __call__(self, shape: Shape, generator: torch.Generator) -> Tensor:
         def draw(is_complex: bool) -> Tensor:
@@ -155,8 +156,8 @@ def uniform(shape: Shape, bound: float, generator: torch.Generator) -> Tensor:
     return bound * (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1)
 
 
-def matrix(rows: int, columns: int, generator: torch.Generator, *, relu: bool, is_complex: bool = False) -> Tensor:
-    """(rows, columns), orthogonal, or in the form for ReLU; that of odd columns, an image's say, is its entry.
+def matrix(rows: int, columns: int, generator: torch.Generator, *, relu: Halves, is_complex: bool = False) -> Tensor:
+    """(rows, columns), orthogonal, or in the form for ReLU, which for odd columns is its entry.
 
     Raises ValueError for odd rows in the form for ReLU.
     """
@@ -165,7 +166,7 @@ def matrix(rows: int, columns: int, generator: torch.Generator, *, relu: bool, i
         return draw(rows, columns, generator)
     if rows % 2:
         raise ValueError(f"relu: halves the outputs, which are {rows}; leave it out, or draw this layer otherwise")
-    if columns % 2:
+    if relu == "entry" or columns % 2:
         return looks_linear_entry(draw(rows // 2, columns, generator))
     return looks_linear(draw(rows // 2, columns // 2, generator))
 

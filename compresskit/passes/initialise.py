@@ -117,10 +117,11 @@ def _chosen(network: fx.GraphModule, ways: Sequence[Way]) -> dict[str, Way]:
         dense = way.whole if isinstance(way, Sparse) else way
         found |= {name: dense if name in whole else way for name in select(network, way.layers)}
     order = select(network, _ALL)
-    if getattr(found.get(order[-1]), "relu", False):
-        # No ReLU follows the last layer, and outputs in pairs of z and -z would say half of what they could
-        last: Any = found[order[-1]]
-        found[order[-1]] = replace(last, relu=False)
+    # The first layer reads no halves of a ReLU; behind the last there is none, and outputs z and -z would say half
+    for name, form in ((order[0], "entry"), (order[-1], False)):
+        chosen: Any = found.get(name)
+        if getattr(chosen, "relu", False):
+            found[name] = replace(chosen, relu=form)
     return {name: found[name] for name in order if name in found}
 
 

@@ -8,12 +8,13 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from compresskit.numerics.fourier_kernels import explicit_kernel
-from compresskit.numerics.orthogonal import delta, looks_linear, orthogonal, unitary
+from compresskit.numerics.orthogonal import delta, looks_linear, looks_linear_entry, orthogonal, unitary
 from compresskit.numerics.ramanujan import Arrangement, Blocks, blocks, of_degree, of_density
 from compresskit.options import option
 from compresskit.passes.init_options import (
     DeltaOrthogonal,
     Explicit,
+    Halves,
     Kaiming,
     Normal,
     Orthogonal,
@@ -45,20 +46,21 @@ class Regular:
     def __post_init__(self) -> None:
         only_one(self, self.GOALS)
 
-    def blocks(self, outputs: int, inputs: int, generator: torch.Generator, *, halves: bool = False) -> Blocks:
-        """Blocks of a layer; halves: the same ones for each pair of halves of the outputs and of the inputs.
+    def blocks(self, outputs: int, inputs: int, generator: torch.Generator, *, relu: Halves = False) -> Blocks:
+        """Blocks of a layer; relu: the same for both halves of the outputs, and of the inputs unless it is the entry.
 
         Raises ValueError where the layer cannot be made so sparse, with what is possible.
         """
-        if not halves:
+        if not relu:
             return blocks(outputs, inputs, self._number(outputs, inputs, self.degree), self.arrangement, generator)
-        odd = outputs % 2 or inputs % 2 or (self.degree is not None and self.degree % 2)
-        if odd:
+        both = relu != "entry"
+        degree = self.degree if self.degree is None or not both else self.degree // 2
+        if outputs % 2 or (both and (inputs % 2 or (self.degree or 0) % 2)):
             raise ValueError(
                 f"relu: halves outputs, inputs and degree; {outputs}, {inputs}, {self.degree} are not all even"
             )
-        number = self._number(outputs // 2, inputs // 2, None if self.degree is None else self.degree // 2)
-        return blocks(outputs // 2, inputs // 2, number, self.arrangement, generator).doubled()
+        half = (outputs // 2, inputs // 2 if both else inputs)
+        return blocks(*half, self._number(*half, degree), self.arrangement, generator).doubled(columns=both)
 
     def _number(self, outputs: int, inputs: int, degree: int | None) -> int:
         if degree is not None:
@@ -132,16 +134,18 @@ class RamanujanUniform(Sparse):
 class SparseOrthogonal(Sparse):
     """A sparse way whose matrices are orthogonal."""
 
-    relu: bool = False  # [[H, -H], [-H, H]] of a sparse H, for nets with ReLU
+    relu: Halves = False  # [[H, -H], [-H, H]] of a sparse H, for nets with ReLU; entry: [H, -H], as the first gets
 
     def blocks_for(self, shape: Shape, generator: torch.Generator) -> Blocks:
-        return self.blocks(shape[0], shape[1], generator, halves=self.relu)
+        return self.blocks(shape[0], shape[1], generator, relu=self.relu)
 
     def matrix(self, where: Blocks, generator: torch.Generator, *, is_complex: bool = False) -> Tensor:
         """(outputs, inputs) with an orthogonal, or unitary, matrix in each block."""
         draw = unitary if is_complex else orthogonal
         c, d = where.degrees
         number = len(where.rows)
+        if self.relu == "entry":
+            return where.filled(looks_linear_entry(draw(c // 2, d, generator, batch=number)))
         if self.relu:
             return where.filled(looks_linear(draw(c // 2, d // 2, generator, batch=number)))
         return where.filled(draw(c, d, generator, batch=number))

@@ -163,10 +163,19 @@ class Grid:
 
     rows: dict[str, dict[str, Any]]  # SAO: {train.init: {kind: sao, degree: 4}}; keys of `model` and `train`
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)  # N = 200: {model.depth: 200}
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)  # of one alone: "SAO, N = 200": {train.epochs: 20}
 
     def __post_init__(self) -> None:
         if not self.rows:
             raise ValueError("rows: name one at least")
+        names = [name_of_cell(row, column) for row in self.rows for column in self.columns or ("",)]
+        if strange := [name for name in self.cells if name not in names]:
+            raise ValueError(f"cells: {strange[0]!r} is none of {', '.join(map(repr, names))}")
+
+
+def name_of_cell(row: str, column: str) -> str:
+    """`row, column` of a grid; the row's where there are no columns."""
+    return f"{row}, {column}" if column else row
 
 
 @option

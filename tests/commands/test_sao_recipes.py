@@ -18,7 +18,7 @@ CNN = {  # recipe: columns that are left out, rows of its grid
     "table11-lipconvnet": (("N = 10", "N = 15"), 14),
     "table12-cinic10": (("N = 16", "N = 32"), 9),
 }
-OTHERS = ["figure11-isometry", "table6-singular-values", "table7-mnist"]
+OTHERS = ["figure11-isometry", "table6-singular-values", "table7-mnist", "table7-short"]
 MINI = ("data={kind: mnist-mini, limit: 300}", "report.latency_repeats=1")
 
 

@@ -179,6 +179,16 @@ def test_a_cell_is_the_recipe_with_its_changes(call, compared):
     assert same("out/compare/dense/n-3", "own")
 
 
+def test_one_cell_may_differ_from_its_row_and_column(call, compared):
+    cells = "train.compare.cells={'Dense, N = 3': {model.widths: [64, 16], train.epochs: 1}}"
+    assert call("train", compared, SELECTED, "~train.compare.rows.Lost", cells, "--out", "out").status == 0
+    network = load(Path("out/compare/dense/n-3/model.pt")).network
+    assert network.get_submodule("fc2").weight.shape == (16, 64)
+    assert load(Path("out/compare/dense/n-4/model.pt")).network.get_submodule("fc2").weight.shape == (32, 64)
+    wrong = call("train", compared, "train.compare.cells={SAO: {train.epochs: 1}}")
+    refused(wrong, 2, "train.compare.cells", "'SAO' is none of 'Dense, N = 4', 'Dense, N = 3'")
+
+
 def test_a_comparison_without_columns(call, compared):
     assert call("train", compared, "~train.compare.columns", "~train.compare.rows.Lost", "--out", "out").status == 0
     (found,) = [table for table in report("out")["tables"] if table["title"] == "test accuracy"]

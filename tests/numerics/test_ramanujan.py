@@ -90,8 +90,10 @@ def test_orthogonal_blocks_make_an_orthogonal_matrix(arrangement, outputs, input
 def test_doubled_blocks_are_the_same_in_each_quarter(generator):
     where = blocks(4, 6, 2, "shuffle", generator)
     mask = where.mask()
-    assert where.doubled().mask().equal(torch.cat([torch.cat([mask, mask], 1)] * 2))
-    assert where.doubled().degrees == (4, 6)
+    assert where.doubled(columns=True).mask().equal(torch.cat([torch.cat([mask, mask], 1)] * 2))
+    assert where.doubled(columns=True).degrees == (4, 6)
+    assert where.doubled(columns=False).mask().equal(torch.cat([mask, mask]))
+    assert where.doubled(columns=False).degrees == (4, 3)
 
 
 @pytest.mark.parametrize(("width", "degree"), [(256, 4), (96, 4), (60, 2), (60, 10), (100, 5), (7, 7)])

@@ -226,19 +226,17 @@ def test_the_given_network_stays_as_it_is():
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("kind", ["delta-orthogonal", "eco", "sao-delta", "sao-eco"])
 def test_relu_form_keeps_lengths_through_the_network(kind):
-    """Of linear maps on differences of halves nothing is lost, whatever the depth."""
-    network = trace(
-        nn.Sequential(
-            *(m for _ in range(4) for m in (nn.Conv2d(8, 8, 2, padding="same"), nn.ReLU())), nn.Conv2d(8, 4, 1)
-        )
-    ).double()
-    options = {"dense": ()} if kind.startswith("sao") else {}
-    network = initialise(network, [way_of(kind, relu=True, layers=("re:[0246]",), **options)], (8, 4, 4), 0).network
-    z = torch.randn(3, 4, 4, 4, dtype=torch.float64)
-    value = torch.cat([z.relu(), (-z).relu()], 1)
+    """The first layer is the entry; then linear maps on differences of halves lose nothing, whatever the depth."""
+    modules = [nn.Conv2d(4, 8, 2, padding="same"), nn.ReLU()]
+    modules += [m for _ in range(3) for m in (nn.Conv2d(8, 8, 2, padding="same"), nn.ReLU())]
+    network = trace(nn.Sequential(*modules, nn.Conv2d(8, 4, 1))).double()
+    way = way_of(kind, relu=True, **({"dense": ("8",)} if kind.startswith("sao") else {}))
+    network = initialise(network, [way], (4, 4, 4), 0).network
+    x = torch.randn(3, 4, 4, 4, dtype=torch.float64)
+    value = x
     for name in "01234567":
         value = network.get_submodule(name)(value)
-    np.testing.assert_allclose(value.flatten(1).norm(dim=1).detach(), z.flatten(1).norm(dim=1), atol=1e-12)
+    np.testing.assert_allclose(value.flatten(1).norm(dim=1).detach(), x.flatten(1).norm(dim=1), atol=1e-12)
 
 
 def test_relu_form_of_odd_inputs_is_the_entry():
@@ -247,15 +245,21 @@ def test_relu_form_of_odd_inputs_is_the_entry():
 
 
 def test_relu_form_is_not_for_the_last_layer():
-    network = trace(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))).double()
+    layers = [m for _ in range(2) for m in (nn.Linear(8, 8), nn.ReLU())]
+    network = trace(nn.Sequential(*layers, nn.Linear(8, 8))).double()
     found = initialise(network, [Orthogonal(relu=True)], (8,), 0).network
-    assert torch.linalg.matrix_rank(found.get_submodule("2").weight) == 8
-    assert torch.linalg.matrix_rank(found.get_submodule("0").weight) == 4
+    first, middle, last = (found.get_submodule(name).weight for name in "024")
+    assert first[:4].equal(-first[4:])
+    assert not first[:, :4].equal(-first[:, 4:])
+    assert middle[:, :4].equal(-middle[:, 4:])
+    assert torch.linalg.matrix_rank(last) == 8
 
 
 def test_sparse_relu_form_has_the_degree_that_was_asked_for():
-    mask = SAO(degree=4, relu=True).blocks_for((32, 32), torch.Generator()).mask()
-    assert mask.sum(0).tolist() == mask.sum(1).tolist() == [4] * 32
+    for form in (True, "entry"):
+        mask = SAO(degree=4, relu=form).blocks_for((32, 32), torch.Generator()).mask()
+        assert mask.sum(1).tolist() == [4] * 32
+        assert mask.sum(0).tolist() == [4] * 32
 
 
 def test_explicit_convolutions():

@@ -9,7 +9,7 @@ from torch import Tensor
 from compresskit.commands.figures import NONZERO, SPARSE
 from compresskit.commands.inspect import normalisation
 from compresskit.commands.parents import in_folder
-from compresskit.commands.result import Figure, Result, Table, by
+from compresskit.commands.result import Figure, Result, Table, alike, by
 from compresskit.errors import RecipeError, RunFolderError, UnsupportedModelError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import kept
@@ -98,6 +98,6 @@ def _figures(original: Checkpoint, exported: Checkpoint, path: Path, out: Path) 
 
 
 def _layers(grouped: Grouped) -> Table:
-    """One row a layer that was grouped."""
-    rows = [(layer.name, by(layer.shape), layer.groups, by(layer.blocks.degrees)) for layer in grouped.layers]
-    return Table("grouped layers", ("layer", "weight", "groups", "block"), rows)
+    """A row for all layers that were grouped alike."""
+    rows = alike((layer.name, (by(layer.shape), layer.groups, by(layer.blocks.degrees))) for layer in grouped.layers)
+    return Table("grouped layers", ("layers", "number", "weight", "groups", "block"), rows)

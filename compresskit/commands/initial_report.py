@@ -3,7 +3,7 @@
 from typing import Any
 
 from compresskit.commands.initial import InitialStart
-from compresskit.commands.result import Result, Table, by
+from compresskit.commands.result import Result, Table, alike, by, shortened
 from compresskit.passes.initialise import DrawnLayer
 
 COLUMNS = ("layers", "number", "drawn by", "weight", "c", "d", "kept", "lambda 1", "times", "lambda 2", "bound")
@@ -17,15 +17,10 @@ def add_drawn(result: Result, start: InitialStart) -> None:
     """
     if not start.drawn:
         return
-    alike: dict[tuple[Any, ...], list[str]] = {}
-    for layer in start.drawn:
-        alike.setdefault((layer.kind, layer.shape, *_of_graph(layer)), []).append(layer.name)
-    rows: list[tuple[Any, ...]] = [
-        (_named(names), len(names), kind, by(shape), *graph) for (kind, shape, *graph), names in alike.items()
-    ]
+    rows = alike((layer.name, (layer.kind, by(layer.shape), *_of_graph(layer))) for layer in start.drawn)
     result.tables.append(Table("layers as they were drawn", COLUMNS, rows))
     if start.others:
-        result.notes.append(f"train.init leaves layers as torch draws them: {_named(start.others)}")
+        result.notes.append(f"train.init leaves layers as torch draws them: {shortened(start.others)}")
 
 
 def _of_graph(layer: DrawnLayer) -> tuple[Any, ...]:
@@ -34,7 +29,3 @@ def _of_graph(layer: DrawnLayer) -> tuple[Any, ...]:
     c, d = layer.degrees
     found = layer.expansion
     return c, d, f"{d / layer.shape[1]:.2%}", found.first, found.components, round(found.second, 9), found.bound
-
-
-def _named(names: list[str]) -> str:
-    return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, ... {names[-1]}"

@@ -1,5 +1,6 @@
 """What a command found out, as plain data: the report renders it, and knows nothing else of the command."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,19 @@ Format = Literal["number", "count", "bytes", "ms"]
 def by(shape: tuple[int, ...] | None) -> str:
     """A shape as tables show it: 16×8×3×3; nothing where there is none."""
     return "×".join(map(str, shape)) if shape else ""
+
+
+def alike(rows: Iterable[tuple[str, tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+    """(names, their number, *figures) of all layers with the same figures; rows: a name and figures of each."""
+    names: dict[tuple[Any, ...], list[str]] = {}
+    for name, figures in rows:
+        names.setdefault(figures, []).append(name)
+    return [(shortened(found), len(found), *figures) for figures, found in names.items()]
+
+
+def shortened(names: Sequence[str]) -> str:
+    """All names if they are few, else the first two and the last."""
+    return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, ... {names[-1]}"
 
 
 def tuples(value: Any) -> Any:

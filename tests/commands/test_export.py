@@ -85,7 +85,7 @@ def test_a_checkpoint_in_grouped_layout(call, model):
     assert list(made.masks) == ["7.weight"]
     (entry,) = made.history
     assert (entry["verb"], entry["recipe"], entry["parent"]) == ("export", {"layout": "grouped"}, file_hash(model))
-    assert report["tables"][0]["rows"] == [["2", "16×16×3×3", 4, "4×4"], ["5", "32×64", 8, "4×8"]]
+    assert report["tables"][0]["rows"] == [["2", 1, "16×16×3×3", 4, "4×4"], ["5", 1, "32×64", 8, "4×8"]]
     assert report["skipped"] == {"7": "outputs share some of their inputs, but not all"}
     assert report["checks"]["grouped.pt read back"] == 0
     assert 0 < report["checks"]["grouped layout against the masked one"] < 1e-5

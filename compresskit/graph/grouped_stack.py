@@ -1,7 +1,7 @@
 """Many equal grouped layers, one behind the other, as one module."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from math import sqrt
 from typing import Any
 
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from compresskit.numerics.threads import threads
 
 _LARGE = 1 << 18  # values of a layer, from which on several threads are worth their while
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
@@ -142,15 +144,9 @@ class _Layers(torch.autograd.Function):
         return incoming.reshape(features, batch).t(), by_weight, by_bias.flatten(), None, None
 
 
-@contextmanager
-def _few_threads(values: int) -> Iterator[None]:
+def _few_threads(values: int) -> AbstractContextManager[None]:
     """One thread while layers of so many values are computed, if that is quicker than several that wait for another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if values < _LARGE else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return threads(1) if values < _LARGE else nullcontext()
 
 
 def _strided(values: Tensor, groups: int) -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ from compresskit.graph.selectors import KINDS, select
 from compresskit.graph.shapes import node_shapes
 from compresskit.graph.table import shared_names
 from compresskit.numerics.ramanujan import Blocks, Expansion, expansion
+from compresskit.numerics.threads import threads
 from compresskit.passes.init_options import Shape, Way
 from compresskit.passes.sparse_init_options import Ramanujan, Regular, Sparse
 
@@ -74,15 +75,16 @@ def initialise(network: fx.GraphModule, ways: Sequence[Way], input_shape: Shape,
     shapes, shared = node_shapes(network, input_shape), shared_names(network)
     nodes = {str(node.target): node for node in reversed(network.graph.nodes) if node.op == "call_module"}
     generator = torch.Generator().manual_seed(seed)
-    for name, way in chosen.items():
-        node = nodes[name]
-        size, made = shapes[node.all_input_nodes[0].name][2:], shapes[node.name][2:]
-        try:
-            if f"{name}.weight" in shared and isinstance(way, Sparse):
-                raise ValueError("its weights are those of another layer, too; name it under `dense`")
-            _draw(found, _remodelled(network, name, way, size, made), way, generator)
-        except ValueError as error:
-            problems[name] = str(error)
+    with threads(1):  # factorisations by several round otherwise from run to run, and a run that goes on would not fit
+        for name, way in chosen.items():
+            node = nodes[name]
+            size, made = shapes[node.all_input_nodes[0].name][2:], shapes[node.name][2:]
+            try:
+                if f"{name}.weight" in shared and isinstance(way, Sparse):
+                    raise ValueError("its weights are those of another layer, too; name it under `dense`")
+                _draw(found, _remodelled(network, name, way, size, made), way, generator)
+            except ValueError as error:
+                problems[name] = str(error)
     _refuse(problems, "train.init")
     return found
 

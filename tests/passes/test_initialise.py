@@ -215,6 +215,19 @@ def test_seeds():
     assert not first.same.weight.equal(other.same.weight)
 
 
+def test_draws_do_not_depend_on_the_number_of_threads():
+    network, before = trace(nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512))), torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append(initialise(network, [Orthogonal()], (512,), 0).network.state_dict())
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
+    assert all(found[0][name].equal(found[1][name]) for name in found[0])
+
+
 def test_the_given_network_stays_as_it_is():
     network = layers()
     before = {name: value.clone() for name, value in network.state_dict().items()}

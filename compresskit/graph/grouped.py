@@ -36,6 +36,8 @@ class GroupedLinear(nn.Module):
         element by element keeps that order: nothing is copied from one such layer to the next.
         """
         groups, inputs = self.groups, self.weight.shape[1]
+        if torch.compiler.is_exporting():
+            return block_product(x.unflatten(-1, (groups, inputs)), self.weight.unflatten(0, (groups, -1)), self.bias)
         rows = (x if x.ndim == 2 else x.reshape(-1, self.in_features)).t()
         blocks, weight = rows.view(groups, inputs, rows.shape[1]), self.weight.view(groups, -1, inputs)
         if self.bias is None:
@@ -49,6 +51,13 @@ class GroupedLinear(nn.Module):
     def extra_repr(self) -> str:
         bias = self.bias is not None
         return f"{self.in_features}, {self.out_features}, groups={self.groups}, bias={bias}"
+
+
+def block_product(blocks: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product of blocks (..., groups, d) with a weight (groups, c, d), without memory orders that exporters would
+    have to prove for every batch size: (..., groups c)."""
+    y = torch.einsum("...gi,goi->...go", blocks, weight).flatten(-2)
+    return y if bias is None else y + bias
 
 
 class ChannelPermutation(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from compresskit.graph.grouped import block_product
 from compresskit.numerics.threads import threads
 
 _LARGE = 1 << 18  # values of a layer, from which on several threads are worth their while
@@ -49,12 +50,21 @@ class GroupedStack(nn.Module):
         """(batch, features) to the same, or with dimensions in between."""
         rows = x.reshape(-1, self.features)
         bias = self.weight.new_zeros(self.layers * self.features) if self.bias is None else self.bias
-        if self._trains_on_the_cpu(rows):
+        y: Tensor
+        if torch.compiler.is_exporting():
+            y = self._exported(rows, bias)
+        elif self._trains_on_the_cpu(rows):
             weight = self.weight.unflatten(1, (self.groups, -1))
-            y: Tensor = _Layers.apply(rows, weight, bias, self.activation, self._spare)
+            y = _Layers.apply(rows, weight, bias, self.activation, self._spare)
         else:
             y = self._one_by_one(rows, bias)
         return y.reshape(x.shape)
+
+    def _exported(self, x: Tensor, bias: Tensor) -> Tensor:
+        for weight, own in zip(self.weight, bias.view(self.layers, -1), strict=True):
+            blocks = x.unflatten(-1, (-1, self.groups)).transpose(-1, -2)
+            x = ACTIVATIONS[self.activation](block_product(blocks, weight.unflatten(0, (self.groups, -1)), own))
+        return x
 
     def _one_by_one(self, x: Tensor, bias: Tensor) -> Tensor:
         value, groups, act = x.t(), self.groups, ACTIVATIONS[self.activation]

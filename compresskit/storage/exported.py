@@ -2,6 +2,7 @@
 
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -28,7 +29,9 @@ def write_program(network: fx.GraphModule, inputs: Tensor, path: Path) -> Read:
     torch.export.save(program, content)
     with atomic_write(path) as temporary:
         temporary.write_bytes(content.getvalue())
-    read: Read = torch.export.load(path).module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11 says so of its own
+        read: Read = torch.export.load(path).module()
     return read
 
 

@@ -175,3 +175,14 @@ def test_what_it_cannot_be():
     for arguments in ((12, 5, 2), (12, 3, 2, "sigmoid")):
         with pytest.raises(ValueError, match="tanh or relu and a divisor"):
             GroupedStack(*arguments)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_programs_take_batches_of_any_size(bias):
+    """As torch.export writes them."""
+    network = nn.Sequential(nn.Linear(5, 12), made(bias=bias, dtype=torch.float32), nn.Linear(12, 3)).eval()
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(network, (torch.randn(4, 5),), dynamic_shapes=shapes).module()
+    for size in (1, 4, 7):
+        x = torch.randn(size, 5)
+        torch.testing.assert_close(program(x), network(x))

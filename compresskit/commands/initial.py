@@ -34,6 +34,16 @@ def initial_start(recipe: Recipe, data: DataSet, device: torch.device, trial: in
     return prepared(start, recipe.train, data, recipe.seed + trial)
 
 
+def untrained_start(recipe: Recipe, data: DataSet, device: torch.device) -> InitialStart:
+    """The first trial's network before any training, to be looked at. Raises RecipeError where training makes it."""
+    if recipe.train is not None and (recipe.train.init == "expandnet" or masked_later(recipe.train)):
+        key = "train.init: expandnet" if recipe.train.init == "expandnet" else "train.mask.when: after"
+        raise RecipeError(
+            f"{key} needs the verb `train`; run it and name its folder with --checkpoint, or drop the key"
+        )
+    return initial_start(recipe, data, device, trial=0)
+
+
 def masked_later(options: FreshTraining) -> bool:
     """Whether masks come after a first training of the dense network."""
     return options.mask is not None and options.mask.when == "after"

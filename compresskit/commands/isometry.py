@@ -1,14 +1,14 @@
 """The part `isometry` of `spectra`: Jacobians of the network and of those beside it, and which inputs reach what."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from compresskit.commands.initial import initial_start
+from compresskit.commands.initial import untrained_start
 from compresskit.commands.isometry_report import OUTPUT, Measured, add_isometry, figures_of, plan_table
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Arguments, Counter, Progress, Start
@@ -17,6 +17,7 @@ from compresskit.errors import RecipeError, UnsupportedModelError
 from compresskit.graph.reachability import Reachability, reachability
 from compresskit.passes.isometry import isometry
 from compresskit.passes.isometry_plan import Plan, plan_isometry
+from compresskit.passes.stack import unstacked
 from compresskit.plots.isometry import by_depth, of_layer, reached
 from compresskit.recipes.schema import IsometryOfNetworks, Recipe
 from compresskit.recipes.variants import variant
@@ -43,13 +44,18 @@ class Isometries:
         self._subjects = {recipe.name: self._subject(start, _WHERE)}
         for name, changes in self._options.compare.items():
             where = f"{_WHERE}.compare.{name}"
-            changed = variant(arguments.recipe, arguments.overrides, changes, where)
+            changed = variant(arguments.recipe, arguments.changes, changes, where)
             if changed.data != recipe.data:
                 raise RecipeError(f"{where}: all networks look at the same images; leave `data` as it is")
-            self._subjects[name] = self._subject(initial_start(changed, data, device, trial=0), where)
+            try:
+                other = untrained_start(changed, data, device)
+            except RecipeError as error:
+                raise RecipeError(f"{where}: {error}") from error
+            self._subjects[name] = self._subject(other, where)
 
     def _subject(self, start: Start, where: str) -> _Subject:
-        network = start.network.to(self._device)
+        start = replace(start, network=unstacked(start.network).to(self._device))
+        network = start.network
         try:
             plan = plan_isometry(network, self._data.input_shape, self._options)
         except RecipeError as error:

@@ -61,6 +61,11 @@ class Arguments:
     force: bool = False
     dry_run: bool = False
 
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """Of the recipe: overrides, and the seed over them."""
+        return self.overrides + ((f"seed={self.seed}",) if self.seed is not None else ())
+
 
 @dataclass(frozen=True)
 class Start:
@@ -170,8 +175,7 @@ def session(
 
     sections: those that the recipe must have. from_checkpoint: the command works on a trained net.
     """
-    overrides = arguments.overrides + ((f"seed={arguments.seed}",) if arguments.seed is not None else ())
-    recipe = load_recipe(arguments.recipe, overrides, verb=verb, require=sections)
+    recipe = load_recipe(arguments.recipe, arguments.changes, verb=verb, require=sections)
     parents = find_parents(arguments.checkpoint, recipe, verb) if from_checkpoint else ()
     kind = device_kind(arguments.device)
     if recipe.deterministic:

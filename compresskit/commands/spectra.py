@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from compresskit.commands.initial import initial_start
+from compresskit.commands.initial import untrained_start
 from compresskit.commands.isometry import Isometries
 from compresskit.commands.parents import in_folder
 from compresskit.commands.result import Result
@@ -53,8 +53,7 @@ class Source:
 
 def run(arguments: Arguments, progress: Progress) -> Result:
     """Spectra of all layers; writes spectra.csv, eigenvalues.npz, report and plots."""
-    overrides = arguments.overrides + ((f"seed={arguments.seed}",) if arguments.seed is not None else ())
-    recipe = load_recipe(arguments.recipe, overrides, verb="spectra", require=("spectra",))
+    recipe = load_recipe(arguments.recipe, arguments.changes, verb="spectra", require=("spectra",))
     options: SpectraOfNetwork = recipe.section("spectra")
     device = torch.device(device_kind(arguments.device))
     data = _data(recipe, options, arguments.checkpoint)
@@ -151,10 +150,15 @@ def _is_checkpoint(path: Path | None) -> bool:
 
 
 def _initial(recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) -> tuple[nn.Module, Masks]:
-    """The recipe's model as training would start from it; without data, whose shapes that takes, as it is built."""
+    """The recipe's model as training would start from it. Raises RecipeError where that takes data, or a training."""
     if data is None:
+        if recipe.train is not None and (recipe.train.init is not None or recipe.train.mask is not None):
+            raise RecipeError(
+                "spectra: `train` draws or masks layers for the shapes of data; add `data:`, or drop ~train.init and "
+                "~train.mask"
+            )
         return _built(recipe, options, data), {}
-    start = initial_start(recipe, data, torch.device("cpu"), trial=0)
+    start = untrained_start(recipe, data, torch.device("cpu"))
     return start.network, start.masks
 
 

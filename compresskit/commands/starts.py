@@ -23,7 +23,8 @@ def checked_start(current: Session) -> InitialStart:
     if masked_later(options):
         if options.memorisation is not None:
             raise RecipeError("train.memorisation: of a net that is masked after training; leave one of them out")
-        _prepared(current, replace(start, network=copy.deepcopy(start.network)), 0)
+        later = _prepared(current, replace(start, network=copy.deepcopy(start.network)), 0)
+        check_training(current, later.network, narrowed(Training, options))
     return start
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import fx
 
-from compresskit.commands.initial import InitialStart
+from compresskit.commands.initial import InitialStart, masked_later
 from compresskit.commands.initial_report import add_drawn
 from compresskit.commands.memorisation import check_memorisation, memorise
 from compresskit.commands.plan import plan_training
@@ -39,7 +39,8 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         if current.group.is_main:
             noisy = 0 if options.memorisation is None else len(options.memorisation.label_noise)
             networks = [start.network for start in (first, *starts)]
-            check_room(current, networks, current.folder.path, 1 + noisy)
+            dense = any(masked_later(cell.session.recipe.section("train")) for cell in others) or masked_later(options)
+            check_room(current, networks, current.folder.path, 1 + noisy + dense)
         result = _trained(current)
         add_drawn(result, first)
         if options.memorisation is not None:

@@ -61,25 +61,23 @@ def _cell(current: Session, grid: Grid, row: str, column: str) -> Cell:
     name = name_of_cell(row, column)
     changes = grid.rows[row] | grid.columns.get(column, {}) | grid.cells.get(name, {})
     for key in changes:
-        if key.split(".")[0] not in SECTIONS or key.startswith("train.compare"):
+        if key.split(".")[0] not in SECTIONS or key.startswith(("train.compare", "train.memorisation")):
             raise RecipeError(
-                f"train.compare, {name}: it changes {key}; rows and columns change keys of `model` and `train`, "
-                "such as model.depth or train.init"
+                f"train.compare, {name}: it changes {key}; rows and columns change keys of `model` and `train` "
+                "such as model.depth or train.init, but no comparison or memorisation"
             )
     folder = "/".join(slug(part) for part in (row, column) if part)
     if not all(folder.split("/")):
         raise RecipeError(f"train.compare, {name}: a name needs a letter or a digit, for its folder; rename it")
-    arguments = current.arguments
-    seed = (f"seed={arguments.seed}",) if arguments.seed is not None else ()
-    overrides = (*arguments.overrides, *seed, "~train.compare")
-    recipe = variant(arguments.recipe, overrides, changes, f"train.compare, {name}", verb="train")
+    overrides = (*current.arguments.changes, "~train.compare")
+    recipe = variant(current.arguments.recipe, overrides, changes, f"train.compare, {name}", verb="train")
     return Cell(row, column, folder, replace(current, recipe=recipe), _plain(recipe) == _plain(current.recipe))
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """What trainings depend on."""
     plain = recipe.plain()
-    return plain | {"train": plain["train"] | {"compare": None}}
+    return plain | {"train": plain["train"] | {"compare": None, "memorisation": None}}
 
 
 def add_plan(result: Result, found: Sequence[Cell], starts: Sequence[Start]) -> None:
@@ -94,7 +92,8 @@ def add_plan(result: Result, found: Sequence[Cell], starts: Sequence[Start]) -> 
 def add_comparison(current: Session, result: Result, found: Sequence[Cell], train: Callable[[Session], Result]) -> None:
     """Trains the cells, each in a folder of its own, and adds their tables and learning curves.
 
-    A network that diverges is a result like others: the table says so, and the next one is trained.
+    One of them that diverges is a result like others: the table says so, and the next one is trained. (The run's own
+    network is trained before, and must not.)
     """
     results = {(cell.row, cell.column): _train(current, cell, result, train) for cell in found}
     metric = next(iter(result.figures)).name

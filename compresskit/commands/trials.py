@@ -18,6 +18,7 @@ from compresskit.graph.masks import Masks
 from compresskit.storage.checkpoint import Checkpoint, save
 from compresskit.storage.run_folder import check_disk
 from compresskit.training.evaluation import METRICS
+from compresskit.training.layer_rates import owners
 from compresskit.training.loop import History, check, fit
 from compresskit.training.options import Training
 
@@ -101,6 +102,8 @@ def train_trials(current: Session, options: Training, start: Callable[[int], Sta
 def check_training(current: Session, network: fx.GraphModule, options: Training) -> int:
     """Steps of an epoch, if `network` can be trained so. Raises RecipeError or CheckpointError where it cannot."""
     teacher_for(current, network, options)
+    if options.layerwise_rates is not None:
+        owners(network)
     return check(current.data, options, current.device, current.group)
 
 

@@ -121,7 +121,9 @@ def differ(first: Tensor, second: Tensor) -> tuple[float, float]:
     """The two-sample Kolmogorov-Smirnov statistic, the largest distance of the distribution functions, and its p-value.
 
     first, second: (k,) values. Neighbours nearer than 1e-6 of the largest count as equal, for rounding tells them
-    apart. NaN where a value is not finite. Source: SAO, Table 6.
+    apart. NaN where a value is not finite. The test means independent values; singular values repel each other, and
+    means of sorted ones over images are smoother still, so p tells apart what differs, but is no probability.
+    Source: SAO, Table 6.
     """
     both = np.concatenate([first.cpu().numpy(), second.cpu().numpy()])
     if not np.isfinite(both).all():

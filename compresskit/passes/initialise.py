@@ -1,7 +1,9 @@
 """Drawing the weights of a new network as a recipe says, with the masks of those that are sparse."""
 
 import copy
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +16,11 @@ from compresskit.graph.edit import put_two
 from compresskit.graph.masks import Masks
 from compresskit.graph.selectors import KINDS, select
 from compresskit.graph.shapes import node_shapes
+from compresskit.graph.skew_convolution import SkewConvolution
 from compresskit.graph.table import shared_names
 from compresskit.numerics.ramanujan import Blocks, Expansion, expansion
 from compresskit.numerics.threads import threads
-from compresskit.passes.init_options import Shape, Way
+from compresskit.passes.init_options import Halves, Shape, Way
 from compresskit.passes.sparse_init_options import Ramanujan, Regular, Sparse
 
 Weight = nn.Module  # a convolution, a linear layer, or what stands in a convolution's place
@@ -72,17 +75,18 @@ def initialise(network: fx.GraphModule, ways: Sequence[Way], input_shape: Shape,
     chosen = _chosen(network, ways)
     others = [name for name in select(network, _ALL) if name not in chosen]
     found, problems = Initialised(network, others=others), dict[str, str]()
-    shapes, shared = node_shapes(network, input_shape), shared_names(network)
-    nodes = {str(node.target): node for node in reversed(network.graph.nodes) if node.op == "call_module"}
+    maps, shared = _maps(network, input_shape), shared_names(network)
+    calls = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
     generator = torch.Generator().manual_seed(seed)
     with threads(1):  # factorisations by several round otherwise from run to run, and a run that goes on would not fit
         for name, way in chosen.items():
-            node = nodes[name]
-            size, made = shapes[node.all_input_nodes[0].name][2:], shapes[node.name][2:]
+            own = f"{name}.weight" not in shared and calls[name] == 1
             try:
-                if f"{name}.weight" in shared and isinstance(way, Sparse):
-                    raise ValueError("its weights are those of another layer, too; name it under `dense`")
-                _draw(found, _remodelled(network, name, way, size, made), way, generator)
+                if isinstance(way, Sparse) and not own:
+                    raise ValueError(
+                        "it is called twice, or its weights are another layer's, too; name it under `dense`"
+                    )
+                _draw(found, _remodelled(network, name, way, *maps[name], own=own), way, generator)
             except ValueError as error:
                 problems[name] = str(error)
     _refuse(problems, "train.init")
@@ -94,15 +98,18 @@ def regular_masks(network: fx.GraphModule, options: Ramanujan, seed: int) -> Mas
 
     Raises RecipeError for layers that cannot be made so sparse, all at once.
     """
-    names = select(network, options.layers)
-    whole, shared = _whole(network, options), shared_names(network)
+    with _said_of("train.mask"):
+        names = select(network, options.layers)
+        whole, shared = _whole(network, options), shared_names(network)
+    if whole >= set(names):
+        raise RecipeError("train.mask: every layer that it names stays dense; set `dense: []`, or name others")
     generator = torch.Generator().manual_seed(seed)
     masks, problems = dict[str, Tensor](), dict[str, str]()
     for name in [name for name in names if name not in whole]:
         weight = weighted(network, name).weight
         try:
-            if f"{name}.weight" in shared or _groups(weighted(network, name)) > 1:
-                raise ValueError("it shares weights, or has groups; name it under `dense`")
+            if f"{name}.weight" in shared:
+                raise ValueError("its weights are those of another layer, too; name it under `dense`")
             where = options.blocks(weight.shape[0], weight.shape[1], generator)
             masks[f"{name}.weight"] = _of_kernels(where.mask(), weight.shape)
         except ValueError as error:
@@ -115,35 +122,68 @@ def _chosen(network: fx.GraphModule, ways: Sequence[Way]) -> dict[str, Way]:
     """The way of each layer, in the order of the network."""
     found: dict[str, Way] = {}
     for way in ways:
-        whole = _whole(network, way) if isinstance(way, Sparse) else frozenset()
+        with _said_of("train.init"):
+            names = select(network, way.layers)
+            whole = _whole(network, way) if isinstance(way, Sparse) else frozenset()
         dense = way.whole if isinstance(way, Sparse) else way
-        found |= {name: dense if name in whole else way for name in select(network, way.layers)}
+        if isinstance(way, Sparse) and whole >= set(names):
+            raise RecipeError(
+                f"train.init: every layer that {way.kind} names stays dense; set `dense: []`, or name others"
+            )
+        found |= {name: dense if name in whole else way for name in names}
     order = select(network, _ALL)
     # The first layer reads no halves of a ReLU; behind the last there is none, and outputs z and -z would say half
-    for name, form in ((order[0], "entry"), (order[-1], False)):
-        chosen: Any = found.get(name)
-        if getattr(chosen, "relu", False):
-            found[name] = replace(chosen, relu=form)
+    ends: list[tuple[str, Halves]] = [(order[0], "entry"), (order[-1], False)]
+    for name, form in ends:
+        if name in found and getattr(found[name], "relu", False):
+            found[name] = _in_form(found[name], form)
     return {name: found[name] for name in order if name in found}
 
 
+def _in_form(way: Any, relu: Halves) -> Way:
+    """The way with another form for ReLU; it must have one."""
+    changed: Way = replace(way, relu=relu)
+    return changed
+
+
 def _whole(network: fx.GraphModule, options: Regular) -> frozenset[str]:
-    """Layers that stay dense: those that are named, or the network's first convolution and last linear layer."""
+    """Layers that stay dense: those that are named; or the network's first convolution and last linear layer, and
+    convolutions in groups, which are sparse already."""
     if options.dense is not None:
         return frozenset(select(network, options.dense) if options.dense else ())
-    order = select(network, _ALL)
+    called = {
+        str(node.target): network.get_submodule(str(node.target))
+        for node in network.graph.nodes
+        if node.op == "call_module"
+    }
     convolutions, linear = (
-        [name for name in order if isinstance(weighted(network, name), KINDS[kind])] for kind in ("@conv", "@linear")
+        [name for name, module in called.items() if isinstance(module, kinds)]
+        for kinds in ((*KINDS["@conv"], SkewConvolution), KINDS["@linear"])
     )
-    return frozenset({*convolutions[:1], *linear[-1:]})
+    grouped = [name for name in convolutions if _groups(called[name]) > 1]
+    return frozenset({*convolutions[:1], *linear[-1:], *grouped})
 
 
-def _remodelled(network: fx.GraphModule, name: str, way: Way, size: Shape, made: Shape) -> str:
-    """Name of the layer to be drawn, after what the way wants in its place was put there."""
+def _maps(network: fx.GraphModule, input_shape: Shape) -> dict[str, tuple[Shape, Shape]]:
+    """Of each called module the maps that it takes and makes, in its first call; () of what are none."""
+    shapes = node_shapes(network, input_shape)
+    nodes = [node for node in network.graph.nodes if node.op == "call_module" and node.name in shapes]
+    return {
+        str(node.target): (shapes[node.all_input_nodes[0].name][2:], shapes[node.name][2:]) for node in reversed(nodes)
+    }
+
+
+def _remodelled(network: fx.GraphModule, name: str, way: Way, size: Shape, made: Shape, *, own: bool) -> str:
+    """Name of the layer to be drawn, after what the way wants in its place was put there.
+
+    own: whether the layer is called once, and its weights are its alone.
+    """
     layer = weighted(network, name)
     if isinstance(layer, nn.Linear):
         return name
     modules = [module.to(layer.weight) for module in way.remodelled(layer, size, made)]
+    if modules and not own:
+        raise ValueError("it is called twice, or its weights are another layer's, too; draw it by delta-orthogonal")
     for module in modules:
         module.train(layer.training)
     if len(modules) == 2:
@@ -167,6 +207,8 @@ def _draw(found: Initialised, name: str, way: Way, generator: torch.Generator) -
         found.masks[f"{name}.weight"] = _of_kernels(where.mask(), shape)
     else:
         each = (shape[0] // _groups(layer), *shape[1:])
+        if _groups(layer) > 1 and getattr(way, "relu", False):
+            way = _in_form(way, False)  # halves of channels would lie in different groups
         drawn, described = torch.cat([way(each, generator) for _ in range(_groups(layer))]), ((), None)
     with torch.no_grad():
         weight.copy_(drawn)
@@ -182,6 +224,14 @@ def _groups(layer: Weight) -> int:
 def _of_kernels(mask: Tensor, shape: Shape) -> Tensor:
     """(outputs, inputs) as the mask of a weight whose kernels stay or go as a whole."""
     return mask.view(*shape[:2], *(1,) * len(shape[2:])).expand(shape).clone()
+
+
+@contextmanager
+def _said_of(section: str) -> Iterator[None]:
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{section}: {error}") from error
 
 
 def _refuse(problems: dict[str, str], where: str) -> None:

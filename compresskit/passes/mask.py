@@ -11,7 +11,8 @@ from compresskit.errors import RecipeError
 from compresskit.graph.chains import weighted
 from compresskit.graph.counting import count
 from compresskit.graph.masks import Masks, kept
-from compresskit.graph.selectors import KINDS, select
+from compresskit.graph.selectors import select
+from compresskit.graph.skew_convolution import SkewConvolution
 from compresskit.graph.table import shared_names
 from compresskit.graph.weights import weights_of
 from compresskit.numerics.masks import of_units, units_left
@@ -186,9 +187,10 @@ def _maskable(network: fx.GraphModule, options: Masking, section: str) -> tuple[
             skipped[name] = "its weights are those of another layer, too"
         else:
             found.append(name)
-    for weight in weights_of(network)[0]:
-        if f"@{weight.kind}" not in KINDS:
-            skipped[weight.name] = "masks are for convolutions and linear layers"
+    maskable = set(select(network, ("re:.*",)))
+    others = [weight.name for weight in weights_of(network)[0] if weight.name not in maskable]
+    others += [name for name, module in network.named_modules() if isinstance(module, SkewConvolution)]
+    skipped |= dict.fromkeys(others, "masks are for plain convolutions and linear layers")
     if not found:
         raise RecipeError(
             f"{section}.layers: every layer that they name stays dense; see {section}.dense and `show layers`"

@@ -31,6 +31,11 @@ def skewed(layer: Convolution, size: Shape, made: Shape, terms: int) -> list[nn.
     Raises ValueError where that does not fit the layer.
     """
     before, channels, _ = _unstrided(layer, size, made)
+    if layer.padding_mode not in ("zeros", "circular") or set(layer.dilation) != {1}:
+        raise ValueError(
+            f"it has padding_mode {layer.padding_mode!r} and dilation {layer.dilation}; soc takes zeros or circular, "
+            "and dilation 1"
+        )
     mode = "circular" if layer.padding_mode == "circular" else "zeros"
     bias = layer.bias is not None
     return [*before, SkewConvolution(channels, layer.out_channels, layer.kernel_size, mode, terms, bias)]
@@ -44,9 +49,8 @@ def _unstrided(layer: Convolution, size: Shape, made: Shape) -> tuple[list[nn.Mo
     if len(set(layer.stride)) > 1 or (stride > 1 and not isinstance(layer, nn.Conv2d)):
         raise ValueError(f"its strides are {layer.stride}; only one stride for both sides of images can be undone")
     if any(n != m * stride for n, m in zip(size, made, strict=True)):
-        raise ValueError(
-            f"it makes {made} of a map of {size}, which is not its {stride}th part; draw it by delta-orthogonal"
-        )
+        part = f"1/{stride} of a side" if stride > 1 else "the same size"
+        raise ValueError(f"it makes {made} of a map of {size}, not {part}; draw it by delta-orthogonal")
     if stride == 1:
         return [], layer.in_channels, size
     return [nn.PixelUnshuffle(stride)], layer.in_channels * stride**2, made

@@ -164,7 +164,7 @@ class SAO(SparseOrthogonal):
 
     @property
     def whole(self) -> Way:
-        return Orthogonal(gain=self.gain)
+        return Orthogonal(gain=self.gain, relu=self.relu)
 
 
 @option

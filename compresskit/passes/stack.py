@@ -1,5 +1,6 @@
 """Runs of equal grouped layers as one module, where nothing lies between them but a shuffle and an activation."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,43 @@ def stack(network: fx.GraphModule) -> list[list[str]]:
     for run in runs:
         _replace(network, run)
     return [[str(link.layer.target) for link in run] for run in runs]
+
+
+def unstacked(network: fx.GraphModule) -> fx.GraphModule:
+    """A copy with the layers of each stack by themselves, NAME.0, NAME.1, ..., each with its shuffle and activation."""
+    network = copy.deepcopy(network)
+    for node in list(network.graph.nodes):
+        made = _module(network, node)
+        if isinstance(made, GroupedStack):
+            _unroll(network, node, made)
+    network.graph.lint()
+    network.recompile()
+    return network
+
+
+def _unroll(network: fx.GraphModule, node: fx.Node, made: GroupedStack) -> None:
+    name, value = str(node.target), node.all_input_nodes[0]
+    network.delete_submodule(name)
+    biases = [None] * made.layers if made.bias is None else made.bias.detach().view(made.layers, -1)
+    for number, (weight, bias) in enumerate(zip(made.weight.detach(), biases, strict=True)):
+        with torch.device("meta"):
+            layer = GroupedLinear(made.features, made.features, made.groups, bias is not None)
+        layer.weight = nn.Parameter(weight)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias)
+        act = nn.Tanh() if made.activation == "tanh" else nn.ReLU()
+        shuffle = ChannelPermutation(made.features, made.features // made.groups, -1)
+        for path, module in (
+            (f"{name}.{number}_in", shuffle),
+            (f"{name}.{number}", layer),
+            (f"{name}.{number}_act", act),
+        ):
+            network.add_submodule(path, module.train(made.training))
+            with network.graph.inserting_before(node):
+                value = network.graph.call_module(path, (value,))
+            value.meta["scope"] = node.meta.get("scope", "")
+    node.replace_all_uses_with(value)
+    network.graph.erase_node(node)
 
 
 def _link(network: fx.GraphModule, node: fx.Node) -> _Link | None:

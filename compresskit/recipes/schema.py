@@ -187,9 +187,14 @@ class FreshTraining(Training):
     init: Literal["expandnet"] | Drawing | tuple[Drawing, ...] | None = None
     mask: Annotated[Any, Kinds(TRAINING_MASKS)] | None = None  # set weights to zero that stay so: weights, kernels, ...
     layout: Literal["masked", "grouped"] = "masked"  # grouped: layers with regular masks run as grouped ones, and fast
-    compare: Grid | None = None
+    compare: Grid | None = None  # networks trained beside, in one table
     landscape: Landscape | None = None  # draw the loss around the trained net; {} takes its defaults
     memorisation: Memorisation | None = None  # train on corrupted labels, too; {} takes its defaults
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init == ():
+            raise ValueError("init: an empty list draws nothing; name a way, or leave it out")
 
 
 @option

@@ -13,6 +13,12 @@ from compresskit.storage.checkpoint import load, save
 from tests.commands.conftest import program
 from tests.commands.test_bad_input import refused
 
+
+def arrays_of(folder: str) -> dict[str, np.ndarray]:
+    with np.load(Path(folder) / "singular-values.npz") as file:
+        return dict(file)
+
+
 NET = """\
 model: {kind: mlp, widths: [24, 24, 16], activation: tanh}
 data: {kind: mnist-mini, limit: 600, validation: 200}
@@ -57,7 +63,7 @@ def test_the_installed_program_compares_networks(net, tmp_path):
         *("isometry.csv", "singular-values.npz"),
         *("isometry-depth.png", "isometry-layer.png", "reachability.png"),
     }
-    found, arrays = rows(out), np.load(Path(out) / "singular-values.npz")
+    found, arrays = rows(out), arrays_of(out)
     layers = {"net": ["fc1", "fc2", "fc3", "head"], "relu": ["fc1", "fc2", "fc3", "head"]}
     layers["wide"] = ["fc1", "fc2", "head"]
     assert list(found) == [(name, x) for name in ("net", "wide", "relu") for x in (*layers[name], "output")]
@@ -112,7 +118,7 @@ def test_large_jacobians_are_estimated_and_said_to_be(call, recipe):
     assert found["net", "conv2"]["p"] == ""
     assert "~: estimated, since a Jacobian's sides are both above 20" in outcome.out
     assert table("out", "isometry: layers of net")[0][0] == "conv1 ~"
-    arrays = np.load("out/singular-values.npz")
+    arrays = arrays_of("out")
     np.testing.assert_allclose(arrays["net/conv2/own/weights"].sum(1), 1)
 
 
@@ -137,7 +143,7 @@ def test_more_images_than_there_are(call, net):
         "spectra", net, "spectra.isometry={images: 100000, layers: [head], reachability: false}", "--out", "out"
     )
     assert outcome.status == 0, outcome.err
-    count = len(np.load("out/singular-values.npz")["net/head/own"])
+    count = len(arrays_of("out")["net/head/own"])
     assert 4 < count < 100000
     assert f"singular values at {count} test images" in outcome.out
 
@@ -163,3 +169,50 @@ def test_refusals(call, net, trained, tmp_path):
     bare.write_text("data: {kind: arrays, path: a.npz}\nspectra: {isometry: {}}\n")
     refused(call("spectra", bare, "-c", trained / "runs/net-train"), 2, key, "inputs of shape (5,)")
     assert not (tmp_path / "runs").exists()
+
+
+SAO = """\
+model: {kind: mlp, widths: [32, 16, 16, 16, 16], activation: tanh}
+data: {kind: mnist-mini, limit: 600, validation: 200}
+train: {init: {kind: sao, degree: 4, layers: ["re:fc[2-5]"]}}
+spectra:
+  min_eigenvalues: 4
+  isometry: {images: 2, compare: {grouped: {train.layout: grouped}}}
+report: {plots: false}
+"""
+
+
+def test_layers_of_a_stack_are_looked_at_one_by_one(call, tmp_path):
+    """Grouped or masked, it is the same network, with as many layers; by --seed, too."""
+    (tmp_path / "sao.yaml").write_text(SAO)
+    outcome = call("spectra", "sao.yaml", "--seed", 3, "--out", "out")
+    assert outcome.status == 0, outcome.err
+    found = rows("out")
+    masked, grouped = ([row for (name, _), row in found.items() if name == own] for own in ("sao", "grouped"))
+    assert [row["layer"] for row in grouped] == ["fc1", "fc2", "fc3", "fc4.0", "fc4.1", "head", "output"]
+    for one, other in zip(masked, grouped, strict=True):
+        for figure in ("mean", "variance", "depth mean", "depth variance"):
+            if one[figure]:
+                assert float(other[figure]) == pytest.approx(float(one[figure]), rel=1e-5, abs=1e-7)  # float32 weights
+    tables = {row[0]: row for row in table("out", "isometry: output by input")}
+    assert tables["sao"][-1].split(":")[0] == tables["grouped"][-1].split(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.init=expandnet", "expand={strategy: fc}"], ("train.init: expandnet needs the verb `train`",)),
+        (
+            ["~train.init", "train.mask={kind: ramanujan, degree: 4, layers: [fc3], when: after}"],
+            ("train.mask.when: after needs the verb `train`",),
+        ),
+        (["~data", "~spectra.isometry"], ("spectra: `train` draws or masks layers for the shapes of data",)),
+        (
+            ["spectra.isometry.compare={odd: {train.init.degree: 3}}"],
+            ("spectra.isometry.compare.odd: train.init: fc2: degree 3 does not divide",),
+        ),
+    ],
+)
+def test_starts_that_cannot_be_looked_at(call, tmp_path, overrides, words):
+    (tmp_path / "sao.yaml").write_text(SAO)
+    refused(call("spectra", "sao.yaml", *overrides), 2, *words)

@@ -46,7 +46,9 @@ def test_a_checkpoint_gives_table_files_and_plots(call, bare, trained, tmp_path)
         "alpha-by-depth.png",
     }
     network = load(trained / "runs/net-train/model.pt").network
-    found, eigenvalues = rows("out"), np.load("out/eigenvalues.npz")
+    found = rows("out")
+    with np.load("out/eigenvalues.npz") as file:
+        eigenvalues = dict(file)
     assert list(found) == list(eigenvalues) == ["conv1", "conv2", "head"]
     head = network.get_submodule("head").weight.detach().double().numpy()
     expected = np.sort(np.linalg.svd(head, compute_uv=False) ** 2)

@@ -240,6 +240,17 @@ REFUSALS = [
     (["train.compare={rows: {a: {data.limit: 3}}}"], ("train.compare, a: it changes data.limit", "keys of `model`")),
     (["train.compare={rows: {a: {train.epochz: 3}}}"], ("train.compare, a: ", "unknown key; did you mean 'epochs'?")),
     (["train.compare={rows: {a: {train.init: {kind: sao, degree: 5}}}}"], ("train.compare, a: ", "degree 5 does not")),
+    (["train.init=[]"], ("train.init: an empty list draws nothing",)),
+    (["train.compare={rows: {a: {train.memorisation: {}}}}"], ("it changes train.memorisation",)),
+    (
+        [
+            "train.layout=grouped",
+            "model.widths=[64, 32, 32, 32, 32]",
+            "train.init.layers=['re:fc[2-5]']",
+            "train.layerwise_rates={}",
+        ],
+        ("holds 2 layers in one",),
+    ),
     (["train.compare={rows: {a b: {}, a-b: {}}}"], ("a b and a-b would share a folder",)),
     (["train.compare={rows: {'?': {}}}"], ("a name needs a letter or a digit",)),
     (

@@ -70,7 +70,7 @@ def test_eigenvalues_of_other_graphs():
 
 
 def test_a_graph_that_is_not_ramanujan():
-    """A ring of 40 threes and its neighbours, each output with three inputs in a row: long, so its gap is small."""
+    """Sixty outputs round a ring, each with five inputs in a row: a long way round, so its gap is small."""
     rows = torch.arange(60)[:, None]
     mask = torch.zeros(60, 60, dtype=torch.bool).scatter(1, (rows + torch.arange(5)) % 60, True)
     found = expansion(mask)

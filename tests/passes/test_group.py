@@ -15,6 +15,7 @@ from compresskit.graph.table import to_table
 from compresskit.graph.trace import trace
 from compresskit.numerics.ramanujan import blocks
 from compresskit.passes.group import Grouped, group
+from compresskit.passes.stack import unstacked
 from compresskit.storage.checkpoint import Checkpoint, load, save
 from tests.sparse import block_mask, scattered
 
@@ -394,3 +395,19 @@ def test_a_stack_is_saved_and_loaded(tmp_path):
     loaded = load(tmp_path / "model.pt").network
     x = torch.randn(6, 8, dtype=torch.float64)
     assert loaded(x).equal(found.network.eval()(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_stack_comes_apart_again(bias):
+    torch.manual_seed(0)
+    modules = [m for _ in range(4) for m in (nn.Linear(16, 16, bias), nn.Tanh())]
+    network = trace(nn.Sequential(*modules)).double()
+    masks = {f"{n}.weight": blocks(16, 16, 4, "shuffle", torch.Generator()).mask() for n in (0, 2, 4, 6)}
+    apply_masks(network, masks)
+    found = group(network, masks).network.eval()
+    apart = unstacked(found)
+    names = [name for name, module in apart.named_modules() if isinstance(module, GroupedLinear)]
+    assert names == ["0.0", "0.1", "0.2", "0.3"]
+    x = torch.randn(3, 16, dtype=torch.float64)
+    torch.testing.assert_close(apart(x), found(x), rtol=1e-13, atol=1e-13)
+    assert isinstance(found.get_submodule("0"), GroupedStack)

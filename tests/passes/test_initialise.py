@@ -314,7 +314,39 @@ def test_one_dimension():
     assert (torch.linalg.svdvals(jacobian) - 1).abs().max() < 1e-12
 
 
+def test_strided_layers_one_behind_the_other():
+    """Without an activation in between, the second reads what stands in the place of the first."""
+    modules = nn.Conv2d(2, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Flatten(), nn.Linear(64, 2)
+    for way in (Explicit(), Skew()):
+        found = initialise(trace(nn.Sequential(*modules)).double(), [way], (2, 16, 16), 0)
+        assert found.network(torch.randn(1, 2, 16, 16, dtype=torch.float64)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("kind", ["sao", "sao-delta", "sao-eco"])
+def test_layers_that_stay_dense_have_the_form_for_relu_too(kind):
+    network = trace(nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))).double()
+    way = INITIALISATIONS[kind](degree=4, relu=True, dense=("1",))
+    network = initialise(network, [way], (8,), 0).network
+    for name in "12":
+        weight = network.get_submodule(name).weight
+        assert weight[:, :4].equal(-weight[:, 4:]), name
+
+
+def test_convolutions_in_groups_stay_dense_by_default():
+    layers = [nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)]
+    network = trace(nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 3))).double()
+    found = initialise(network, [SAODelta(degree=4, relu=True)], (8, 4, 4), 0)
+    assert list(found.masks) == ["2.weight"]
+    assert list(regular_masks(network, Ramanujan(degree=4), 0)) == ["2.weight"]
+
+
+def test_the_first_convolution_is_the_first_even_if_it_is_skew():
+    network = initialise(layers(), [Skew(layers=("first",))], SIZE, 0).network
+    assert "same.weight" in regular_masks(network, Ramanujan(degree=4), 0)
+
+
 REFUSED = [
+    (SAO(degree=4, layers=("last",)), "train.init: every layer that sao names stays dense; set `dense: []`"),
     (SAO(degree=4), "train.init: same: sao is for linear layers; name sao-delta or sao-eco for convolutions; wider:"),
     (Orthogonal(relu=True), "first: relu: is of linear layers; name delta-orthogonal for convolutions"),
     (SAODelta(degree=3), "same: degree 3 does not divide 8, the longer side; possible are 1, 2, 4, 8; wider: "),
@@ -344,7 +376,7 @@ def test_all_layers_that_do_not_fit_are_counted():
 @pytest.mark.parametrize(
     ("layer", "size", "text"),
     [
-        (nn.Conv2d(4, 4, 3), (4, 8, 8), "it makes (6, 6) of a map of (8, 8), which is not its 1th part"),
+        (nn.Conv2d(4, 4, 3), (4, 8, 8), "it makes (6, 6) of a map of (8, 8), not the same size"),
         (nn.Conv2d(4, 4, 3, padding=1, groups=2), (4, 8, 8), "it has 2 groups; draw it by delta-orthogonal"),
         (nn.Conv2d(4, 4, 3, stride=(2, 1), padding=1), (4, 8, 8), "its strides are (2, 1)"),
         (nn.Conv2d(4, 4, 3, stride=2, padding=1), (4, 7, 7), "it makes (4, 4) of a map of (7, 7)"),
@@ -356,6 +388,12 @@ def test_convolutions_that_cannot_be_remodelled(way, layer, size, text):
     with pytest.raises(RecipeError) as refused:
         initialise(trace(nn.Sequential(layer)).double(), [way], size, 0)
     assert text in str(refused.value)
+
+
+@pytest.mark.parametrize("options", [{"dilation": 2, "padding": 2}, {"padding_mode": "reflect", "padding": 1}])
+def test_skew_convolutions_keep_what_they_can(options):
+    with pytest.raises(RecipeError, match="soc takes zeros or circular, and dilation 1"):
+        initialise(trace(nn.Sequential(nn.Conv2d(2, 2, 3, **options))), [Skew()], (2, 8, 8), 0)
 
 
 def test_even_kernels_cannot_be_skew():
@@ -379,5 +417,29 @@ def test_masks_for_weights_that_are_there():
     assert masks["same.weight"].shape == (8, 8, 3, 3)
     assert int(masks["same.weight"].sum()) == 8 * 4 * 9
     assert network.same.weight.equal(before)
-    with pytest.raises(RecipeError, match="train.mask: same: degree 3 does not divide 8"):
-        regular_masks(network, Ramanujan(degree=3), 0)
+    for options, text in (
+        (Ramanujan(degree=3), "train.mask: same: degree 3 does not divide 8"),
+        (Ramanujan(degree=2, layers=("last",)), "train.mask: every layer that it names stays dense"),
+        (Ramanujan(degree=2, layers=("nope",)), "train.mask: layer selector 'nope'"),
+    ):
+        with pytest.raises(RecipeError, match=text):
+            regular_masks(network, options, 0)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(64, 2)
+
+    def forward(self, x):
+        return self.head(torch.flatten(self.conv(torch.tanh(self.conv(x))), 1))
+
+
+def test_layers_that_are_called_twice():
+    for way, text in (
+        (SAODelta(degree=2, dense=()), "conv: it is called twice, or its weights are another layer's, too; name it"),
+        (Explicit(), "conv: it is called twice, or its weights are another layer's, too; draw it by delta-orth"),
+    ):
+        with pytest.raises(RecipeError, match=text):
+            initialise(trace(Twice()).double(), [way], (4, 4, 4), 0)
+    assert initialise(trace(Twice()).double(), [DeltaOrthogonal()], (4, 4, 4), 0).layers[0].name == "conv"

@@ -217,4 +217,4 @@ def test_weights_of_other_layers_are_named():
     network = trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2), nn.Conv2d(4, 5, 1)))
     found = masked(network, options())
     assert list(found.masks) == ["0.weight", "2.weight"]
-    assert found.skipped == {"1": "masks are for convolutions and linear layers"}
+    assert found.skipped == {"1": "masks are for plain convolutions and linear layers"}

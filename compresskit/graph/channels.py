@@ -14,6 +14,7 @@ from compresskit.graph.label_rules import (
     ELEMENTWISE,
     ELEMENTWISE_MODULES,
     EXECUTED,
+    NORMS,
     REDUCING,
     SPATIAL,
     SPATIAL_MODULES,
@@ -24,7 +25,6 @@ from compresskit.graph.shapes import Interpreter, node_shapes
 from compresskit.graph.table import named_tensors, shared_names
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Walk(Interpreter):
             return self._linear(n, module, x)
         if isinstance(module, _CONVOLUTIONS):
             return self._convolution(n, module, x)
-        if isinstance(module, _NORMS) or (isinstance(module, nn.PReLU) and not one_slope):
+        if isinstance(module, NORMS) or (isinstance(module, nn.PReLU) and not one_slope):
             return self._per_channel(n, own, x)
         if kind in ELEMENTWISE_MODULES:
             return x

@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.channels import Channels
 from compresskit.graph.grouped import ChannelPermutation
+from compresskit.graph.label_rules import NORMS
 from compresskit.graph.shapes import node_shapes
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def cut(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphModule:
@@ -108,7 +108,7 @@ def _update_options(module: nn.Module) -> None:
         if module.groups == module.in_channels > 1:  # depthwise: a group for each channel
             module.groups = outputs // (module.out_channels // module.in_channels)
         module.out_channels, module.in_channels = outputs, module.weight.shape[1] * module.groups
-    elif isinstance(module, _NORMS):
+    elif isinstance(module, NORMS):
         tensor = module.running_mean if module.running_mean is not None else module.weight
         module.num_features = len(tensor)
     elif isinstance(module, nn.PReLU):

@@ -1,6 +1,8 @@
 """What is known of calls and modules when a network is walked through on labels of its channels."""
 
-from torch import fx
+from torch import fx, nn
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # Each output value depends on the values at its own place alone; operands are broadcast.
 ELEMENTWISE = frozenset(

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.graph.grouped import ChannelPermutation
-from compresskit.graph.label_rules import ELEMENTWISE, ELEMENTWISE_MODULES, SPATIAL, SPATIAL_MODULES, called
+from compresskit.graph.label_rules import ELEMENTWISE, ELEMENTWISE_MODULES, NORMS, SPATIAL, SPATIAL_MODULES, called
 from compresskit.graph.table import shared_names
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -109,7 +108,7 @@ def _treats_alike(user: fx.Node, module: nn.Module | None, dim: int, uses: Uses)
         return False
     if module is None:
         return called(user) in ELEMENTWISE or (dim == 1 and called(user) in SPATIAL and called(user) != "pad")
-    if isinstance(module, _NORMS):
+    if isinstance(module, NORMS):
         return dim == 1 and uses.once(str(user.target))
     if isinstance(module, nn.PReLU) and module.num_parameters > 1:
         return False
@@ -135,7 +134,7 @@ def _reorder_norms(
     """Those batch norms that are among the nodes."""
     for node in nodes:
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, _NORMS):
+        if isinstance(module, NORMS):
             for name, tensor in module.state_dict().items():
                 if tensor.ndim:
                     _reorder(network, f"{node.target}.{name}", 0, order, masks)

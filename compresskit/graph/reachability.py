@@ -10,12 +10,19 @@ from torch.utils import _pytree as pytree
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.chains import WEIGHTED
 from compresskit.graph.grouped import ChannelPermutation, GroupedLinear
-from compresskit.graph.label_rules import ELEMENTWISE, ELEMENTWISE_MODULES, REDUCING, SPATIAL, SPATIAL_MODULES, called
+from compresskit.graph.label_rules import (
+    ELEMENTWISE,
+    ELEMENTWISE_MODULES,
+    NORMS,
+    REDUCING,
+    SPATIAL,
+    SPATIAL_MODULES,
+    called,
+)
 from compresskit.graph.masks import Masks
 from compresskit.graph.shapes import Interpreter, node_shapes
 
 _WEIGHTED = (*WEIGHTED, GroupedLinear)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _RESHAPING = frozenset({"flatten", "view", "reshape", "squeeze", "unsqueeze"})
 _JOINING = frozenset({"cat", "concat"})
 
@@ -97,7 +104,7 @@ class _Walk(Interpreter):
             passed = self._weighted(n, module, x)
             self.found.setdefault(name, passed)
             return passed
-        if isinstance(module, _NORMS) or kind in ELEMENTWISE_MODULES or kind in SPATIAL_MODULES:
+        if isinstance(module, NORMS) or kind in ELEMENTWISE_MODULES or kind in SPATIAL_MODULES:
             return x
         if isinstance(module, ChannelPermutation) and module.dim % len(self._shapes[n.name]) == 1:
             return x[module.indices().cpu()]

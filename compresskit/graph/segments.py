@@ -1,12 +1,10 @@
 """Parts of a network as functions of one value."""
 
-from torch import fx, nn
+from torch import fx
 
 from compresskit.graph.chains import closure
 from compresskit.graph.grouped import ChannelPermutation
-from compresskit.graph.label_rules import ELEMENTWISE, ELEMENTWISE_MODULES, called
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+from compresskit.graph.label_rules import ELEMENTWISE, ELEMENTWISE_MODULES, NORMS, called
 
 
 def segment(network: fx.GraphModule, source: fx.Node, target: fx.Node) -> fx.GraphModule | None:
@@ -46,7 +44,7 @@ def behind(network: fx.GraphModule, layer: fx.Node) -> fx.Node:
 def _is_elementwise(network: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = network.get_submodule(str(node.target))
-        return isinstance(module, (*_NORMS, ChannelPermutation)) or type(module).__name__ in ELEMENTWISE_MODULES
+        return isinstance(module, (*NORMS, ChannelPermutation)) or type(module).__name__ in ELEMENTWISE_MODULES
     return called(node) in ELEMENTWISE
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compresskit.graph.label_rules import ELEMENTWISE_MODULES, SPATIAL_MODULES
+from compresskit.graph.label_rules import ELEMENTWISE_MODULES, NORMS, SPATIAL_MODULES
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @contextmanager
@@ -60,7 +59,7 @@ class _ShapeRecorder(Interpreter):
 
 
 def _keeps_shape(module: nn.Module, shape: tuple[int, ...]) -> bool:
-    if type(module) in _NORMS:
+    if type(module) in NORMS:
         return len(shape) > 1 and shape[1] == module.num_features
     return type(module).__module__.startswith("torch.nn") and type(module).__name__ in ELEMENTWISE_MODULES
 

@@ -13,13 +13,13 @@ from compresskit.data.augmix import AugMix
 from compresskit.errors import RecipeError
 from compresskit.graph.chains import weighted
 from compresskit.graph.channels import Channels
+from compresskit.graph.label_rules import NORMS
 from compresskit.numerics import criteria
 from compresskit.options import option
 from compresskit.passes.prune_groups import Group
 from compresskit.passes.responses import Responses
 
 Slots = Iterator[tuple[Tensor, Tensor]]  # (atoms, scores): of a place where channels have a score
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class NormScale(Worth):
         for (name, _), atoms in channels.slots.items():
             path, _, tensor = name.rpartition(".")
             module = network.get_submodule(path)
-            if tensor == "weight" and isinstance(module, _NORMS):
+            if tensor == "weight" and isinstance(module, NORMS):
                 yield module, atoms
 
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.graph.chains import weighted
+from compresskit.graph.label_rules import NORMS
 from compresskit.numerics.moments import Moments
 from compresskit.numerics.refit import refit, squared_error
 from compresskit.passes.readers import Reader, Rows, Site, reader_parts
 from compresskit.passes.selection import Choice
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def _give_bias(network: fx.GraphModule, name: str, bias: Tensor) -> None:
     (node,) = (node for node in network.graph.nodes if node.op == "call_module" and node.target == name)
     users = list(node.users)
     norm = network.get_submodule(str(users[0].target)) if len(users) == 1 and users[0].op == "call_module" else None
-    if isinstance(norm, _NORMS) and norm.running_mean is not None:
+    if isinstance(norm, NORMS) and norm.running_mean is not None:
         norm.running_mean -= bias.to(norm.running_mean)
     else:
         module.bias = nn.Parameter(bias.to(module.weight), module.weight.requires_grad)

@@ -4,15 +4,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from compresskit.graph.channels import Channels
+from compresskit.graph.label_rules import NORMS
 from compresskit.passes.chaining import Draft, Gather
 from compresskit.passes.readers import find_readers, static_site
 from compresskit.passes.refitted import with_layers
 from compresskit.passes.selection import Choice, Curve
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def estimate_norms(
 
     Every batch counts alike. All norms are estimated in one pass, each behind those before it as they are in training.
     """
-    norms = [module for module in network.modules() if isinstance(module, _NORMS) and module.track_running_stats]
+    norms = [module for module in network.modules() if isinstance(module, NORMS) and module.track_running_stats]
     if not norms:
         return 0
     modes, momenta = [norm.training for norm in norms], [norm.momentum for norm in norms]

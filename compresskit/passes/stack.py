@@ -10,7 +10,8 @@ from compresskit.graph.grouped import ChannelPermutation, GroupedLinear
 from compresskit.graph.grouped_stack import ACTIVATIONS, GroupedStack
 from compresskit.graph.label_rules import called
 
-_MODULES = {nn.Tanh: "tanh", nn.ReLU: "relu"}
+_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+_NAMES = {module: name for name, module in _MODULES.items()}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _unroll(network: fx.GraphModule, node: fx.Node, made: GroupedStack) -> None:
         layer.weight = nn.Parameter(weight)
         if bias is not None:
             layer.bias = nn.Parameter(bias)
-        act = nn.Tanh() if made.activation == "tanh" else nn.ReLU()
+        act = _MODULES[made.activation]()
         shuffle = ChannelPermutation(made.features, made.features // made.groups, -1)
         for path, module in (
             (f"{name}.{number}_in", shuffle),
@@ -102,7 +103,7 @@ def _link(network: fx.GraphModule, node: fx.Node) -> _Link | None:
     if shuffle.rows != layer.weight.shape[1]:
         return None
     made = _module(network, behind)
-    activation = _MODULES.get(type(made)) if made is not None else called(behind).rstrip("_")
+    activation = _NAMES.get(type(made)) if made is not None else called(behind).rstrip("_")
     if activation not in ACTIVATIONS or len(behind.all_input_nodes) != 1:
         return None
     return _Link(before, node, behind, activation, layer)

@@ -5,6 +5,7 @@ for a grouped convolution it is called for each group. `remodelled` says what st
 must differ from the model's, [] where it stays. Both raise ValueError where the layer is none of theirs.
 """
 
+from collections.abc import Callable
 from math import prod, sqrt
 from typing import Annotated, Literal
 
@@ -161,14 +162,18 @@ def matrix(rows: int, columns: int, generator: torch.Generator, *, relu: Halves,
 
     Raises ValueError for odd rows in the form for ReLU.
     """
-    draw = unitary if is_complex else orthogonal
-    if not relu:
-        return draw(rows, columns, generator)
-    if rows % 2:
+    if relu and rows % 2:
         raise ValueError(f"relu: halves the outputs, which are {rows}; leave it out, or draw this layer otherwise")
-    if relu == "entry" or columns % 2:
-        return looks_linear_entry(draw(rows // 2, columns, generator))
-    return looks_linear(draw(rows // 2, columns // 2, generator))
+    draw = unitary if is_complex else orthogonal
+    form: Halves = "entry" if relu and columns % 2 else relu
+    return in_form(lambda m, n: draw(m, n, generator), rows, columns, form)
+
+
+def in_form(draw: Callable[[int, int], Tensor], rows: int, columns: int, relu: Halves) -> Tensor:
+    """(..., rows, columns) of what `draw` gives for numbers of rows and columns: for all, or for a half or quarter."""
+    if relu == "entry":
+        return looks_linear_entry(draw(rows // 2, columns))
+    return looks_linear(draw(rows // 2, columns // 2)) if relu else draw(rows, columns)
 
 
 def _drawn(

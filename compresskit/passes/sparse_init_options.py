@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from compresskit.numerics.fourier_kernels import explicit_kernel
-from compresskit.numerics.orthogonal import delta, looks_linear, looks_linear_entry, orthogonal, unitary
+from compresskit.numerics.orthogonal import delta, orthogonal, unitary
 from compresskit.numerics.ramanujan import Arrangement, Blocks, blocks, of_degree, of_density
 from compresskit.options import option
 from compresskit.passes.init_options import (
@@ -24,6 +24,7 @@ from compresskit.passes.init_options import (
     Uniform,
     Way,
     Xavier,
+    in_form,
     normal,
     uniform,
 )
@@ -142,13 +143,8 @@ class SparseOrthogonal(Sparse):
     def matrix(self, where: Blocks, generator: torch.Generator, *, is_complex: bool = False) -> Tensor:
         """(outputs, inputs) with an orthogonal, or unitary, matrix in each block."""
         draw = unitary if is_complex else orthogonal
-        c, d = where.degrees
         number = len(where.rows)
-        if self.relu == "entry":
-            return where.filled(looks_linear_entry(draw(c // 2, d, generator, batch=number)))
-        if self.relu:
-            return where.filled(looks_linear(draw(c // 2, d // 2, generator, batch=number)))
-        return where.filled(draw(c, d, generator, batch=number))
+        return where.filled(in_form(lambda m, n: draw(m, n, generator, batch=number), *where.degrees, self.relu))
 
 
 @option

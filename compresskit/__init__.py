@@ -7,13 +7,13 @@ __all__ = ["__version__", "contract", "evaluate", "expand", "fuse", "load", "pru
 
 _HOMES = {
     "load": ("compresskit.storage.checkpoint", "load_network"),
-    "fuse": ("compresskit.passes.fuse", "fuse"),
-    "reconstruct": ("compresskit.passes.reconstruct", "reconstruct_model"),
-    "prune": ("compresskit.passes.prune", "prune_model"),
-    "expand": ("compresskit.passes.expand", "expand_model"),
-    "contract": ("compresskit.passes.expand", "contract_model"),
-    "spectra": ("compresskit.passes.spectra", "spectra_of_model"),
-    "evaluate": ("compresskit.training.evaluation", "evaluate"),
+    "fuse": ("compresskit.passes.fuse.network", "fuse"),
+    "reconstruct": ("compresskit.passes.reconstruct.network", "reconstruct_model"),
+    "prune": ("compresskit.passes.prune.channels", "prune_model"),
+    "expand": ("compresskit.passes.expand.network", "expand_model"),
+    "contract": ("compresskit.passes.expand.network", "contract_model"),
+    "spectra": ("compresskit.passes.spectra.weights", "spectra_of_model"),
+    "evaluate": ("compresskit.training.tasks.evaluation", "evaluate"),
 }
 
 

@@ -58,7 +58,7 @@ def train(
     resume: Resume = False, force: Force = False, dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Train a new network."""
-    from compresskit.commands import train as command
+    from compresskit.commands.train import verb as command
 
     arguments = _arguments(recipe, overrides, None, out, device, seed, resume, force, dry_run)
     _run(lambda progress: command.run(arguments, progress), quiet, json)
@@ -71,7 +71,7 @@ def fuse(
     dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Fuse neighbouring layers of a trained network into one, and retrain."""
-    from compresskit.commands import fuse as command
+    from compresskit.commands.fuse import verb as command
 
     arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
     _run(lambda progress: command.run(arguments, progress), quiet, json)
@@ -84,7 +84,7 @@ def expand(
     dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Train a compact network as an over-parameterised one, and multiply it back."""
-    from compresskit.commands import expand as command
+    from compresskit.commands.expand import verb as command
 
     arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
     _run(lambda progress: command.run(arguments, progress), quiet, json)
@@ -97,7 +97,7 @@ def reconstruct(
     dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Drop inputs of layers, fit the rest to give the same outputs, and cut."""
-    from compresskit.commands import reconstruct as command
+    from compresskit.commands.reconstruct import verb as command
 
     arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
     _run(lambda progress: command.run(arguments, progress), quiet, json)
@@ -110,7 +110,7 @@ def prune(
     dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Take out channels that are worth least, repair what is left, and retrain."""
-    from compresskit.commands import prune as command
+    from compresskit.commands.prune import verb as command
 
     arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
     _run(lambda progress: command.run(arguments, progress), quiet, json)
@@ -123,7 +123,7 @@ def spectra(
     dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Spectra of the weights of each layer: power laws, norms, ranks, random bulks."""
-    from compresskit.commands import spectra as command
+    from compresskit.commands.spectra import verb as command
 
     arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
     _run(lambda progress: command.run(arguments, progress), quiet, json)
@@ -136,7 +136,7 @@ def finetune(
     dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Train a checkpoint further."""
-    from compresskit.commands import finetune as command
+    from compresskit.commands.finetune import verb as command
 
     arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
     _run(lambda progress: command.run(arguments, progress), quiet, json)
@@ -148,7 +148,7 @@ def evaluate(
     device: Device = "auto", force: Force = False, quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Test metric, size and latency of a checkpoint; writes only where --out says."""
-    from compresskit.commands import evaluate as command
+    from compresskit.commands.evaluate import verb as command
 
     arguments = _arguments(recipe, overrides, checkpoint, out, device, None, False, force, False)
     _run(lambda progress: command.run(arguments, progress), quiet, json)
@@ -157,7 +157,7 @@ def evaluate(
 @app.command()
 def inspect(file: File, quiet: Quiet = False, json: Json = False) -> None:
     """What a checkpoint holds and how it came to be."""
-    from compresskit.commands import inspect as command
+    from compresskit.commands.inspect import verb as command
 
     _run(lambda progress: command.run(file), quiet, json)
 
@@ -168,7 +168,7 @@ def validate(
     quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Check a recipe: keys, data, model, one batch of every verb."""
-    from compresskit.commands import validate as command
+    from compresskit.commands.validate import verb as command
 
     arguments = _arguments(recipe, overrides, checkpoint, None, device, None, False, False, True)
     _run(lambda progress: command.run(arguments, progress), quiet, json)
@@ -181,7 +181,7 @@ def show(
     checkpoint: Checkpoint = None, quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """What a recipe can name, and the layers of a checkpoint."""
-    from compresskit.commands import show as command
+    from compresskit.commands.show import verb as command
 
     _run(lambda progress: command.run(topic, section, checkpoint), quiet, json)
 
@@ -197,7 +197,7 @@ def export(
     quiet: Quiet = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Write a checkpoint in another layout, or as a file that torch or ONNX alone can run."""
-    from compresskit.commands import export as command
+    from compresskit.commands.export import verb as command
 
     _run(lambda progress: command.run(model, out, layout, force=force), quiet, json)
 

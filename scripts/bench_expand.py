@@ -24,9 +24,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from compresskit.graph.trace import trace
-from compresskit.models.smallnet import SmallNet
-from compresskit.passes.expand import expand, set_factors
-from compresskit.passes.expand_options import Expand
+from compresskit.models.plain.smallnet import SmallNet
+from compresskit.passes.expand.network import expand, set_factors
+from compresskit.passes.expand.options import Expand
 
 WAYS = ("compact", "online", "sequential")
 

@@ -21,10 +21,10 @@ import torch
 
 from compresskit.data.mini import MnistMini
 from compresskit.graph.trace import trace
-from compresskit.models.convnet import ConvNet
-from compresskit.passes.fuse import fuse, measure, solve
-from compresskit.passes.fuse_options import Fuse
-from compresskit.passes.fusible import find
+from compresskit.models.plain.convnet import ConvNet
+from compresskit.passes.fuse.fusible import find
+from compresskit.passes.fuse.network import fuse, measure, solve
+from compresskit.passes.fuse.options import Fuse
 from compresskit.passes.moments import collect
 from compresskit.training.loop import fit
 from compresskit.training.options import Training

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskit.numerics.moments import MomentSums
-from compresskit.numerics.patches import Patches
+from compresskit.numerics.moments.moments import MomentSums
+from compresskit.numerics.moments.patches import Patches
 
 
 @dataclass(frozen=True)

@@ -25,18 +25,18 @@ import torch_pruning
 import torchvision
 from torch import fx, nn
 
+from compresskit.commands.recipe import load_recipe
 from compresskit.data.dataset import DataSet
-from compresskit.graph.channels import find_channels
+from compresskit.graph.channels.cut import cut
+from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.counting import count
-from compresskit.graph.cut import cut
 from compresskit.graph.trace import trace
 from compresskit.passes.moments import gather_from
-from compresskit.passes.prune import Data, Pruner
-from compresskit.passes.prune_options import Prune, PruneTarget
-from compresskit.passes.repair import estimate_norms, repair
-from compresskit.recipes.load import load_recipe
+from compresskit.passes.prune.channels import Data, Pruner
+from compresskit.passes.prune.options import Prune, PruneTarget
+from compresskit.passes.prune.repair import estimate_norms, repair
 from compresskit.storage.checkpoint import load
-from compresskit.training.evaluation import evaluate
+from compresskit.training.tasks.evaluation import evaluate
 
 CPU = torch.device("cpu")
 SAMPLES = 5000

@@ -35,13 +35,13 @@ from torch import Tensor, fx
 from compresskit.data.dataset import DataSet
 from compresskit.data.named import MNIST
 from compresskit.graph.trace import trace
-from compresskit.models.lenet import LeNet5, LeNet300100
+from compresskit.models.plain.lenet import LeNet5, LeNet300100
 from compresskit.numerics.group_lasso.path import Descent, geometric
 from compresskit.numerics.group_lasso.problem import Part, Problem, Weights, certify, reduce
 from compresskit.numerics.group_lasso.solvers import SOLVERS
 from compresskit.passes.moments import collect
-from compresskit.passes.readers import plan
-from compresskit.passes.reconstruct_options import Reconstruct
+from compresskit.passes.reconstruct.options import Reconstruct
+from compresskit.passes.reconstruct.readers import plan
 from compresskit.storage.checkpoint import load_network
 from compresskit.training.loop import fit
 from compresskit.training.options import Training

@@ -23,8 +23,8 @@ from torch import Tensor, fx, nn
 
 from compresskit.graph.masks import apply_masks
 from compresskit.graph.trace import trace
-from compresskit.numerics.ramanujan import blocks
-from compresskit.passes.group import Grouped, group
+from compresskit.numerics.sparse.ramanujan import blocks
+from compresskit.passes.initialise.group import Grouped, group
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 

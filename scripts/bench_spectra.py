@@ -30,9 +30,11 @@ import torch
 import torchvision
 
 from compresskit.graph.weights import Weight, weights_of
-from compresskit.numerics.spectra import eigenvalues
-from compresskit.passes.spectra import Spectrum, in_threads, matrices, skipped, spectra
-from compresskit.passes.spectra_options import Spectra
+from compresskit.numerics.spectra.eigenvalues import eigenvalues
+from compresskit.passes.spectra.matrices import matrices, skipped
+from compresskit.passes.spectra.options import Spectra
+from compresskit.passes.spectra.spectrum import Spectrum
+from compresskit.passes.spectra.weights import in_threads, spectra
 
 RANDOM = ("rand_", "max_rand_eval", "ww_")
 CALLS: dict[str, tuple[dict[str, bool], Spectra]] = {

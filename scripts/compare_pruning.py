@@ -21,21 +21,21 @@ import torch_pruning
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from compresskit.commands.recipe import load_recipe
+from compresskit.graph.channels.cut import cut
 from compresskit.graph.counting import count
-from compresskit.graph.cut import cut
 from compresskit.graph.shapes import evaluating
 from compresskit.graph.trace import trace
-from compresskit.passes.chaining import Draft, dead_atoms
 from compresskit.passes.moments import collect
-from compresskit.passes.readers import Plan, plan
-from compresskit.passes.reconstruct import reconstruct
-from compresskit.passes.reconstruct_options import Reconstruct, Target
-from compresskit.passes.refitted import with_layers
-from compresskit.passes.selection import Choice, Curve
-from compresskit.passes.targets import Judge
-from compresskit.recipes.load import load_recipe
+from compresskit.passes.reconstruct.chaining import Draft, dead_atoms
+from compresskit.passes.reconstruct.network import reconstruct
+from compresskit.passes.reconstruct.options import Reconstruct, Target
+from compresskit.passes.reconstruct.readers import Plan, plan
+from compresskit.passes.reconstruct.refitted import with_layers
+from compresskit.passes.reconstruct.selection import Choice, Curve
+from compresskit.passes.reconstruct.targets import Judge
 from compresskit.storage.checkpoint import load
-from compresskit.training.evaluation import evaluate
+from compresskit.training.tasks.evaluation import evaluate
 
 CPU = torch.device("cpu")
 TAYLOR_IMAGES, JUDGES = 5000, 5000

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compresskit import plots
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Session
+from compresskit.commands.train.section import FreshTraining
 from compresskit.plots.spectra import layer_rates
-from compresskit.recipes.schema import FreshTraining
+from compresskit.plots.training import gradient_cosines, landscapes
 from compresskit.storage.atomic import write_json
 from compresskit.storage.checkpoint import load
 from compresskit.storage.moment_cache import fingerprint
-from compresskit.training.landscape import Landscape, landscape
+from compresskit.training.analyses.landscape import Landscape, landscape
 from compresskit.training.layer_rates import METRIC, RATE, SECONDS
 from compresskit.training.loop import History
 from compresskit.training.options import Training
@@ -89,7 +89,7 @@ def _confusion(current: Session, result: Result, histories: Mapping[str, Sequenc
             for name, trials in histories.items()
         }
         together = {name: [value for trial in trials for value in trial.cosines] for name, trials in histories.items()}
-        plots.gradient_cosines(current.folder.path / "gradient-confusion.png", smallest, together)
+        gradient_cosines(current.folder.path / "gradient-confusion.png", smallest, together)
 
 
 def _landscapes(current: Session, result: Result, options: Landscape, models: Mapping[str, Path]) -> None:
@@ -110,7 +110,7 @@ def _landscapes(current: Session, result: Result, options: Landscape, models: Ma
     result.tables.append(Table(f"{metric} around the trained nets, training images", columns, rows))
     if current.recipe.report.plots:
         chosen = {name: surface[metric] for name, surface in surfaces.items()}
-        plots.landscapes(current.folder.path / "landscape.png", chosen, options.extent, metric)
+        landscapes(current.folder.path / "landscape.png", chosen, options.extent, metric)
 
 
 class _Drawn:

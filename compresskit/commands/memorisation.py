@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 from torch import fx
 
-from compresskit.commands.expand_settings import slug
 from compresskit.commands.result import Table
 from compresskit.commands.session import Session
+from compresskit.commands.train.section import Memorisation
 from compresskit.errors import RecipeError
-from compresskit.recipes.schema import Memorisation
+from compresskit.storage.run_folder import slug
 from compresskit.training.loop import History
 
 FOLDER = "memorisation"

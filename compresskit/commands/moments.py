@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 from torch import fx
 
+from compresskit.commands.cached_moments import CachedMoments
+from compresskit.commands.fuse.section import FuseAndRetrain
+from compresskit.commands.prune.section import PruneAndRetrain
+from compresskit.commands.reconstruct.section import ReconstructAndRetrain
 from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
-from compresskit.numerics.moments import Moments
+from compresskit.distributed import Group
+from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.moments import Request
-from compresskit.recipes.schema import FuseAndRetrain, PruneAndRetrain, ReconstructAndRetrain
 from compresskit.storage.moment_cache import MomentCache
-from compresskit.training.distributed import Group
 
 SHARE = 0.3  # of the free memory that moments may take: the factorisation wants room, too
 
@@ -26,22 +29,24 @@ class Gatherer:
     """Takes the moments that a pass asks for, on the training images."""
 
     current: Session
-    cache: MomentCache
+    moments: CachedMoments
     split: Split
 
     @property
     def memory(self) -> float:
-        return self.cache.memory
+        return self.moments.memory
 
     def __call__(
         self, network: fx.GraphModule, requests: Sequence[Request], teacher: fx.GraphModule | None = None
     ) -> dict[str, Moments]:
         self.current.progress.start(f"moments of {len(requests)} layers", len(self.split))
-        return self.cache.gather(network, requests, self.split, self.current.progress.update, teacher)
+        return self.moments.gather(network, requests, self.split, self.current.progress.update, teacher)
 
     def at(self, step: int) -> "Gatherer":
         """The same with a folder of its own, since the weights are others after each step."""
-        return replace(self, cache=replace(self.cache, folder=self.cache.folder / f"step-{step}"))
+        cache = self.moments.cache
+        cache = replace(cache, folder=cache.folder / f"step-{step}")
+        return replace(self, moments=replace(self.moments, cache=cache))
 
 
 def gatherer(
@@ -54,8 +59,9 @@ def gatherer(
     path = folder
     if settings.cache and current.folder is not None:  # a folder for each trial there, too; a dry run leaves it alone
         path = Path(settings.cache) / folder.parent.relative_to(current.folder.path)
-    cache = MomentCache(path, settings.stale, memory, settings.batch_size, current.device, current.group)
-    return Gatherer(current, cache, split)
+    cache = MomentCache(path, settings.stale, current.device)
+    moments = CachedMoments(cache, memory, settings.batch_size, current.device, current.group)
+    return Gatherer(current, moments, split)
 
 
 @contextmanager

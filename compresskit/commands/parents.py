@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
+from compresskit.commands.recipe import Recipe
 from compresskit.data.dataset import DataSet
 from compresskit.errors import CheckpointError, RecipeError
 from compresskit.graph.shapes import node_shapes
-from compresskit.passes.expand import expanded_layers
-from compresskit.recipes.schema import Recipe
+from compresskit.passes.expand.network import expanded_layers
 from compresskit.storage.checkpoint import Checkpoint
 
 MODEL = "model.pt"

@@ -12,8 +12,8 @@ from compresskit.commands.trials import check_room, check_training
 from compresskit.errors import ConvergenceError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import Masks
-from compresskit.training.losses import loss_for
 from compresskit.training.options import Training
+from compresskit.training.tasks.losses import loss_for
 
 
 def plan_training(current: Session, network: fx.GraphModule, options: Training) -> Result:

@@ -11,19 +11,18 @@ from torch import fx
 
 from compresskit.commands.figures import Figures, figures
 from compresskit.commands.parents import check_contracted, check_fits, check_unmasked, find_parents
+from compresskit.commands.recipe import Recipe, load_recipe
 from compresskit.data.dataset import DataSet, Split
+from compresskit.distributed import Group, connect
 from compresskit.errors import RecipeError, ResourceError
 from compresskit.graph.masks import Masks
 from compresskit.graph.shapes import evaluating
 from compresskit.graph.trace import trace
-from compresskit.recipes.load import load_recipe
-from compresskit.recipes.schema import Recipe
 from compresskit.recipes.yaml_reader import to_yaml
 from compresskit.storage.checkpoint import Checkpoint, file_hash, load
 from compresskit.storage.run_folder import RunFolder, open_run_folder, provenance
-from compresskit.training.distributed import Group, connect
-from compresskit.training.evaluation import evaluate
 from compresskit.training.seeds import set_determinism
+from compresskit.training.tasks.evaluation import evaluate
 
 
 class Progress(Protocol):

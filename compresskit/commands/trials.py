@@ -17,10 +17,10 @@ from compresskit.commands.teacher import teacher_for
 from compresskit.graph.masks import Masks
 from compresskit.storage.checkpoint import Checkpoint, save
 from compresskit.storage.run_folder import check_disk
-from compresskit.training.evaluation import METRICS
 from compresskit.training.layer_rates import owners
 from compresskit.training.loop import History, check, fit
 from compresskit.training.options import Training
+from compresskit.training.tasks.evaluation import METRICS
 
 BEST = "best.pt"
 MAIN = tuple(f"_{next(iter(metrics))}" for metrics in METRICS.values())  # ends of the columns that progress shows

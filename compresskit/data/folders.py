@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import AutoAugmentPolicy, v2
 
-from compresskit.data.augmix import AugMix
-from compresskit.data.auto_augment import Policy
+from compresskit.data.augmentation.augmix import AugMix
+from compresskit.data.augmentation.auto_augment import Policy
 from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
 from compresskit.data.normalization import Normalization

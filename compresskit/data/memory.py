@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from compresskit.data.augment import Augment
+from compresskit.data.augmentation.augment import Augment
 from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator, partition, shares
 from compresskit.data.normalization import Normalization, identity, measure
 from compresskit.errors import DataError

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresskit.graph.expanded import Expanded
+from compresskit.graph.layers.expanded import Expanded
 
 
 @dataclass(frozen=True)

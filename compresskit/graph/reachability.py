@@ -9,8 +9,9 @@ from torch.utils import _pytree as pytree
 
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.chains import WEIGHTED
-from compresskit.graph.grouped import ChannelPermutation, GroupedLinear
-from compresskit.graph.label_rules import (
+from compresskit.graph.layers.grouped import ChannelPermutation, GroupedLinear
+from compresskit.graph.masks import Masks
+from compresskit.graph.operations import (
     ELEMENTWISE,
     ELEMENTWISE_MODULES,
     NORMS,
@@ -19,7 +20,6 @@ from compresskit.graph.label_rules import (
     SPATIAL_MODULES,
     called,
 )
-from compresskit.graph.masks import Masks
 from compresskit.graph.shapes import Interpreter, node_shapes
 
 _WEIGHTED = (*WEIGHTED, GroupedLinear)

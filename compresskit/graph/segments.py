@@ -3,8 +3,8 @@
 from torch import fx
 
 from compresskit.graph.chains import closure
-from compresskit.graph.grouped import ChannelPermutation
-from compresskit.graph.label_rules import ELEMENTWISE, ELEMENTWISE_MODULES, NORMS, called
+from compresskit.graph.layers.grouped import ChannelPermutation
+from compresskit.graph.operations import ELEMENTWISE, ELEMENTWISE_MODULES, NORMS, called
 
 
 def segment(network: fx.GraphModule, source: fx.Node, target: fx.Node) -> fx.GraphModule | None:

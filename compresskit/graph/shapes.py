@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compresskit.graph.label_rules import ELEMENTWISE_MODULES, NORMS, SPATIAL_MODULES
+from compresskit.graph.operations import ELEMENTWISE_MODULES, NORMS, SPATIAL_MODULES
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

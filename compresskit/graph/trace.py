@@ -11,11 +11,11 @@ import torch
 from torch import fx, nn
 
 from compresskit.errors import UnsupportedModelError
-from compresskit.graph import windows
-from compresskit.graph.allowed import MODULES
+from compresskit.graph.format.allowed import MODULES
+from compresskit.graph.format.table import to_table
+from compresskit.graph.layers import windows
+from compresskit.graph.layers.stochastic_depth import StochasticDepth
 from compresskit.graph.shapes import evaluating
-from compresskit.graph.stochastic_depth import StochasticDepth
-from compresskit.graph.table import to_table
 
 # Functions with a `training` flag, which a trace would freeze: each becomes a module with the function's options.
 _MODULE_OF: dict[str, type[nn.Module]] = {

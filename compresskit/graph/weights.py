@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compresskit.graph import selectors
-from compresskit.graph.expanded import Expanded
-from compresskit.graph.grouped import GroupedLinear
-from compresskit.graph.grouped_stack import GroupedStack
+from compresskit.graph.layers.expanded import Expanded
+from compresskit.graph.layers.grouped import GroupedLinear
+from compresskit.graph.layers.grouped_stack import GroupedStack
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (*selectors.KINDS["@linear"], GroupedLinear),

@@ -1,20 +1,20 @@
 """Every model that a recipe can name by its `kind`."""
 
-from compresskit.models.convnet import ConvNet
-from compresskit.models.densenet import DenseNet
 from compresskit.models.factory import Factory
-from compresskit.models.fnn import FNN
-from compresskit.models.lenet import LeNet5, LeNet300100
-from compresskit.models.lipconvnet import LipConvNet
-from compresskit.models.mlp import MLP
-from compresskit.models.mobilenet import MobileNet, MobileNetV2
-from compresskit.models.resnet import ResNet, WideResNet
-from compresskit.models.smallnet import SmallNet
+from compresskit.models.images.densenet import DenseNet
+from compresskit.models.images.mobilenet import MobileNet, MobileNetV2
+from compresskit.models.images.resnet import ResNet, WideResNet
+from compresskit.models.images.vgg import VGG
+from compresskit.models.plain.convnet import ConvNet
+from compresskit.models.plain.fnn import FNN
+from compresskit.models.plain.lenet import LeNet5, LeNet300100
+from compresskit.models.plain.lipconvnet import LipConvNet
+from compresskit.models.plain.mlp import MLP
+from compresskit.models.plain.smallnet import SmallNet
+from compresskit.models.plain.vanilla_cnn import VanillaCNN
+from compresskit.models.scenes.unet import UNet
+from compresskit.models.scenes.yolo_lite import YoloLite
 from compresskit.models.torchvision_zoo import Torchvision
-from compresskit.models.unet import UNet
-from compresskit.models.vanilla_cnn import VanillaCNN
-from compresskit.models.vgg import VGG
-from compresskit.models.yolo_lite import YoloLite
 
 MODELS: dict[str, type] = {
     "mlp": MLP,

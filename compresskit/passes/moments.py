@@ -8,8 +8,8 @@ from torch import Tensor, fx
 
 from compresskit.graph.capture import capture
 from compresskit.graph.shapes import evaluating
-from compresskit.numerics.moments import Moments, MomentSums
-from compresskit.numerics.patches import Patches
+from compresskit.numerics.moments.moments import Moments, MomentSums
+from compresskit.numerics.moments.patches import Patches
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

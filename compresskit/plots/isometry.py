@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from compresskit.graph.reachability import Reachability
-from compresskit.numerics.isometry import SingularValues
-from compresskit.passes.isometry import LayerIsometry, NetworkIsometry
+from compresskit.numerics.orthogonal.isometry import SingularValues
+from compresskit.passes.isometry.network import LayerIsometry, NetworkIsometry
 from compresskit.plots.panels import grid, save
 
 _BINS = 50

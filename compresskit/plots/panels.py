@@ -1,11 +1,16 @@
-"""What every plot is made of: a grid of panels, and a file that appears whole."""
+"""What every plot is made of: a grid of panels, bands of curves, and a file that appears whole."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from compresskit.storage.atomic import atomic_write
+
+Curves = Sequence[Sequence[float]]
 
 COLUMNS = 4  # panels side by side
 
@@ -24,3 +29,15 @@ def grid(count: int, width: float, height: float, columns: int = COLUMNS) -> tup
 def save(figure: Figure, path: Path) -> None:
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+
+
+def band(panel: Axes, curves: Curves, first: int, label: str, colour: str) -> None:
+    """Mean by epoch, counted from `first`, and the standard deviation around it; one curve for each trial."""
+    if not curves:
+        return
+    values = np.array(curves)
+    epochs = np.arange(first, first + values.shape[1])
+    mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+    panel.plot(epochs, mean, color=colour, label=label, marker=".")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)

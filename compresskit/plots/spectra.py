@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from compresskit.passes.spectra import OVER, UNDER, Spectrum
+from compresskit.passes.spectra.spectrum import OVER, UNDER, Spectrum
 from compresskit.plots.panels import grid, save
 
 _BINS = 60

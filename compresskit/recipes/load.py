@@ -1,41 +1,48 @@
-"""Recipe files to `Recipe`: what is short for something else is written out, and the name is the file's."""
+"""A recipe file and overrides to an instance of an option class, or every mistake at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from compresskit.recipes.hints import keys_of, kinds, option_class
-from compresskit.recipes.schema import Recipe
-from compresskit.recipes.typed import Values, load_typed
-from compresskit.recipes.yaml_reader import Node
+from compresskit.errors import RecipeError
+from compresskit.recipes.build import build
+from compresskit.recipes.overrides import apply_overrides
+from compresskit.recipes.problems import Problem, lines_of
+from compresskit.recipes.yaml_reader import Node, UnreadableError, read_text, read_yaml
+
+T = TypeVar("T")
+Values = dict[str, Node]
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), *, verb: str = "", require: Sequence[str] = ()) -> Recipe:
-    """The recipe at `path` with `key.sub=value` and `~key` overrides applied.
+def load_typed(
+    schema: type[T],
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    verb: str = "",
+    require: Sequence[str] = (),
+    complete: Callable[[Values], None] = lambda values: None,
+) -> T:
+    """The `schema` instance that the file at `path` describes, once the overrides are applied.
 
-    require: the sections that `verb` needs. Raises RecipeError with one line for each mistake found.
+    require: sections that `verb` needs. complete: called on the values before and after the overrides, to write out
+    what is short for something else. Raises RecipeError with one line for each mistake.
     """
-
-    def complete(values: Values) -> None:
-        values.setdefault("name", Node(path.stem))
-        for name, hint in keys_of(Recipe).items():
-            if name in values and values[name].value is None and (option_class(hint) or kinds(hint)):
-                values[name].value = {}  # `fuse:` with nothing below it asks for the defaults
-        if "model" in values:
-            _write_out_model(values["model"])
-
-    return load_typed(Recipe, path, overrides, verb=verb, require=require, complete=complete)
-
-
-def _write_out_model(model: Node) -> None:
-    """`torchvision:resnet18` names a model of torchvision, `package.module:factory` a function of the user's."""
-    if isinstance(model.value, str):
-        model.value = {"kind": Node(model.value, model.line)}
-    values = model.value if isinstance(model.value, dict) else {}
-    kind = values.get("kind")
-    if kind is None or not isinstance(kind.value, str) or ":" not in kind.value:
-        return
-    head, _, rest = kind.value.partition(":")
-    key, value, name = ("name", rest, "torchvision") if head == "torchvision" else ("target", kind.value, "factory")
-    if key not in values:  # else both say it, and the kind is refused as it is written
-        values[key] = Node(value, kind.line)
-        kind.value = name
+    try:
+        root, problems = read_yaml(read_text(path))
+        if root.value is None:
+            raise UnreadableError(Problem("is empty; a recipe is a mapping of sections"))
+        if not isinstance(root.value, dict):
+            raise UnreadableError(Problem("must be a mapping of sections", root.line))
+    except UnreadableError as error:
+        raise RecipeError(error.problem.format(str(path))) from error
+    complete(root.value)
+    problems += apply_overrides(root, overrides)
+    complete(root.value)
+    for section in [section for section in require if section not in root.value]:
+        problems.append(Problem(f"the recipe has no '{section}' section, which 'compresskit {verb}' needs"))
+    instance, found = build(schema, root)
+    if problems + found:
+        raise RecipeError(*lines_of(problems + found, str(path)))
+    result: T = instance
+    return result

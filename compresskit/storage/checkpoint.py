@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.errors import CheckpointError, UnsupportedModelError
-from compresskit.graph.table import from_table, named_tensors, to_table
+from compresskit.graph.format.table import from_table, named_tensors, to_table
 from compresskit.storage import masked
 from compresskit.storage.atomic import atomic_write
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,11 @@ def open_run_folder(
     except OSError as error:
         raise RunFolderError(f"{path}: it cannot be made ({error.strerror}); write elsewhere with --out") from error
     return folder
+
+
+def slug(name: str) -> str:
+    """The name as a folder's: letters and digits, with a dash for each run of others."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def provenance() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from compresskit.errors import RecipeError, near_names
 from compresskit.graph.capture import capture
-from compresskit.graph.expanded import Expanded
+from compresskit.graph.layers.expanded import Expanded
 from compresskit.graph.shapes import node_shapes
 from compresskit.numerics.distillation import hint, probabilistic_transfer, soft_targets
 from compresskit.options import option

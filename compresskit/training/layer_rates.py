@@ -10,12 +10,12 @@ from annotated_types import Ge, Gt
 from torch import fx, nn
 
 from compresskit.errors import RecipeError
-from compresskit.graph.grouped_stack import GroupedStack
+from compresskit.graph.layers.grouped_stack import GroupedStack
 from compresskit.graph.weights import weights_of
-from compresskit.numerics.layer_rates import Map, Noise, disturbed, factors
+from compresskit.numerics.spectra.layer_rates import Map, Noise, disturbed, factors
 from compresskit.options import option
-from compresskit.passes.spectra import spectra
-from compresskit.passes.spectra_options import Estimator, Null, Spectra
+from compresskit.passes.spectra.options import Estimator, Null, Spectra
+from compresskit.passes.spectra.weights import spectra
 
 Metric = Literal[
     "alpha", "rand_distance", "stable_rank", "entropy", "norm", "log_norm", "spectral_norm", "log_spectral_norm",

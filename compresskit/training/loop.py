@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.data.dataset import DataSet, Split
+from compresskit.distributed import Group
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.masks import Masks
 from compresskit.training import state
-from compresskit.training.distributed import Group
-from compresskit.training.evaluation import METRICS, evaluate, tally_for
-from compresskit.training.losses import loss_for
 from compresskit.training.metrics_log import MetricsLog, summary_writer
 from compresskit.training.options import Training
+from compresskit.training.tasks.evaluation import METRICS, evaluate, tally_for
+from compresskit.training.tasks.losses import loss_for
 from compresskit.training.trainer import Trainer, count_steps
 
 log = logging.getLogger("compresskit")

@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 from annotated_types import Gt
 
 from compresskit.options import option
+from compresskit.training.analyses.gradient_confusion import GradientConfusion
 from compresskit.training.distillation import Distill
-from compresskit.training.gradient_confusion import GradientConfusion
 from compresskit.training.layer_rates import LayerwiseRates
-from compresskit.training.losses import Loss
 from compresskit.training.optimizers import SGD, Optimizer
 from compresskit.training.schedules import Cosine, Schedule
+from compresskit.training.tasks.losses import Loss
 
 Metric = Literal["accuracy", "loss", "mae", "mse", "miou", "recall", "precision", "map"]
 

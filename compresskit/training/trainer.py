@@ -12,18 +12,18 @@ from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from compresskit.data.dataset import DataSet
+from compresskit.distributed import Group
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.masks import Masks, apply_masks
 from compresskit.numerics.consistency import divergence
+from compresskit.training.analyses.gradient_confusion import gradient_cosines
 from compresskit.training.distillation import distiller_for
-from compresskit.training.distributed import Group
-from compresskit.training.evaluation import METRICS
-from compresskit.training.gradient_confusion import gradient_cosines
 from compresskit.training.layer_rates import LayerRates, owners
-from compresskit.training.losses import loss_for
 from compresskit.training.optimizers import parameter_groups
 from compresskit.training.options import Training
 from compresskit.training.seeds import epoch_seed
+from compresskit.training.tasks.evaluation import METRICS
+from compresskit.training.tasks.losses import loss_for
 
 CONFUSION, RATES = -1, -2  # in the place of a rank: random numbers that training does not use
 CHECK_EVERY = 50  # steps between two looks at the losses; each look makes the host wait for the device

@@ -10,10 +10,10 @@ from torch import fx, nn
 
 from compresskit.commands.memorisation import memorise
 from compresskit.commands.session import Session
+from compresskit.commands.train.section import Memorisation
 from compresskit.data.dataset import Split
 from compresskit.data.mini import MnistMini
-from compresskit.recipes.schema import Memorisation
-from compresskit.training.distributed import Group
+from compresskit.distributed import Group
 
 CPU = torch.device("cpu")
 

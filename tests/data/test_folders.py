@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compresskit.data.augmix import AugMix
+from compresskit.data.augmentation.augmix import AugMix
 from compresskit.data.folders import ImageFolder
 from compresskit.errors import DataError
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from compresskit.data.augment import Augment
+from compresskit.data.augmentation.augment import Augment
 from compresskit.data.memory import Examples, InMemory, MemorySplit, assemble
 from compresskit.data.normalization import Normalization, identity
 from compresskit.errors import DataError

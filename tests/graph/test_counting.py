@@ -8,7 +8,7 @@ from torchvision import models
 
 from compresskit.graph.counting import count
 from compresskit.graph.trace import trace
-from compresskit.models.lenet import LeNet5
+from compresskit.models.plain.lenet import LeNet5
 from tests.graph.nets import INPUTS, Plain, Shared, make
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from compresskit.errors import UnsupportedModelError
-from compresskit.graph.grouped import ChannelPermutation, GroupedLinear
+from compresskit.graph.layers.grouped import ChannelPermutation, GroupedLinear
 from compresskit.graph.reachability import reachability
 from compresskit.graph.trace import trace
 from tests.graph.nets import INPUTS, Depthwise, Plain, Residual

@@ -6,9 +6,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from compresskit.errors import UnsupportedModelError
-from compresskit.graph.stochastic_depth import StochasticDepth
+from compresskit.graph.layers.stochastic_depth import StochasticDepth
+from compresskit.graph.layers.windows import WindowAttention
 from compresskit.graph.trace import trace
-from compresskit.graph.windows import WindowAttention
 from tests.graph.nets import INPUTS, Plain, Residual, batch, make
 
 

@@ -6,15 +6,15 @@ from torch import nn
 
 from compresskit.errors import RecipeError
 from compresskit.graph.trace import trace
-from compresskit.models.convnet import ConvNet
-from compresskit.models.densenet import DenseNet
-from compresskit.models.lenet import LeNet5, LeNet300100
-from compresskit.models.mlp import MLP
-from compresskit.models.mobilenet import MobileNet, MobileNetV2
+from compresskit.models.images.densenet import DenseNet
+from compresskit.models.images.mobilenet import MobileNet, MobileNetV2
+from compresskit.models.images.resnet import ResNet, WideResNet
+from compresskit.models.images.vgg import VGG
+from compresskit.models.plain.convnet import ConvNet
+from compresskit.models.plain.lenet import LeNet5, LeNet300100
+from compresskit.models.plain.mlp import MLP
+from compresskit.models.plain.smallnet import SmallNet
 from compresskit.models.registry import MODELS
-from compresskit.models.resnet import ResNet, WideResNet
-from compresskit.models.smallnet import SmallNet
-from compresskit.models.vgg import VGG
 
 
 def names(network: nn.Module) -> list[str]:

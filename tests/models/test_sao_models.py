@@ -9,15 +9,15 @@ from torch import nn
 
 from compresskit.errors import RecipeError
 from compresskit.graph.trace import trace
-from compresskit.models.activations import MaxMin, check_width
-from compresskit.models.convnet import ConvNet
-from compresskit.models.fnn import FNN
-from compresskit.models.images import padded
-from compresskit.models.lipconvnet import LipConvNet
-from compresskit.models.mlp import MLP
-from compresskit.models.vanilla_cnn import VanillaCNN
+from compresskit.models.parts.activations import MaxMin, check_width
+from compresskit.models.parts.images import padded
+from compresskit.models.plain.convnet import ConvNet
+from compresskit.models.plain.fnn import FNN
+from compresskit.models.plain.lipconvnet import LipConvNet
+from compresskit.models.plain.mlp import MLP
+from compresskit.models.plain.vanilla_cnn import VanillaCNN
 from compresskit.storage.checkpoint import Checkpoint, load, save
-from tests.graph.test_channels import check_law
+from tests.graph.channels.test_walk import check_law
 
 NETS = {
     "fnn": (FNN(depth=3), (1, 28, 28)),

@@ -5,7 +5,7 @@ from torch import nn
 from compresskit.errors import RecipeError
 from compresskit.graph.counting import count
 from compresskit.graph.trace import trace
-from compresskit.models.unet import UNet
+from compresskit.models.scenes.unet import UNet
 
 
 def convolutions(channels, outputs, width, depth):

@@ -5,7 +5,7 @@ from torch import nn
 from compresskit.errors import RecipeError
 from compresskit.graph.counting import count
 from compresskit.graph.trace import trace
-from compresskit.models.yolo_lite import YoloLite
+from compresskit.models.scenes.yolo_lite import YoloLite
 
 
 def test_yolo_lite_is_the_papers():

@@ -8,10 +8,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from compresskit.distributed import Group
 from compresskit.errors import RecipeError, RunFolderError
 from compresskit.numerics.distillation import hint, probabilistic_transfer, soft_targets
 from compresskit.training.distillation import DISTILLATIONS, KD, PKT, Distiller, Hint
-from compresskit.training.distributed import Group
 from compresskit.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from compresskit.distributed import Group, connect
 from compresskit.errors import RecipeError
-from compresskit.training.distributed import Group, connect
 
 PROGRAM = str(Path(__file__).with_name("tiny_run.py"))
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from compresskit.graph.weights import weights_of
-from compresskit.passes.spectra import spectra
+from compresskit.passes.spectra.weights import spectra
 from compresskit.training.layer_rates import LayerwiseRates, owners
 from compresskit.training.optimizers import SGD
 from compresskit.training.schedules import Step
@@ -49,7 +49,9 @@ def rates(**options) -> LayerwiseRates:
 
 def test_steps_are_those_of_a_plain_loop(tiny, tmp_path, monkeypatch):
     """Each layer's parameters with the schedule's rate times its factor, measured before each epoch."""
-    monkeypatch.setattr("compresskit.passes.spectra._unfit", lambda *_: None)  # tiny layers have few eigenvalues
+    monkeypatch.setattr(
+        "compresskit.passes.spectra.matrices._unfit", lambda *_: None
+    )  # tiny layers have few eigenvalues
     options = replace(
         tiny.OPTIONS,
         epochs=2,
@@ -82,7 +84,7 @@ def test_steps_are_those_of_a_plain_loop(tiny, tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_keeps_its_rates_between_measurements(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("compresskit.passes.spectra._unfit", lambda *_: None)
+    monkeypatch.setattr("compresskit.passes.spectra.matrices._unfit", lambda *_: None)
     options = replace(tiny.OPTIONS, epochs=4, layerwise_rates=rates(every=3, noise="normal-alpha"))
     whole, _ = tiny.run(tmp_path / "whole", options)
     measured = []

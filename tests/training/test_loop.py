@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from compresskit.errors import ConvergenceError, RecipeError
-from compresskit.training.losses import CrossEntropy, MeanAbsolute
 from compresskit.training.optimizers import OPTIMIZERS, SGD
 from compresskit.training.options import Training
 from compresskit.training.schedules import SCHEDULES, Constant, Step
 from compresskit.training.seeds import epoch_seed, set_determinism
+from compresskit.training.tasks.losses import CrossEntropy, MeanAbsolute
 
 SETTINGS = {"step": {"step_size": 1}, "multi-step": {"milestones": (1,)}}
 

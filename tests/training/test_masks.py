@@ -5,7 +5,7 @@ import torch
 
 from compresskit.errors import RunFolderError
 from compresskit.graph.masks import apply_masks
-from compresskit.training.gradient_confusion import gradient_cosines
+from compresskit.training.analyses.gradient_confusion import gradient_cosines
 from compresskit.training.layer_rates import LayerwiseRates
 from compresskit.training.optimizers import OPTIMIZERS, SGD
 from compresskit.training.options import Training

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.data.dataset import DataSet
-from compresskit.training.distributed import Group, connect
+from compresskit.distributed import Group, connect
 from compresskit.training.loop import History, fit
 from compresskit.training.optimizers import SGD, Adam
 from compresskit.training.options import Training

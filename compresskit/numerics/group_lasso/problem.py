@@ -8,7 +8,7 @@ from math import copysign
 import torch
 from torch import Tensor
 
-from compresskit.numerics.least_squares import CUT
+from compresskit.numerics.least_squares.solvers import CUT
 
 Weights = list[Tensor]  # one (out, in) for each part
 

@@ -1,0 +1,140 @@
+"""Moments of activations: what a cache holds of them, and one pass over the data for the rest."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import fx
+
+from compresskit.data.dataset import Split
+from compresskit.distributed import Group
+from compresskit.errors import ResourceError
+from compresskit.numerics.moments.moments import Moments, MomentSums
+from compresskit.passes.moments import Request, collect
+from compresskit.storage.moment_cache import Identity, MomentCache, fingerprint
+from compresskit.storage.run_folder import check_disk
+
+log = logging.getLogger("compresskit")
+
+SAVE_EVERY = 60.0  # seconds of the pass over the data that an interruption may cost
+
+
+@dataclass(frozen=True)
+class CachedMoments:
+    """Takes the moments that are asked for from `cache`, or from a pass over the data, which it then keeps.
+
+    memory: bytes that the sums of one pass may take; requests are taken in groups that fit.
+    """
+
+    cache: MomentCache
+    memory: float
+    batch_size: int
+    device: torch.device
+    group: Group
+
+    def gather(
+        self,
+        network: fx.GraphModule,
+        requests: Sequence[Request],
+        split: Split,
+        progress: Callable[[int], None] = lambda images: None,
+        teacher: fx.GraphModule | None = None,
+    ) -> dict[str, Moments]:
+        """Moments by name of the request, over all of `split`; matrices stay on disk.
+
+        teacher: the network that targets are read off, where it is another one.
+        """
+        common = {
+            "weights": fingerprint(network),
+            "data": split.fingerprint,
+            "batch_size": str(self.batch_size),
+            "processes": str(self.group.world),
+        } | ({"teacher": fingerprint(teacher)} if teacher is not None else {})
+        entries = [_Entry(request, common) for request in requests]
+        missing = [entry for entry in entries if not self.cache.holds(entry.name, entry.identity)]
+        for together in self._in_groups(missing):
+            self._take(network, teacher, together, split, progress)
+        self.group.barrier()
+        return {entry.name: self.cache.read(entry.name) for entry in entries}
+
+    def _in_groups(self, entries: list["_Entry"]) -> list[list["_Entry"]]:
+        """Those that fit in memory together and, where a pass was interrupted, stopped at the same batch."""
+        groups: dict[tuple[int, int], list[_Entry]] = {}
+        filled: dict[int, tuple[int, int]] = {}
+        for entry in entries:
+            nbytes = entry.request.nbytes
+            if nbytes > self.memory:
+                raise ResourceError(
+                    f"the moments of {entry.name} take {nbytes / 1e9:.1f} GB, {self.memory / 1e9:.1f} GB "
+                    "are allowed; raise `moments.memory`, leave the layer out, or fuse into a smaller `kernel`"
+                )
+            start = self._batches_done(entry)
+            index, used = filled.get(start, (0, 0))
+            if used + nbytes > self.memory:
+                index, used = index + 1, 0
+            filled[start] = (index, used + nbytes)
+            groups.setdefault((start, index), []).append(entry)
+        return list(groups.values())
+
+    def _take(
+        self,
+        network: fx.GraphModule,
+        teacher: fx.GraphModule | None,
+        entries: list["_Entry"],
+        split: Split,
+        progress: Callable[[int], None],
+    ) -> None:
+        needed = sum(entry.request.nbytes for entry in entries)
+        log.info("moments of %d layers: %.1f MB of memory and disk", len(entries), needed / 1e6)
+        check_disk(self.cache.folder, 2 * needed)  # an unfinished part may still be there when the whole is written
+        done, rank = self._batches_done(entries[0]), self.group.rank
+        sums = {entry.name: self._resumed(entry, done) for entry in entries}
+        saved = time.monotonic()
+
+        def after_batch() -> None:
+            nonlocal done, saved
+            done += 1
+            progress(min(done * self.batch_size, len(split)))
+            if time.monotonic() - saved > SAVE_EVERY:
+                for entry in entries:
+                    self.cache.write_part(entry.name, rank, entry.identity, done, sums[entry.name].tensors())
+                saved = time.monotonic()
+
+        batches = split.batches(self.batch_size, self.device, rank=rank, world=self.group.world, start=done)
+        requests = [entry.request for entry in entries]
+        collect(network, requests, batches, sums, teacher=teacher, after_batch=after_batch)
+        for entry in entries:
+            total = sums.pop(entry.name)
+            self.group.sum_tensors(total.tensors().values())
+            if self.group.is_main:
+                self.cache.write(entry.name, entry.identity, total.finish())
+            self.cache.drop_part(entry.name, rank)
+
+    def _batches_done(self, entry: "_Entry") -> int:
+        return self.cache.batches_done(entry.name, self.group.rank, entry.identity)
+
+    def _resumed(self, entry: "_Entry", done: int) -> MomentSums:
+        sums = entry.request.zeros(self.device)
+        if done:
+            log.info("moments of %s go on behind batch %d", entry.name, done)
+            self.cache.read_part(entry.name, self.group.rank, sums.tensors())
+        return sums
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A request as the cache knows it. common: what its identity shares with the other requests'."""
+
+    request: Request
+    common: Identity
+
+    @property
+    def name(self) -> str:
+        return self.request.name
+
+    @property
+    def identity(self) -> Identity:
+        return {**self.common, "layers": json.dumps(asdict(self.request), sort_keys=True)}

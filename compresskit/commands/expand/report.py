@@ -1,0 +1,191 @@
+"""What `expand` reports: factors, the compact net against the expanded one, and the networks that it compares."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compresskit.commands.analyses import analyse
+from compresskit.commands.expand.section import ExpandAndTrain
+from compresskit.commands.figures import Figures, compared
+from compresskit.commands.parents import MODEL
+from compresskit.commands.result import Result, Table, by
+from compresskit.commands.session import Session
+from compresskit.commands.trials import BEST, best_trial
+from compresskit.graph.counting import Counts
+from compresskit.passes.expand.network import Expansion
+from compresskit.plots.training import training_curves
+from compresskit.training.loop import History
+
+EXPANDED = "expanded.pt"
+
+
+@dataclass
+class ExpandedTrial:
+    """One trial of one network. trained: figures of the net that was trained; final: of model.pt. best: test metrics.
+
+    difference, differing: of the contracted net from the trained one on the test set; None if none was contracted.
+    """
+
+    seed: int
+    path: Path
+    expansion: Expansion | None
+    history: History | None
+    trained: Figures
+    final: Figures
+    best: dict[str, float] = field(default_factory=dict)
+    difference: float | None = None
+    differing: int | None = None
+    reloaded: float = 0.0
+
+
+def expand_result(current: Session, options: ExpandAndTrain, settings: Mapping[str, Sequence[ExpandedTrial]]) -> Result:
+    """settings: the recipe's own network first."""
+    assert current.folder is not None
+    trials = next(iter(settings.values()))
+    result = Result("expand", current.recipe.name, current.folder.path)
+    contracted = trials[0].difference is not None
+    before = [trial.trained for trial in trials] if contracted else []
+    batch = current.recipe.report.latency_batch
+    result.figures = compared(before, [trial.final for trial in trials], batch, current.device)
+    if trials[0].history is not None:
+        result.tables.append(_networks(settings))
+    _add_factors(result, trials[0].expansion)
+    result.checks = _checks(settings)
+    result.notes = _notes(current, trials, contracted=contracted)
+    result.details = {"networks": {name: [_plain(trial) for trial in found] for name, found in settings.items()}}
+    if current.group.is_main:
+        _finish(current, settings)
+    if trials[0].history is not None:
+        histories = {name: [t.history for t in found if t.history] for name, found in settings.items()}
+        analyse(current, result, histories, {name: found[0].path for name, found in settings.items()})
+    return result
+
+
+def plan_result(result: Result, expansion: Expansion | None, networks: Mapping[str, Counts]) -> Result:
+    """The dry run's, with what would be expanded and how, and the networks that would be trained."""
+    _add_factors(result, expansion)
+    if len(networks) > 1:
+        columns = ("network", "parameters in training", "MACs, factors one by one")
+        rows: list[tuple[Any, ...]] = [(name, found.parameters, found.macs) for name, found in networks.items()]
+        result.tables.append(Table("networks to train", columns, rows))
+    return result
+
+
+def _add_factors(result: Result, expansion: Expansion | None) -> None:
+    """A row for each expanded layer, and what was skipped."""
+    if expansion is None:
+        return
+    columns: tuple[str, ...] = (
+        "layer",
+        "strategy",
+        "weight",
+        "factors",
+        "parameters",
+        "expanded",
+        "MACs of the product",
+    )
+    rows: list[tuple[Any, ...]] = [
+        (
+            row.name,
+            row.strategy,
+            by(row.weight_shape),
+            " + ".join(" · ".join(map(by, branch)) for branch in row.factors),
+            *row.parameters,
+            row.product_macs,
+        )
+        for row in expansion.layers
+    ]
+    if any(row.residual is not None for row in expansion.layers):
+        columns += ("product off by",)  # from the trained layer that it starts as
+        rows = [(*row, f"{layer.residual:.1e}") for row, layer in zip(rows, expansion.layers, strict=True)]
+    result.tables.append(Table("layers that were expanded, first factor first", columns, rows))
+    result.skipped |= expansion.skipped
+
+
+def _networks(settings: Mapping[str, Sequence[ExpandedTrial]]) -> Table:
+    """A row for each network that was trained, one value a trial (Tables 1, 6 and 9 of the document)."""
+    metric = next(iter(next(iter(settings.values()))[0].final.metrics))
+    accuracy = (f"test {metric}, last", f"test {metric}, best epoch")
+    columns = ("network", *accuracy, "parameters in training", "MACs, factors one by one", "seconds an epoch")
+    rows: list[tuple[Any, ...]] = []
+    for name, trials in settings.items():
+        seconds = [row["seconds"] for trial in trials if trial.history for row in trial.history.rows]
+        rows.append(
+            (
+                name,
+                tuple(trial.final.metrics[metric] for trial in trials),
+                tuple(trial.best[metric] for trial in trials),
+                trials[0].trained.parameters,
+                trials[0].trained.macs,
+                statistics.median(seconds),
+            )
+        )
+    return Table("networks trained", columns, rows)
+
+
+def _checks(settings: Mapping[str, Sequence[ExpandedTrial]]) -> dict[str, float]:
+    trials = [trial for found in settings.values() for trial in found]
+    checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
+    differences = [trial.difference for trial in trials if trial.difference is not None]
+    if differences:
+        checks = {"contracted net against the expanded one, relative": max(differences)} | checks
+    return checks
+
+
+def _notes(current: Session, trials: Sequence[ExpandedTrial], *, contracted: bool) -> list[str]:
+    notes = []
+    layers = trials[0].expansion.layers if trials[0].expansion else []
+    if current.inputs and any(row.residual is None for row in layers):
+        notes.append("factors were drawn afresh: what the checkpoint's expanded layers had learnt is not used")
+    if contracted and current.data.task in ("classification", "segmentation"):
+        differing = sum(trial.differing or 0 for trial in trials)
+        notes.append(f"{differing} predictions on the test set differ between the contracted and the expanded net")
+    if trials[0].history is not None and current.data.validation is None:
+        notes.append("best epoch chosen on the test set; set `data.validation` for an honest choice")
+    if len(trials) > 1:
+        best, monitor = _best(current, trials)
+        notes.append(f"model.pt is that of seed {best.seed}, {monitor}")
+    return notes
+
+
+def _finish(current: Session, settings: Mapping[str, Sequence[ExpandedTrial]]) -> None:
+    """Copies the best trial to the top of the run folder, and draws the curves."""
+    assert current.folder is not None
+    trials = next(iter(settings.values()))
+    trained = trials[0].history is not None
+    if len(trials) > 1:
+        best, _ = _best(current, trials)
+        files = [MODEL, *([BEST] if trained else []), *([EXPANDED] if best.difference is not None else [])]
+        for name in files:
+            current.folder.copy(best.path.with_name(name), name)
+    if trained and current.recipe.report.plots:
+        first = trials[0].history
+        assert first is not None
+        curves = {
+            name: [[row[first.monitor] for row in trial.history.rows] for trial in found if trial.history is not None]
+            for name, found in settings.items()
+        }
+        training_curves(current.folder.path / "training-curves.png", {"": curves}, first.monitor.replace("_", " "))
+
+
+def _best(current: Session, trials: Sequence[ExpandedTrial]) -> tuple[ExpandedTrial, str]:
+    """The trial whose nets go to the top of the run folder, and why it is this one."""
+    histories = [trial.history for trial in trials if trial.history is not None]
+    if not histories:
+        return trials[0], "the first"
+    return trials[best_trial(histories, current.data.task)], f"the best by {histories[0].monitor}"
+
+
+def _plain(trial: ExpandedTrial) -> dict[str, Any]:
+    return {
+        "seed": trial.seed,
+        "trained": asdict(trial.trained),
+        "final": asdict(trial.final),
+        "best": trial.best,
+        "difference": trial.difference,
+        "differing predictions": trial.differing,
+        "layers": [asdict(row) for row in trial.expansion.layers] if trial.expansion else [],
+        "rows": trial.history.rows if trial.history else [],
+    }

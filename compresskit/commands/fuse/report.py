@@ -1,0 +1,257 @@
+"""What `fuse` reports: the fused networks beside the document's tables, each layer's error, and the candidates."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from compresskit.commands.figures import Figures, compared, slower
+from compresskit.commands.fuse.section import FuseAndRetrain
+from compresskit.commands.parents import MODEL
+from compresskit.commands.result import Result, Table, Target, by, tuples
+from compresskit.commands.session import Session
+from compresskit.graph.chains import WEIGHTED
+from compresskit.passes.fuse.auto import Candidate, Size, unmet
+from compresskit.passes.fuse.fusible import Fusible
+from compresskit.passes.fuse.network import FusedLayer
+from compresskit.plots.fuse import candidates, learning_curves
+from compresskit.training.tasks.evaluation import METRICS
+
+
+@dataclass
+class Step:
+    """One fused chain: its row, the network's widths, and the test metrics before and after training.
+
+    curve, random_curve: the monitored metric by epoch; the first of `curve` is that before retraining.
+    monitored: the final net's main metric on the validation split, if there is one. not_random: parameters that the
+    random baseline shares with the fused net, since no layer draws them.
+    """
+
+    seed: int
+    row: FusedLayer
+    widths: str
+    fused: dict[str, float]
+    retrained: dict[str, float] | None = None
+    random: dict[str, float] | None = None
+    curve: list[float] = field(default_factory=list)
+    random_curve: list[float] = field(default_factory=list)
+    monitored: float | None = None
+    not_random: list[str] = field(default_factory=list)
+
+    @property
+    def main(self) -> str:
+        """Name of the task's main metric."""
+        return next(iter(self.fused))
+
+    @property
+    def final(self) -> dict[str, float]:
+        return self.retrained or self.fused
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What `layers: auto` had to choose from: the rows of its table, and what was left alone with the reason."""
+
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class FusedTrial:
+    """All steps of one trial. path: of its final checkpoint; ranking: the first one of `layers: auto`."""
+
+    seed: int
+    network: fx.GraphModule
+    before: Figures
+    path: Path
+    steps: list[Step] = field(default_factory=list)
+    ranking: Ranking = Ranking()
+    after: Figures | None = None
+    reloaded: float = 0.0
+    size: tuple[Size, Size] | None = None
+
+
+def read_step(path: Path) -> Step:
+    """A step that an interrupted run had finished."""
+    plain = json.loads(path.read_text())
+    row = {name: tuples(value) for name, value in plain.pop("row").items()}
+    return Step(row=FusedLayer(**row), **plain)
+
+
+def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTrial]) -> Result:
+    assert current.folder is not None
+    metric = next(iter(trials[0].before.metrics))
+    result = Result("fuse", current.recipe.name, current.folder.path, skipped=trials[0].ranking.skipped)
+    after = [trial.after for trial in trials if trial.after is not None]
+    batch = current.recipe.report.latency_batch
+    result.figures = compared([trial.before for trial in trials], after, batch, current.device)
+    result.notes = slower(result.figures)
+    result.tables = [_networks(trials, metric), _layers(trials)]
+    if trials[0].ranking.rows:
+        result.tables.append(candidate_table(trials[0].ranking.rows))
+    not_random = sorted({name for trial in trials for step in trial.steps for name in step.not_random})
+    if not_random:
+        result.notes.append(f"the random baseline keeps what no layer draws: {', '.join(not_random)}")
+    result.targets = _targets(options, trials)
+    result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
+    result.details = {"trials": [{"seed": t.seed, "steps": [s.plain() for s in t.steps]} for t in trials]}
+    if current.group.is_main:
+        best = _best(trials, current.data.task, metric)
+        if len(trials) > 1:
+            current.folder.copy(best.path, MODEL)
+            split = "test" if current.data.validation is None else "validation"
+            result.notes.append(f"model.pt is that of seed {best.seed}, the best by {split} {metric}")
+        if current.recipe.report.plots:
+            _plot(current.folder.path, trials, (options.retrain and options.retrain.monitor) or metric)
+    return result
+
+
+def plan_result(
+    current: Session, network: fx.GraphModule, planned: list[Fusible] | list[Candidate], skipped: dict[str, str]
+) -> Result:
+    """The dry run: what would be fused, or the candidates that `auto` would choose from."""
+    result = Result("fuse", f"{current.recipe.name} (dry run)", skipped=skipped, notes=["nothing was written"])
+    fusibles = [entry for entry in planned if isinstance(entry, Fusible)]
+    ranked = [entry for entry in planned if isinstance(entry, Candidate)]
+    if fusibles:
+        columns = ("chain", "fused weight", "parameters saved", "MACs saved", "moments")
+        rows = [
+            (str(f.chain), by(f.weight_shape), f.saved_params, f.saved_macs, f"{f.request.nbytes / 1e6:.1f} MB")
+            for f in fusibles
+        ]
+        result.tables = [Table(f"chains of {widths(network)}", columns, rows)]
+    if ranked:
+        result.tables = [candidate_table(candidate_rows(ranked))]
+    return result
+
+
+def candidate_table(rows: list[tuple[Any, ...]]) -> Table:
+    """Every chain that `auto` considers, the best explained first."""
+    columns = ("candidate", "fused weight", "expected error", "unexplained", "rank", "parameters saved", "MACs saved")
+    return Table("candidates", columns, rows)
+
+
+def candidate_rows(ranked: list[Candidate]) -> list[tuple[Any, ...]]:
+    return [
+        (
+            str(c.fusible.chain),
+            by(c.fusible.weight_shape),
+            c.fusion.expected_error,
+            c.fusion.unexplained,
+            _rank(c.fusion.rank, c.fusible.request.features),
+            c.fusible.saved_params,
+            c.fusible.saved_macs,
+        )
+        for c in ranked
+    ]
+
+
+def widths(network: fx.GraphModule) -> str:
+    """Output sizes of all weighted layers but the last, as the document names its nets: 2-4-8-16."""
+    sizes = [module.weight.shape[0] for _, module in network.named_modules() if isinstance(module, WEIGHTED)]
+    return "-".join(map(str, sizes[:-1])) or str(sizes[-1])
+
+
+def _networks(trials: list[FusedTrial], metric: str) -> Table:
+    rows: list[tuple[Any, ...]] = [
+        (widths(trials[0].network), "", tuple(t.before.metrics[metric] for t in trials), "", "")
+    ]
+    for found in _by_step(trials).values():
+        step = found[0]
+        rows.append(
+            (
+                step.widths,
+                tuple(s.fused[metric] for s in found),
+                tuple(s.retrained[metric] for s in found if s.retrained) or "",
+                tuple(s.random[metric] for s in found if s.random) or "",
+                step.row.saved_macs,
+            )
+        )
+    columns = ("network", f"{metric}, fused", f"{metric}, trained", f"{metric}, from random", "MACs saved")
+    return Table("networks", columns, rows)
+
+
+def _layers(trials: list[FusedTrial]) -> Table:
+    columns = (
+        "fused",
+        "weights",
+        "rank",
+        "solver",
+        "Corollary 1",
+        "expected",
+        "measured",
+        "unexplained",
+        "measured share",
+    )
+    rows = []
+    for found in _by_step(trials).values():
+        row = found[0].row
+        shapes = f"{' + '.join(map(by, row.weight_shapes))} → {by(row.weight_shape)}"
+        values = zip(
+            *(
+                (s.row.error, s.row.expected_error, s.row.measured_error, s.row.unexplained, s.row.measured_unexplained)
+                for s in found
+            ),
+            strict=True,
+        )
+        rows.append((" + ".join(row.layers), shapes, _rank(row.rank, row.features), row.solver, *values))
+    return Table(
+        "fused layers: mean squared error by Corollary 1, expected on new images, measured on held-out ones",
+        columns,
+        rows,
+    )
+
+
+def _by_step(trials: list[FusedTrial]) -> dict[tuple[int, tuple[str, ...]], list[Step]]:
+    """Steps that trials have in common; where `auto` chose differently, each choice has a row of its own."""
+    found: dict[tuple[int, tuple[str, ...]], list[Step]] = {}
+    for trial in trials:
+        for index, step in enumerate(trial.steps):
+            found.setdefault((index, step.row.layers), []).append(step)
+    return found
+
+
+def _targets(options: FuseAndRetrain, trials: list[FusedTrial]) -> list[Target]:
+    if options.layers != "auto" or options.until is None:
+        return []
+    until, sizes = options.until, [trial.size for trial in trials if trial.size is not None]
+    missed = set().union(*(unmet(until, now, original) for original, now in sizes))
+    got = {  # by the trial that is furthest from it
+        "layers": str(max(now.layers for _, now in sizes)),
+        "macs": f"{max(now.macs / original.macs for original, now in sizes):.1%}",
+        "params": f"{max(now.params / original.params for original, now in sizes):.1%}",
+    }
+    asked = {name: getattr(until, name) for name in got if getattr(until, name) is not None}
+    return [Target(name, str(value), got[name], name not in missed) for name, value in asked.items()]
+
+
+def _best(trials: list[FusedTrial], task: str, metric: str) -> FusedTrial:
+    last = {trial.seed: trial.steps[-1] for trial in trials}
+    scores = {seed: step.final[metric] if step.monitored is None else step.monitored for seed, step in last.items()}
+    pick = max if METRICS[task][metric].higher_is_better else min
+    return pick(trials, key=lambda trial: scores[trial.seed])
+
+
+def _plot(folder: Path, trials: list[FusedTrial], metric: str) -> None:
+    curves = {
+        f"{index + 1}: {found[0].widths}": (
+            [s.curve for s in found if s.curve],
+            [s.random_curve for s in found if s.random_curve],
+        )
+        for (index, _), found in _by_step(trials).items()
+    }
+    if any(fused for fused, _ in curves.values()):
+        learning_curves(folder / "learning-curves.png", curves, metric)
+    if rows := trials[0].ranking.rows:
+        points = [(name, unexplained, saved_macs) for name, _, _, unexplained, _, _, saved_macs in rows]
+        candidates(folder / "candidates.png", points)
+
+
+def _rank(rank: int | None, features: int) -> str:
+    """Conjugate gradients do not know the rank."""
+    return f"{'?' if rank is None else rank} of {features}"

@@ -1,0 +1,116 @@
+"""The steps of `fuse`: which chain comes next, what it is fused to, and what retraining makes of it."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from compresskit.commands.fuse.report import Ranking, Step, candidate_rows, widths
+from compresskit.commands.fuse.section import FuseAndRetrain
+from compresskit.commands.moments import gatherer
+from compresskit.commands.session import Session
+from compresskit.commands.trials import train_network
+from compresskit.errors import ConvergenceError
+from compresskit.graph.edit import reset_parameters
+from compresskit.graph.selectors import select
+from compresskit.passes.fuse.auto import Candidate, choose, find_candidates, rank, reached, size
+from compresskit.passes.fuse.fusible import Fusible, apply, find
+from compresskit.passes.fuse.network import FusedLayer, describe, measure, solve
+from compresskit.training.options import Training
+
+
+class FuseSteps:
+    """Of one trial. cache: the folder of its moments, where the recipe names none."""
+
+    def __init__(self, current: Session, options: FuseAndRetrain, trial: int, cache: Path) -> None:
+        self.start = current.parent(trial)
+        self.seed = current.recipe.seed + trial
+        self.original = size(self.start.network, current.data.input_shape)
+        self._current, self._options = current, options
+        self._gather = gatherer(current, cache, options)
+        self._among = set(select(self.start.network, options.among)) if options.among else None
+
+    def next(self, network: fx.GraphModule, index: int) -> tuple[Candidate | None, Ranking]:
+        """The chain to fuse in step `index`, counted from 1, solved, None when all are done; and whom `auto` ranked."""
+        options, shape = self._options, self._current.data.input_shape
+        if options.layers == "auto":
+            assert options.until is not None
+            now = size(network, shape)
+            if reached(options.until, now, self.original):
+                return None, Ranking()
+            ranked, skipped = self.rank(network, index)
+            return choose(ranked, options.until, now, self.original), Ranking(candidate_rows(ranked), skipped)
+        if index > len(options.layers):
+            return None, Ranking()
+        fusible = find(network, options.layers[index - 1], shape, options.kernel)
+        moments = self._gather.at(index)(network, [fusible.request])
+        return Candidate(fusible, solve(fusible, moments[fusible.request.name], options)), Ranking()
+
+    def find(self, network: fx.GraphModule) -> tuple[list[Fusible], dict[str, str]]:
+        """All chains that could be fused, and what is left alone with the reason."""
+        shape = self._current.data.input_shape
+        return find_candidates(network, shape, self._options, self._gather.memory, self._among)
+
+    def rank(self, network: fx.GraphModule, index: int) -> tuple[list[Candidate], dict[str, str]]:
+        """The same with what would stand in for each, the best explained first."""
+        fusibles, skipped = self.find(network)
+        return rank(network, fusibles, self._options, self._gather.at(index)), skipped
+
+    def note(self, row: FusedLayer) -> None:
+        """A layer that stands in for some that `auto` may fuse may be fused itself."""
+        if self._among is not None:
+            self._among.add(row.name)
+
+    def fuse(self, network: fx.GraphModule, candidate: Candidate) -> tuple[fx.GraphModule, Step]:
+        """A new network with the chain fused, and what is known of it before any training."""
+        current = self._current
+        row = self._measured(network, candidate)
+        fused = apply(network, candidate.fusible, candidate.fusion)
+        metrics = current.evaluate(fused)
+        said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        current.progress.log(f"{row.name}: fused {' + '.join(row.layers)}, {said} before retraining")
+        return fused, Step(self.seed, row, widths(fused), metrics)
+
+    def train(self, fused: fx.GraphModule, step: Step, stage: Path) -> None:
+        """Trains `fused` in place as the recipe says, and a random one beside it; their state is below `stage`."""
+        current, options = self._current, self._options
+        label = f"seed {self.seed}, {step.widths}"
+        if (settings := self._baseline()) is not None:
+            random = copy.deepcopy(fused)
+            step.not_random = reset_parameters(random, self.seed)
+            history = train_network(current, random, settings, self.seed, stage / "random", f"random {label}")
+            step.random = current.evaluate(random)
+            step.random_curve = [row[history.monitor] for row in history.rows]
+        if options.retrain is not None:
+            monitored = current.evaluate(fused, current.data.validation)
+            history = train_network(current, fused, options.retrain, self.seed, stage / "retrain", f"retrain {label}")
+            step.retrained = current.evaluate(fused)
+            step.curve = [monitored[history.monitor.partition("_")[2]], *(row[history.monitor] for row in history.rows)]
+        step.monitored = (
+            current.evaluate(fused, current.data.validation)[step.main] if current.data.validation else None
+        )
+
+    def _measured(self, network: fx.GraphModule, candidate: Candidate) -> FusedLayer:
+        """The row of a fused layer with its error on held-out images; refuses weights that are no use."""
+        current, (fusible, fusion) = self._current, (candidate.fusible, candidate.fusion)
+        if not torch.isfinite(fusion.weight).all():
+            raise ConvergenceError(
+                f"{fusible.chain}: the activations are not finite; check the checkpoint and the data"
+            )
+        if not fusion.converged:
+            residual = max(solution.residual for solution in fusion.solutions)
+            text = f"{fusible.chain}: the solver stopped at a residual of {residual:.1e}; raise max_iter or ridge"
+            if self._options.on_no_convergence == "fail":
+                raise ConvergenceError(text)
+            current.progress.log(text)
+        split = current.held_out.sample(self._options.held_out)
+        batches = split.batches(current.recipe.moments.batch_size, current.device)
+        error, share = measure(network, fusible, fusion, batches)
+        return replace(describe(network, fusible, fusion), measured_error=error, measured_unexplained=share)
+
+    def _baseline(self) -> Training | None:
+        if self._options.baseline == "random":
+            return self._options.retrain
+        return self._options.baseline if isinstance(self._options.baseline, Training) else None

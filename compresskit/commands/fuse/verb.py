@@ -1,0 +1,106 @@
+"""`compresskit fuse`: fuses the layers that the recipe names, or chooses them, and retrains if asked."""
+
+import itertools
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from torch import fx
+
+from compresskit.commands.fuse.report import FusedTrial, Ranking, Step, fuse_result, plan_result, read_step
+from compresskit.commands.fuse.section import FuseAndRetrain
+from compresskit.commands.fuse.steps import FuseSteps
+from compresskit.commands.moments import temporary_folder
+from compresskit.commands.parents import MODEL
+from compresskit.commands.result import Result
+from compresskit.commands.session import Arguments, Progress, Session, Start, session, trial_folder, with_folder
+from compresskit.commands.trials import check_training, keep
+from compresskit.errors import RecipeError
+from compresskit.passes.fuse.auto import size
+from compresskit.passes.fuse.fusible import Fusible
+from compresskit.passes.fuse.network import rehearse
+from compresskit.storage.atomic import write_json
+from compresskit.storage.checkpoint import load
+from compresskit.training.options import Training
+
+FUSED, FUSED_STEP = "fused.pt", "fused.json"  # of a step, before its training
+STEP = "step.json"
+RANKING = "candidates.json"
+
+
+def run(arguments: Arguments, progress: Progress, *, ranked: bool = True) -> Result:
+    """Fuses one chain after another, each with its moments, its error on held-out images and its retraining.
+
+    ranked: whether a dry run of `layers: auto` takes the moments that rank the candidates, or only lists these.
+    """
+    with session("fuse", arguments, ("data", "fuse"), progress, from_checkpoint=True) as current:
+        options: FuseAndRetrain = current.recipe.section("fuse")
+        if options.layers == "auto" and options.until is None and not arguments.dry_run:
+            raise RecipeError("fuse.until: `layers: auto` needs to know when to stop; --dry-run shows the candidates")
+        for settings in (options.retrain, options.baseline):
+            if isinstance(settings, Training):
+                check_training(current, current.parent(0).network, settings)
+        if arguments.dry_run:
+            return _plan(current, options, ranked)
+        _chains(current, options, FuseSteps(current, options, 0, Path()))
+        current = with_folder(current)
+        trials = [_run_trial(current, options, trial) for trial in range(current.recipe.trials)]
+        return fuse_result(current, options, trials)
+
+
+def _plan(current: Session, options: FuseAndRetrain, ranked: bool) -> Result:
+    with temporary_folder(current.group) as folder:
+        steps = FuseSteps(current, options, 0, folder)
+        if options.layers == "auto" and ranked:
+            return plan_result(current, steps.start.network, *steps.rank(steps.start.network, 1))
+        return plan_result(current, steps.start.network, *_chains(current, options, steps))
+
+
+def _chains(current: Session, options: FuseAndRetrain, steps: FuseSteps) -> tuple[list[Fusible], dict[str, str]]:
+    """What can be fused, without any moments; refuses what the recipe names and cannot be."""
+    if options.layers == "auto":
+        return steps.find(steps.start.network)
+    return rehearse(steps.start.network, current.data.input_shape, options), {}
+
+
+def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTrial:
+    """All steps of one trial; those that an interrupted run had finished are read back."""
+    folder = trial_folder(current, trial, current.recipe.trials)
+    steps = FuseSteps(current, options, trial, folder / "moments")
+    start = steps.start
+    assert start.path is not None
+    before = current.figures(start.network, current.evaluate(start.network), start.path)
+    result = FusedTrial(steps.seed, start.network, before, folder / MODEL)
+    for index in itertools.count(1):
+        stage = folder / f"step-{index}"
+        if not (current.arguments.resume and (stage / FUSED_STEP).exists()):
+            candidate, ranking = steps.next(start.network, index)
+            if index == 1 and current.group.is_main:
+                write_json(folder / RANKING, asdict(ranking))
+            if candidate is None:
+                break
+            network, step = steps.fuse(start.network, candidate)
+            _keep_step(current, start, network, step, stage / FUSED, stage / FUSED_STEP)
+        if not (current.arguments.resume and (stage / STEP).exists()):
+            step, network = read_step(stage / FUSED_STEP), load(stage / FUSED, current.device).network
+            steps.train(network, step, stage)
+            _keep_step(current, start, network, step, stage / MODEL, stage / STEP)
+        result.steps.append(read_step(stage / STEP))
+        steps.note(result.steps[-1].row)
+        start = replace(start, network=load(stage / MODEL, current.device).network)
+    if not result.steps:
+        raise RecipeError("fuse: no chain was fused, since `until` is reached already or allows none; see --dry-run")
+    keep(current, start.network, result.path, steps.seed, result.steps[-1].final, start)
+    result.reloaded = current.reload_difference(start.network, result.path)
+    result.after = current.figures(start.network, result.steps[-1].final, result.path)
+    result.size = (steps.original, size(start.network, current.data.input_shape))
+    result.ranking = Ranking(**json.loads((folder / RANKING).read_text()))
+    return result
+
+
+def _keep_step(current: Session, start: Start, network: fx.GraphModule, step: Step, model: Path, record: Path) -> None:
+    """Writes the network, then the record: only with that is this part of the step done."""
+    keep(current, network, model, step.seed, step.final, start)
+    if current.group.is_main:
+        write_json(record, step.plain())
+    current.group.barrier()

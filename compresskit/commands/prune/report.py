@@ -1,0 +1,159 @@
+"""The report of `prune`: what was asked and reached, accuracy at every stage, and what each layer kept."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compresskit.commands.analyses import add_rates
+from compresskit.commands.figures import Figures, compared, slower
+from compresskit.commands.parents import MODEL
+from compresskit.commands.prune.compare import Compared, Options, add_comparison, settings, stages_of
+from compresskit.commands.prune.section import MaskAndRetrain
+from compresskit.commands.prune.stages import PruneStep, Retrained, ratios
+from compresskit.commands.result import Figure, Result, Table, Target
+from compresskit.commands.session import Session
+from compresskit.passes.prune.channels import Pruner
+from compresskit.passes.prune.masks import ROUNDING, Masker
+from compresskit.plots.prune import ratios_by_layer
+from compresskit.training.tasks.evaluation import METRICS
+
+_UNITS = {"params": "parameters", "macs": "MACs", "channels": "channels", "latency": "ms", "sparsity": "weights"}
+_SHOWN = 3  # layers of a group
+
+
+@dataclass
+class PrunedTrial:
+    """One trial: figures before and after, its steps, each with its metrics after retraining, and other settings."""
+
+    seed: int
+    path: Path
+    before: Figures
+    after: Figures
+    reloaded: float
+    steps: list[PruneStep]
+    retrained: list[Retrained]
+    compared: list[Compared] = field(default_factory=list)
+
+
+def plan_result(current: Session, options: Options, plan: Pruner | Masker) -> Result:
+    """What a dry run says: what can be reached, and what may go."""
+    unit = _UNITS[options.target.goal]
+    result = Result("prune", f"{current.recipe.name} (dry run)")
+    result.figures = [
+        Figure(f"{unit} now", (), (plan.now,)),
+        Figure(f"{unit} asked for", (), (plan.asked,)),
+        Figure(f"{unit} that can be reached", (), (plan.least,)),
+    ]
+    if isinstance(plan, Masker):
+        rows: list[tuple[Any, ...]] = [(layer.name, len(layer.order)) for layer in plan.layers]
+    else:
+        rows = [(_made_by(group.layers), len(group.atoms)) for group in plan.groups]
+    result.tables = [Table(f"{options.kind} that may go", (_where(options), options.kind), rows)]
+    if options.compare is not None:
+        others = [(*setting.varied.values(), setting.at) for setting in settings(options)]
+        result.tables.append(
+            Table(f"{len(others)} settings to compare", (*settings(options)[0].varied, "target"), others)
+        )
+    result.skipped = plan.skipped
+    result.notes = ["nothing was written"]
+    return result
+
+
+def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) -> Result:
+    assert current.folder is not None
+    result = Result("prune", current.recipe.name, current.folder.path)
+    batch = current.recipe.report.latency_batch
+    result.figures = compared([t.before for t in trials], [t.after for t in trials], batch, current.device)
+    result.targets = [_target(options, trials)]
+    result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
+    result.tables = [_stages(options, trials), _layers(options, trials)]
+    first = trials[0].steps[0]
+    result.skipped = first.skipped | {f"{layer} (repair)": reason for layer, reason in first.unrepaired.items()}
+    if isinstance(options, MaskAndRetrain):
+        result.notes = ["masks leave shapes as they are: the file shrinks, time and memory do not"]
+    else:
+        check = "cut against the whole net that does not see what is cut"
+        result.checks[check] = max(step.difference for trial in trials for step in trial.steps)
+        result.notes = slower(result.figures)
+    if len(trials) > 1:
+        result.notes.append(_promote(current, trials))
+    if first.unexplained:
+        worst = max(first.unexplained, key=lambda layer: first.unexplained[layer])
+        result.notes.append(
+            f"repair: {len(first.unexplained)} layers solved again; most is lost of {worst}, "
+            f"{first.unexplained[worst]:.1%} of the variance of its output"
+        )
+    result.details = {"trials": [{"seed": t.seed, "steps": [vars(s) for s in t.steps]} for t in trials]}
+    if current.group.is_main and current.recipe.report.plots:
+        ratios_by_layer(current.folder.path / "pruning-ratios.png", ratios(trials[0].steps), options.kind)
+    if options.retrain is not None and options.retrain.layerwise_rates is not None:
+        add_rates(current, result, trials[0].retrained[-1].history, options.retrain.layerwise_rates.metric)
+    if options.compare is not None:
+        add_comparison(current, result, [trial.compared for trial in trials], options.kind)
+    return result
+
+
+def _promote(current: Session, trials: list[PrunedTrial]) -> str:
+    """Copies the best trial's checkpoint to the top of the run folder, where the next verb looks for it."""
+    assert current.folder is not None
+    name, metric = next(iter(METRICS[current.data.task].items()))
+    pick = max if metric.higher_is_better else min
+    best = pick(trials, key=lambda trial: trial.after.metrics[name])
+    if current.group.is_main:
+        current.folder.copy(best.path, MODEL)
+    return f"model.pt is that of seed {best.seed}, the best by test {name}"
+
+
+def _target(options: Options, trials: list[PrunedTrial]) -> Target:
+    last = [trial.steps[-1] for trial in trials]
+    goal, unit = options.target.goal, _UNITS[options.target.goal]
+    whole = trials[0].steps[0].whole
+    asked, got = last[0].asked, max(step.got for step in last)
+
+    def said(value: float) -> str:
+        number = f"{value:,.4g}" if goal == "latency" else f"{math.floor(value):,}"
+        if goal == "sparsity":
+            return f"{1 - value / whole:.2%} zeros, {number} weights left"
+        return f"{number} {unit} ({value / whole:.2%})"
+
+    # a latency is measured again each time; one that varies by a few per cent was reached all the same
+    slack = 1.05 if goal == "latency" else 1 + ROUNDING
+    return Target(goal, said(asked), said(got), got <= asked * slack)
+
+
+def _stages(options: Options, trials: list[PrunedTrial]) -> Table:
+    metrics = list(trials[0].before.metrics)
+    stages = stages_of(options, [step for trial in trials for step in trial.steps])
+    rows: list[tuple[Any, ...]] = [("original", *(tuple(t.before.metrics[m] for t in trials) for m in metrics))]
+    for number in range(max(len(trial.steps) for trial in trials)):
+        label = f"step {number + 1}: " if options.steps > 1 else ""
+        there = [trial for trial in trials if len(trial.steps) > number]  # others had reached the target before
+        at = {
+            "cut": [trial.steps[number].cut for trial in there],
+            "repaired": [trial.steps[number].repaired for trial in there],
+            "retrained": [trial.retrained[number].metrics for trial in there if trial.retrained],
+        }
+        for stage, name in stages.items():
+            rows.append((f"{label}{name}", *(tuple(found[m] for found in at[stage]) for m in metrics)))
+    return Table("test metrics", ("", *metrics), rows)
+
+
+def _layers(options: Options, trials: list[PrunedTrial]) -> Table:
+    """Of the first trial: channels, weights or kernels at the beginning and at the end."""
+    whole = {name: size for name, _, size, _ in trials[0].steps[0].groups}
+    rows = [
+        (_made_by(layers), whole[name], kept, f"{1 - kept / whole[name]:.1%}")
+        for name, layers, _, kept in trials[0].steps[-1].groups
+    ]
+    return Table(options.kind, (_where(options), "before", "kept", "gone"), rows)
+
+
+def _where(options: Options) -> str:
+    return "made by" if options.kind == "channels" else "of"
+
+
+def _made_by(layers: Sequence[str]) -> str:
+    more = len(layers) - _SHOWN
+    return ", ".join(layers[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

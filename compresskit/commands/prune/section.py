@@ -1,0 +1,91 @@
+"""The section `prune` of a recipe, of channels, of weights or of kernels."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+
+from compresskit.options import option
+from compresskit.passes.prune.budgets import Budget
+from compresskit.passes.prune.criteria import Criterion
+from compresskit.passes.prune.mask_options import Mask, MaskCriterion
+from compresskit.passes.prune.options import Prune, Repair
+from compresskit.passes.shares import Amount
+from compresskit.training.layer_rates import LayerwiseRates
+from compresskit.training.options import Training
+
+
+@option
+class PruneCompare:
+    """Settings tried beside the one that is kept: every combination, pruned and retrained as the section says."""
+
+    at: tuple[Amount, ...] = ()  # in the place of the target's value
+    criterion: tuple[Criterion, ...] = ()
+    budget: tuple[Budget, ...] = ()
+    repair: tuple[Repair, ...] = ()
+    layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
+
+
+@option
+class MaskCompare:
+    """Settings tried beside the one that is kept: every combination, masked and retrained as the section says."""
+
+    at: tuple[Amount, ...] = ()  # in the place of the target's value
+    criterion: tuple[MaskCriterion, ...] = ()
+    budget: tuple[Budget, ...] = ()
+    layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
+
+
+@option
+class Stepwise:
+    """Pruning in one go or in several, with retraining in between."""
+
+    samples: Annotated[int, Gt(1)] = 10000  # training images that layers are repaired and norms estimated by
+    steps: Annotated[int, Ge(1)] = 1  # each takes the same share of what is left, and retrains
+    retrain: Training | None = None
+
+
+@option
+class PruneAndRetrain(Prune, Stepwise):
+    """Take out channels, repair what is left, and retrain, in one go or in several."""
+
+    images: Annotated[int, Gt(1)] = 1024  # training images that criteria look at
+    compare: PruneCompare | None = None
+
+    def __post_init__(self) -> None:
+        _check_pruning(self)
+
+
+@option
+class MaskAndRetrain(Mask, Stepwise):
+    """Set single weights, or kernels (the taps that one output has of one input), to zero, and retrain the others."""
+
+    compare: MaskCompare | None = None
+
+    def __post_init__(self) -> None:
+        _check_pruning(self)
+
+
+PRUNINGS: dict[str, type[PruneAndRetrain] | type[MaskAndRetrain]] = {
+    "channels": PruneAndRetrain,
+    "weights": MaskAndRetrain,
+    "kernels": MaskAndRetrain,
+}
+
+
+def _check_pruning(options: "PruneAndRetrain | MaskAndRetrain") -> None:
+    """Raises ValueError for steps and rates without retraining, and for a comparison of nothing, or of no targets."""
+    compare, target = options.compare, options.target
+    if options.steps > 1 and options.retrain is None:
+        raise ValueError("steps: several steps retrain in between; add `retrain`, or leave steps out")
+    if compare is None:
+        return
+    if not any(asdict(compare).values()):
+        raise ValueError("compare: it names nothing; list values under at, criterion or budget, or leave it out")
+    for at in compare.at:
+        try:
+            type(target)(**{target.goal: at})
+        except ValueError as error:
+            raise ValueError(f"compare.at: {error}") from error
+    if compare.layerwise_rates and options.retrain is None:
+        raise ValueError("compare.layerwise_rates: rates are of retraining; add `retrain`, or leave them out")

@@ -1,0 +1,134 @@
+"""`compresskit prune`: takes channels out, or masks weights or kernels, and retrains, in one step or in several."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from compresskit.commands.analyses import draw_rates
+from compresskit.commands.parents import MODEL, check_unmasked
+from compresskit.commands.prune.channels import prune_channels, pruner
+from compresskit.commands.prune.compare import Compared, Options, settings
+from compresskit.commands.prune.report import PrunedTrial, plan_result, prune_result
+from compresskit.commands.prune.section import MaskAndRetrain
+from compresskit.commands.prune.stages import PRUNED, STEP, PruneStep, Retrained
+from compresskit.commands.prune.weights import masker, prune_weights
+from compresskit.commands.result import Result
+from compresskit.commands.session import (
+    Arguments,
+    Progress,
+    Session,
+    Start,
+    run_path,
+    session,
+    trial_folder,
+    with_folder,
+)
+from compresskit.commands.trials import check_room, check_training, keep, train_network
+from compresskit.passes.prune.channels import Pruner
+from compresskit.passes.prune.masks import Masker
+from compresskit.storage.checkpoint import load
+
+
+def run(arguments: Arguments, progress: Progress) -> Result:
+    """Prunes a trained net; writes pruned.pt, as it was before retraining, and model.pt."""
+    with session("prune", arguments, ("data", "prune"), progress, from_checkpoint=True) as current:
+        options: Options = current.recipe.section("prune")
+        start = current.parent(0)
+        plan = _planned(current, options, start, current.recipe.seed)
+        others = [setting.options for setting in settings(options)]
+        for other in others:
+            _planned(current, other, start, current.recipe.seed)
+        if options.retrain is not None:
+            check_training(current, start.network, options.retrain)
+        if current.group.is_main:
+            check_room(current, [start.network], run_path(current), options.steps * (1 + len(others)))
+        if arguments.dry_run:
+            return plan_result(current, options, plan)
+        current = with_folder(current)
+        trials = [_run_trial(current, options, trial) for trial in range(current.recipe.trials)]
+        return prune_result(current, options, trials)
+
+
+def _planned(current: Session, options: Options, start: Start, seed: int) -> Pruner | Masker:
+    """All that can be refused before any work."""
+    if isinstance(options, MaskAndRetrain):
+        return masker(current, options, start, seed)
+    if start.checkpoint is not None and start.path is not None:
+        check_unmasked(start.checkpoint, start.path, "pruning channels")
+    return pruner(current, options, start.network)
+
+
+def _run_trial(current: Session, options: Options, trial: int) -> PrunedTrial:
+    folder, start = trial_folder(current, trial, current.recipe.trials), current.parent(trial)
+    seed = current.recipe.seed + trial
+    assert start.path is not None
+    before = current.figures(start.network, current.evaluate(start.network), start.path, start.masks)
+    work = _Work(current, folder / "moments", seed)
+    pruned, steps, retrained = work.prune(options, start, folder)
+    metrics, path = retrained[-1].metrics if retrained else steps[-1].repaired, folder / MODEL
+    after = current.figures(pruned.network, metrics, path, pruned.masks)
+    found = PrunedTrial(seed, path, before, after, current.reload_difference(pruned.network, path), steps, retrained)
+    for setting in settings(options):
+        if setting.options != replace(options, compare=None):  # that one is done
+            current.progress.log(f"seed {seed}: {setting.at}, {setting.line}")
+            _, steps, retrained = work.prune(setting.options, start, folder / "compare" / setting.folder)
+        else:
+            steps, retrained = found.steps, found.retrained
+        found.compared.append(Compared(setting, steps, retrained[-1].metrics if retrained else None))
+    return found
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Prunings of one network. moments: folder of its own ones, which all of them use."""
+
+    current: Session
+    moments: Path
+    seed: int
+
+    def prune(self, options: Options, start: Start, folder: Path) -> tuple[Start, list[PruneStep], list[Retrained]]:
+        """All steps, into model.pt of the folder: the network with its masks, the steps, and what followed each."""
+        current, seed = self.current, self.seed
+        plan, steps, retrained = _planned(current, options, start, seed), list[PruneStep](), list[Retrained]()
+        left = plan.now
+        for number in range(1, options.steps + 1):
+            if left <= plan.asked:
+                break  # a step takes whole channels or kernels, and so more than its share
+            left *= (plan.asked / left) ** (1 / (options.steps + 1 - number))
+            own = folder / f"step-{number}" if options.steps > 1 else folder
+            start, step = self._step(_at(options, left, plan.whole), start, own, self._moments(options, own, number))
+            steps.append(step)
+            left = step.got
+            if options.retrain is not None:
+                label = f"retrain seed {seed}" + (f", step {number} of {options.steps}" if options.steps > 1 else "")
+                path = own / "retrain"
+                history = train_network(current, start.network, options.retrain, seed, path, label, start.masks)
+                retrained.append(Retrained(current.evaluate(start.network), replace(history, best_state={})))
+                if options.retrain.layerwise_rates is not None:
+                    draw_rates(current, path, history, options.retrain.layerwise_rates.metric)
+        metrics = retrained[-1].metrics if retrained else steps[-1].repaired
+        keep(current, start.network, folder / MODEL, seed, metrics, start)
+        return start, steps, retrained
+
+    def _moments(self, options: Options, folder: Path, number: int) -> Path:
+        """One folder for the network as it was given, whatever the setting; others for what steps and repairs left."""
+        chained = not isinstance(options, MaskAndRetrain) and options.repair == "top-down"
+        return folder / "moments" if chained or number > 1 else self.moments
+
+    def _step(self, options: Options, start: Start, folder: Path, moments: Path) -> tuple[Start, PruneStep]:
+        """Where the next step starts, and what this one did; read back where an interrupted run had finished it."""
+        current = self.current
+        if not (current.arguments.resume and (folder / STEP).exists()):
+            if isinstance(options, MaskAndRetrain):
+                step = prune_weights(current, options, start, folder, self.seed)
+            else:
+                step = prune_channels(current, options, start, folder, self.seed, moments)
+            step.write(current, folder)
+        pruned = load(folder / PRUNED, current.device)
+        return replace(start, network=pruned.network, masks=pruned.masks), PruneStep.read(folder)
+
+
+def _at(options: Options, limit: float, whole: float) -> Options:
+    """The same with another limit for what is left of `whole`."""
+    if isinstance(options, MaskAndRetrain):
+        return replace(options, target=options.target.at(limit, whole))
+    return replace(options, target=options.target.at(limit))

@@ -1,0 +1,229 @@
+"""What `reconstruct` reports: stages, layers with their certificates, sizes, targets, and the comparison."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from compresskit.commands.figures import Figures, compared, slower
+from compresskit.commands.parents import MODEL
+from compresskit.commands.reconstruct import compare
+from compresskit.commands.reconstruct.compare import Comparison
+from compresskit.commands.reconstruct.section import ReconstructAndRetrain
+from compresskit.commands.reconstruct.sizes import Sizes
+from compresskit.commands.result import Figure, Result, Table, Target, by, tuples
+from compresskit.commands.session import Session
+from compresskit.graph.chains import weighted
+from compresskit.passes.reconstruct.budget import SizeModel, goal_of
+from compresskit.passes.reconstruct.network import ReconstructedLayer
+from compresskit.passes.reconstruct.readers import Plan
+from compresskit.passes.shares import share
+from compresskit.plots.comparison import comparison
+from compresskit.plots.reconstruct import trade_offs
+from compresskit.training.tasks.evaluation import METRICS
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One reconstruction, before any retraining. reconstructed: test metrics. curves: by site, (kept, relative error).
+
+    difference: largest one on a batch between the cut net and the one with zeros in place of what was cut.
+    held_out_drop: points of accuracy lost on held-out images, where the target is one of these.
+    """
+
+    reconstructed: dict[str, float]
+    rows: list[ReconstructedLayer]
+    curves: dict[str, tuple[list[int], list[float]]]
+    notes: list[str]
+    seconds: dict[str, float]
+    difference: float
+    held_out_drop: float | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> "Outcome":
+        plain = json.loads(path.read_text())
+        rows = [ReconstructedLayer(**{name: tuples(value) for name, value in row.items()}) for row in plain.pop("rows")]
+        return cls(rows=rows, **plain)
+
+
+@dataclass
+class ReconstructedTrial:
+    """sizes: before and after. monitored: metrics of the final net on the validation split, if there is one."""
+
+    seed: int
+    path: Path
+    before: Figures
+    outcome: Outcome
+    retrained: dict[str, float] | None
+    after: Figures | None = None
+    sizes: tuple[Sizes, Sizes] | None = None
+    reloaded: float = 0.0
+    monitored: dict[str, float] | None = None
+    compared: Comparison = field(default_factory=Comparison)
+
+    @property
+    def final(self) -> dict[str, float]:
+        return self.retrained or self.outcome.reconstructed
+
+
+def reconstruct_result(
+    current: Session, options: ReconstructAndRetrain, made: Plan, trials: list[ReconstructedTrial]
+) -> Result:
+    assert current.folder is not None
+    first = trials[0]
+    metric = next(iter(first.before.metrics))
+    result = Result("reconstruct", current.recipe.name, current.folder.path, skipped=made.skipped)
+    result.figures = _figures(current, trials)
+    result.tables = [_stages(trials, metric), _layers(trials)]
+    if first.compared.points:
+        result.tables.append(compare.table([trial.compared for trial in trials]))
+    result.targets = _targets(options, trials)
+    result.checks = {
+        "cut net against the one with zeros": max(trial.outcome.difference for trial in trials),
+        "model.pt read back": max(trial.reloaded for trial in trials),
+    }
+    notes = [note for trial in trials for note in trial.outcome.notes]
+    result.notes = list(dict.fromkeys([*notes, *first.compared.impossible, *slower(result.figures)]))
+    if first.sizes is not None and first.sizes[1].selections:
+        bits = 8 * first.sizes[1].selections
+        result.notes.append(f"{bits:,.0f} bits say which inputs are selected (log2 of the binomials): part of the size")
+    if current.data.validation is None and options.target is not None:
+        result.notes.append("a target was judged on training images; set `data.validation` for images of its own")
+    result.details = {"trials": [_plain(trial) for trial in trials]}
+    if current.group.is_main:
+        _finish(current, result, trials, metric)
+    return result
+
+
+def plan_result(current: Session, network: fx.GraphModule, options: ReconstructAndRetrain, made: Plan) -> Result:
+    """The dry run: what would be thinned, what its moments take, and the least that can be left."""
+    result = Result("reconstruct", f"{current.recipe.name} (dry run)", skipped=made.skipped)
+    columns = ("layer", "chosen with", "inputs", "unit", "sampler", "weight", "moments")
+    rows: list[tuple[Any, ...]] = [
+        (
+            reader.layer,
+            ", ".join(other.layer for other in site.readers if other is not reader),
+            site.n_groups,
+            site.unit,
+            "dynamic" if site.dynamic else "static",
+            by(tuple(weighted(network, reader.layer).weight.shape)),
+            f"{reader.request.nbytes / 1e6:.1f} MB",
+        )
+        for site in made.sites
+        for reader in site.readers
+    ]
+    result.tables = [Table("layers to thin", columns, rows)]
+    smallest = SizeModel(network, made, current.data.input_shape).smallest("size", options.min_channels)
+    result.notes = [
+        f"with min_channels left everywhere, {smallest:.1%} of the size remain",
+        "nothing was written",
+    ]
+    return result
+
+
+def _figures(current: Session, trials: list[ReconstructedTrial]) -> list[Figure]:
+    after = [trial.after for trial in trials if trial.after is not None]
+    pairs = [trial.sizes for trial in trials if trial.sizes is not None]
+    rows = compared([t.before for t in trials], after, current.recipe.report.latency_batch, current.device)
+    for name, key in (("size, 32 bits a number", "raw"), ("size, sparse rows", "csr")):
+        before, now = (tuple(getattr(side, key) for side in column) for column in zip(*pairs, strict=True))
+        rows.append(Figure(name, before, now, "bytes"))
+    return rows
+
+
+def _stages(trials: list[ReconstructedTrial], metric: str) -> Table:
+    rows: list[tuple[Any, ...]] = [
+        ("original", tuple(t.before.metrics[metric] for t in trials)),
+        ("reconstructed", tuple(t.outcome.reconstructed[metric] for t in trials)),
+    ]
+    if trials[0].retrained is not None:
+        rows.append(("retrained", tuple(t.retrained[metric] for t in trials if t.retrained is not None)))
+    return Table("stages", ("", f"test {metric}"), rows)
+
+
+def _layers(trials: list[ReconstructedTrial]) -> Table:
+    """One row a layer. What differs among trials is their mean and deviation."""
+    columns = (
+        "layer",
+        "kept",
+        "of",
+        "unit",
+        "sampler",
+        "weight",
+        "asked",
+        "unexplained",
+        "rank",
+        "lambda",
+        "gap",
+        "by",
+    )
+    rows: list[tuple[Any, ...]] = []
+    for several in zip(*(trial.outcome.rows for trial in trials), strict=True):
+        row = several[0]
+        shape = f"{by(row.weight_shape_before)} → {by(row.weight_shape)}"
+        factors = f", rank {row.low_rank}" if row.low_rank else ""
+        kept = row.kept if len({r.kept for r in several}) == 1 else tuple(float(r.kept) for r in several)
+        rows.append(
+            (
+                *(row.name, kept, row.inputs, row.unit, row.sampler, f"{shape}{factors}", row.asked),
+                tuple(r.unexplained for r in several),
+                "" if row.rank is None else row.rank,
+                "" if row.lam is None else f"{row.lam:.4g}",
+                "" if row.gap is None else f"{max(r.gap or 0.0 for r in several):.1e}",
+                f"{row.selection}{', ' + row.solver if row.solver else ''}",
+            )
+        )
+    return Table("layers: unexplained share of the output's variance, on the images of the moments", columns, rows)
+
+
+def _targets(options: ReconstructAndRetrain, trials: list[ReconstructedTrial]) -> list[Target]:
+    target = options.target
+    if target is None:
+        return []
+    goal = goal_of(target)
+    if goal is None:
+        drop = max(t.outcome.held_out_drop or 0.0 for t in trials)
+        asked = target.accuracy_drop or 0.0
+        said = f"{drop:.2f} points on held-out images"
+        return [Target("accuracy_drop", f"{asked:g} points", said, drop <= asked + 1e-9)]
+    text = getattr(target, goal)
+    pairs: dict[str, list[tuple[float, float]]] = {
+        "size": [(t.sizes[0].raw, t.sizes[1].raw) for t in trials if t.sizes],
+        "params": [(t.before.parameters, t.after.parameters) for t in trials if t.after],
+        "macs": [(t.before.macs, t.after.macs) for t in trials if t.after],
+    }
+    got = max(after / before for before, after in pairs[goal])
+    return [Target(goal, text, f"{got:.1%}", got <= share(text) * (1 + 1e-9))]
+
+
+def _finish(current: Session, result: Result, trials: list[ReconstructedTrial], metric: str) -> None:
+    """The best trial's net at the top of the folder, and the plots."""
+    assert current.folder is not None
+    if len(trials) > 1:
+        pick = max if METRICS[current.data.task][metric].higher_is_better else min
+        best = pick(trials, key=lambda trial: (trial.monitored or trial.final)[metric])
+        current.folder.copy(best.path, MODEL)
+        split = "test" if trials[0].monitored is None else "validation"
+        result.notes.append(f"model.pt is that of seed {best.seed}, the best by {split} {metric}")
+    if current.recipe.report.plots:
+        outcome = trials[0].outcome
+        chosen = {row.site: (row.kept, row.unexplained) for row in outcome.rows}
+        trade_offs(current.folder.path / "trade-off.png", outcome.curves, chosen)
+        if trials[0].compared.points:
+            lines = compare.lines([trial.compared for trial in trials])
+            comparison(current.folder.path / "comparison.png", lines, f"test {metric}")
+
+
+def _plain(trial: ReconstructedTrial) -> dict[str, Any]:
+    outcome = trial.outcome
+    return {
+        "seed": trial.seed,
+        "reconstructed": outcome.reconstructed,
+        "retrained": trial.retrained,
+        "layers": [vars(row) | {"unexplained": row.unexplained} for row in outcome.rows],
+        "curves": {name: {"kept": kept, "errors": errors} for name, (kept, errors) in outcome.curves.items()},
+        "seconds": outcome.seconds,
+        "comparison": [vars(point) for point in trial.compared.points],
+    }

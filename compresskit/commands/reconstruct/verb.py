@@ -1,0 +1,151 @@
+"""`compresskit reconstruct`: thins the inputs of layers, refits and cuts them, and retrains if asked."""
+
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from compresskit.commands.figures import said
+from compresskit.commands.moments import gatherer
+from compresskit.commands.parents import MODEL
+from compresskit.commands.reconstruct.compare import Comparison, combinations
+from compresskit.commands.reconstruct.judge import judge_by, judging_split
+from compresskit.commands.reconstruct.report import Outcome, ReconstructedTrial, plan_result, reconstruct_result
+from compresskit.commands.reconstruct.section import ReconstructAndRetrain
+from compresskit.commands.reconstruct.sizes import sizes
+from compresskit.commands.result import Result
+from compresskit.commands.session import Arguments, Progress, Session, Start, session, trial_folder, with_folder
+from compresskit.commands.trials import check_training, keep, train_network
+from compresskit.errors import RecipeError
+from compresskit.graph.shapes import evaluating
+from compresskit.passes.reconstruct.budget import SizeModel, check_target
+from compresskit.passes.reconstruct.network import Reconstruction, reconstruct
+from compresskit.passes.reconstruct.readers import Plan, plan
+from compresskit.passes.reconstruct.targets import Judge, rules_of
+from compresskit.storage.atomic import write_json
+from compresskit.storage.checkpoint import load
+
+RECONSTRUCTED, OUTCOME = "reconstructed.pt", "reconstructed.json"  # before retraining
+COMPARISON = "comparison.json"
+
+
+def run(arguments: Arguments, progress: Progress) -> Result:
+    """Takes moments, chooses what each layer reads, cuts the rest; then retrains, and compares, if asked."""
+    with session("reconstruct", arguments, ("data", "reconstruct"), progress, from_checkpoint=True) as current:
+        options: ReconstructAndRetrain = current.recipe.section("reconstruct")
+        network = current.parent(0).network
+        if options.retrain is not None:
+            check_training(current, network, options.retrain)
+        made = _checked_plan(current, network, options)
+        if arguments.dry_run:
+            return plan_result(current, network, options, made)
+        current = with_folder(current)
+        trials = [_run_trial(current, options, trial) for trial in range(current.recipe.trials)]
+        return reconstruct_result(current, options, made, trials)
+
+
+def _checked_plan(current: Session, network: fx.GraphModule, options: ReconstructAndRetrain) -> Plan:
+    """What will be thinned; refuses, before any work, what cannot be, and a target that cannot be met."""
+    shape = current.data.input_shape
+    made = plan(network, shape, options)
+    if options.target is None:
+        rules_of(network, made, options)
+        return made
+    if options.target.accuracy_drop is not None and current.data.task != "classification":
+        raise RecipeError("reconstruct.target.accuracy_drop: the recipe's data are numbers, no classes; give a size")
+    model = SizeModel(network, made, shape)
+    for setting in (options, *combinations(options)[0]):
+        if setting.target is not None:
+            check_target(model, setting.target, options.min_channels)
+    return made
+
+
+def _run_trial(current: Session, options: ReconstructAndRetrain, trial: int) -> ReconstructedTrial:
+    """One trial; what an interrupted run had finished is read back."""
+    folder = trial_folder(current, trial, current.recipe.trials)
+    start, seed = current.parent(trial), current.recipe.seed + trial
+    assert start.path is not None
+    before = current.figures(start.network, current.evaluate(start.network), start.path)
+    work = _Work(current, options, start, folder)
+    done = folder / OUTCOME
+    if not (current.arguments.resume and done.exists()):
+        found = work.reconstruct(options)
+        if not any(row.kept < row.inputs or row.low_rank for row in found.rows):
+            raise RecipeError("reconstruct: every layer keeps all of its inputs; ask for less, or lower min_channels")
+        outcome = replace(_outcome(current, found, seed), held_out_drop=work.held_out_drop(found))
+        keep(current, found.network, folder / RECONSTRUCTED, seed, outcome.reconstructed, start)
+        if current.group.is_main:
+            write_json(done, asdict(outcome))
+        current.group.barrier()
+    outcome = Outcome.read(done)
+    network = load(folder / RECONSTRUCTED, current.device).network
+    retrained = None
+    if options.retrain is not None:
+        train_network(current, network, options.retrain, seed, folder / "retrain", f"retrain seed {seed}")
+        retrained = current.evaluate(network)
+    path = folder / MODEL
+    keep(current, network, path, seed, retrained or outcome.reconstructed, start)
+    result = ReconstructedTrial(seed, path, before, outcome, retrained)
+    result.after = current.figures(network, retrained or outcome.reconstructed, path)
+    result.sizes = (sizes(start.network, current.data.input_shape), sizes(network, current.data.input_shape))
+    result.reloaded = current.reload_difference(network, path)
+    result.monitored = current.evaluate(network, current.data.validation) if current.data.validation else None
+    if options.compare is not None:
+        result.compared = work.compare(folder / COMPARISON)
+    return result
+
+
+class _Work:
+    """Reconstructions of one network; moments, trade-offs and the judge's losses serve all of them."""
+
+    def __init__(self, current: Session, options: ReconstructAndRetrain, start: Start, folder: Path) -> None:
+        self._current, self._options, self._start = current, options, start
+        self._gather = gatherer(current, folder / "moments", options)
+        self._memory: dict[tuple[object, ...], list[object]] = {}
+
+    @cached_property
+    def _judge(self) -> Judge:
+        """Made when it is asked for: a run that only retrains has no use for it."""
+        current = self._current
+        return judge_by(current, self._start.network, judging_split(current, self._options.held_out))
+
+    def reconstruct(self, options: ReconstructAndRetrain) -> Reconstruction:
+        current = self._current
+        current.progress.log(f"reconstruct: {options.chaining}, {options.chosen_selection.kind}")
+        shape = current.data.input_shape
+        return reconstruct(self._start.network, self._gather, options, shape, self._judge, self._memory)
+
+    def held_out_drop(self, found: Reconstruction) -> float | None:
+        """Points of accuracy lost on held-out images, where the target is one of these."""
+        target, accuracy = self._options.target, self._judge.accuracy
+        if target is None or target.accuracy_drop is None or accuracy is None:
+            return None
+        return 100 * (accuracy(self._start.network) - accuracy(found.network))
+
+    def compare(self, path: Path) -> Comparison:
+        """Every combination that `compare` names; those that an interrupted run had finished are read back."""
+        settings, impossible = combinations(self._options)
+        comparison = Comparison.read(path) if self._current.arguments.resume else Comparison()
+        comparison.impossible = impossible
+        shape = self._current.data.input_shape
+        whole = sizes(self._start.network, shape)
+        for setting in settings[len(comparison.points) :]:
+            found = self.reconstruct(setting)
+            metrics = self._current.evaluate(found.network)
+            share = sizes(found.network, shape)
+            comparison.add(setting, metrics, found, share.raw / whole.raw)
+            if self._current.group.is_main:
+                write_json(path, asdict(comparison))
+        return comparison
+
+
+def _outcome(current: Session, found: Reconstruction, seed: int) -> Outcome:
+    inputs, _ = next(current.data.test.batches(64, current.device))
+    with torch.inference_mode(), evaluating(found.masked), evaluating(found.cut):
+        difference = float((found.masked(inputs) - found.cut(inputs)).abs().max())
+    metrics = current.evaluate(found.network)
+    current.progress.log(f"seed {seed}: reconstructed, {said(metrics)} before retraining")
+    curves = {name: (list(curve.kept), list(curve.errors)) for name, curve in found.curves.items()}
+    return Outcome(metrics, found.rows, curves, found.notes, found.seconds, difference)

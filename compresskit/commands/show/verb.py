@@ -1,0 +1,41 @@
+"""`compresskit show`: what a recipe can name, and the layers of a network as selectors see them."""
+
+from dataclasses import fields
+from pathlib import Path
+
+from compresskit.commands.parents import in_folder
+from compresskit.commands.plan import layer_table
+from compresskit.commands.recipe import Recipe
+from compresskit.commands.result import Result, Table
+from compresskit.data.registry import DATASETS
+from compresskit.errors import RecipeError, near_names
+from compresskit.models.registry import MODELS
+from compresskit.recipes.describe import describe
+from compresskit.storage.checkpoint import load
+
+TOPICS = ("models", "datasets", "recipes", "layers")
+
+
+def run(topic: str, section: str | None, checkpoint: Path | None) -> Result:
+    """section: of `recipes`; default: all."""
+    sections = [field.name for field in fields(Recipe)]
+    if topic not in TOPICS:
+        raise RecipeError(f"show: {topic!r} was given; allowed: {', '.join(TOPICS)}")
+    if section is not None and (topic != "recipes" or section not in sections):
+        near = f"; {near_names(section, sections)}" if topic == "recipes" else ""
+        raise RecipeError(f"show {topic}: it has no section {section!r}{near}")
+    result = Result("show", topic)
+    if topic == "layers":
+        if checkpoint is None:
+            raise RecipeError("show layers: name a checkpoint with --checkpoint")
+        found = load(in_folder(checkpoint)[0] if checkpoint.is_dir() else checkpoint)
+        result.tables = [layer_table(found.network, found.input_shape, found.masks)]
+    elif topic == "recipes":
+        wanted = sections if section is None else [section]
+        rows = [tuple(row) for name in wanted for row in describe(Recipe, name)]
+        result.tables = [Table("keys of a recipe", ("key", "value", "default", "meaning"), rows)]
+    else:
+        registry = MODELS if topic == "models" else DATASETS
+        rows = [(kind, (cls.__doc__ or "").split("\n")[0]) for kind, cls in registry.items()]
+        result.tables = [Table(topic, ("kind", "what it is"), rows)]
+    return result

@@ -1,0 +1,44 @@
+"""The section `spectra` of a recipe."""
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+
+from compresskit.options import option
+from compresskit.passes.isometry.options import Isometry
+from compresskit.passes.spectra.options import Spectra
+
+
+@option
+class CKA:
+    """Similarity of what layers make of the same images, drawn as a heat map."""
+
+    layers: tuple[str, ...] = ("re:.*",)  # selectors, of both nets
+    other: str | None = None  # model.pt, or the folder of a run, to compare with; default: the net with itself
+    samples: Annotated[int, Ge(4)] = 2048  # test images, or all where there are fewer
+    batch_size: Annotated[int, Ge(4)] = 256  # of which kernels are taken; a smaller last one is left out
+
+
+@option
+class IsometryOfNetworks(Isometry):
+    """Jacobians of the network, and of others beside it, in one report."""
+
+    # networks looked at beside, by a name for the tables: changes of the recipe, {train.init: sao}
+    compare: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.compare:
+            if not name or "/" in name:
+                raise ValueError(f"compare: {name!r} cannot name a network; take a name without a slash")
+
+
+@option
+class SpectraOfNetwork(Spectra):
+    """Spectra of a checkpoint, a state dict, or the recipe's model; and how alike its layers are."""
+
+    sort: Literal["network", "alpha", "rand_distance", "stable_rank", "entropy", "spectral_norm", "norm"] = "alpha"
+    cka: CKA | None = None  # needs data; {} takes its defaults
+    isometry: IsometryOfNetworks | None = None  # needs data; {} takes its defaults
+    input_shape: tuple[Annotated[int, Gt(0)], ...] = (3, 224, 224)  # of the recipe's model, if there are no data
+    outputs: Annotated[int, Gt(0)] = 1000  # of the recipe's model, if there are no data

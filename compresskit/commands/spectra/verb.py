@@ -1,0 +1,249 @@
+"""`compresskit spectra`: the spectra of a network's weights, through its training where that was kept."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from compresskit.commands.parents import in_folder
+from compresskit.commands.recipe import Recipe, load_recipe
+from compresskit.commands.result import Result
+from compresskit.commands.session import Arguments, Counter, Progress, Start, device_kind
+from compresskit.commands.spectra.isometry import Isometries
+from compresskit.commands.spectra.report import plan_result, spectra_result
+from compresskit.commands.spectra.section import CKA, SpectraOfNetwork
+from compresskit.commands.train.initial import untrained_start
+from compresskit.data.dataset import DataSet
+from compresskit.errors import CheckpointError, RecipeError
+from compresskit.graph.masks import Masks
+from compresskit.graph.selectors import select
+from compresskit.graph.trace import traced
+from compresskit.graph.weights import Weight, chosen, weights_in, weights_of
+from compresskit.models.weights import load_weights, read_state
+from compresskit.passes.spectra.similarity import similarity
+from compresskit.passes.spectra.spectrum import Spectrum
+from compresskit.passes.spectra.weights import spectra
+from compresskit.plots.spectra import alphas, densities, heat_map, through_training
+from compresskit.recipes.yaml_reader import to_yaml
+from compresskit.storage.atomic import atomic_write
+from compresskit.storage.checkpoint import load
+from compresskit.storage.run_folder import RunFolder, open_run_folder
+from compresskit.training.state import epochs_kept
+
+COLUMNS = [column.name for column in fields(Spectrum) if column.name != "eigenvalues"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Whose spectra are taken. network: None for a bare state dict. epochs: state dicts of its training."""
+
+    title: str
+    path: Path | None
+    network: nn.Module | None
+    weights: list[Weight]
+    others: dict[str, str]
+    epochs: dict[int, Path]
+    masks: Masks
+
+
+def run(arguments: Arguments, progress: Progress) -> Result:
+    """Spectra of all layers; writes spectra.csv, eigenvalues.npz, report and plots."""
+    recipe = load_recipe(arguments.recipe, arguments.changes, verb="spectra", require=("spectra",))
+    options: SpectraOfNetwork = recipe.section("spectra")
+    device = torch.device(device_kind(arguments.device))
+    data = _data(recipe, options, arguments.checkpoint)
+    source = _source(arguments.checkpoint, recipe, options, data)
+    alike = _Similarity(source, options.cka, data, device) if options.cka is not None and data is not None else None
+    isometries = _isometries(source, arguments, recipe, data, device)
+    if arguments.dry_run:
+        planned = plan_result(source.title, source.weights, source.others, options)
+        planned.tables += isometries.plan() if isometries is not None else []
+        return planned
+    folder = _folder(arguments, recipe, source)
+
+    def take(weights: Sequence[Weight], label: str) -> tuple[list[Spectrum], dict[str, str]]:
+        progress.start(label, len(weights))
+        counted = Counter(progress)
+        return spectra(weights, options, seed=recipe.seed, device=device, on_layer=counted)
+
+    found, reasons = take(source.weights, "spectra")
+    history = {epoch: take(_of_epoch(source, path), f"epoch {epoch}")[0] for epoch, path in source.epochs.items()}
+    result = spectra_result(source.title, folder.path, found, source.others | reasons, options, history)
+    _write(folder, found)
+    if alike is not None:
+        alike.measure(folder, progress, result, drawn=recipe.report.plots)
+    if isometries is not None:
+        isometries.measure(folder, progress, result, drawn=recipe.report.plots)
+    if recipe.report.plots:
+        densities(folder.path / "densities.png", found)
+        alphas(folder.path / "alpha-by-depth.png", found)
+        if history:
+            through_training(folder.path / "alpha-through-training.png", history)
+    return result
+
+
+def _data(recipe: Recipe, options: SpectraOfNetwork, path: Path | None) -> DataSet | None:
+    """The recipe's data, where they are needed: for similarities, and for the shapes of a model that is to be built."""
+    if recipe.data is None:
+        if options.cka is not None:
+            raise RecipeError("spectra.cka: layers are compared by what they make of images; add `data:` to the recipe")
+        if options.isometry is not None:
+            raise RecipeError("spectra.isometry: Jacobians are taken at images; add `data:` to the recipe")
+        return None
+    if options.cka is None and options.isometry is None and (recipe.model is None or _is_checkpoint(path)):
+        return None
+    data: DataSet = recipe.section("data").load(recipe.seed)
+    return data
+
+
+def _source(path: Path | None, recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) -> Source:
+    if path is None and recipe.model is None:
+        raise RecipeError(
+            "--checkpoint: name a model.pt, the folder of a run or a state dict (.pt, .safetensors), or give the "
+            "recipe a `model`"
+        )
+    network: nn.Module | None = None
+    epochs: dict[int, Path] = {}
+    masks: Masks = {}
+    if path is None:
+        network, masks = _initial(recipe, options, data)
+        weights_file = getattr(recipe.model, "weights", None)
+        title = weights_file or f"{recipe.name}: random weights, since there is no --checkpoint"
+    elif path.is_dir():
+        checkpoint, title, epochs = load(in_folder(path)[0]), str(path), epochs_kept(path)
+        network, masks = checkpoint.network, checkpoint.masks
+    else:
+        title = str(path)
+        if _is_checkpoint(path):
+            checkpoint = load(path)
+            network, masks = checkpoint.network, checkpoint.masks
+        elif recipe.model is not None:
+            network = _built(recipe, options, data)
+            load_weights(network, path)
+    weights, others = weights_of(network) if network is not None else weights_in(read_state(path or Path()))
+    if options.layers is not None:
+        weights, others = chosen(weights, options.layers), {}
+    if not weights:
+        raise CheckpointError(f"{title}: it has no layer with a matrix of weights")
+    return Source(title, path, network, weights, others, epochs, masks)
+
+
+def _is_checkpoint(path: Path | None) -> bool:
+    """Whether it is a run, or a checkpoint of ours; so is what is neither that nor a state dict, whose own error says
+    most of it."""
+    if path is None or path.is_dir() or path.suffix == ".safetensors":
+        return path is not None and path.is_dir()
+    try:
+        load(path)
+    except CheckpointError:
+        try:
+            read_state(path)
+        except CheckpointError:
+            return True
+        return False
+    return True
+
+
+def _initial(recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) -> tuple[nn.Module, Masks]:
+    """The recipe's model as training would start from it. Raises RecipeError where that takes data, or a training."""
+    if data is None:
+        if recipe.train is not None and (recipe.train.init is not None or recipe.train.mask is not None):
+            raise RecipeError(
+                "spectra: `train` draws or masks layers for the shapes of data; add `data:`, or drop ~train.init and "
+                "~train.mask"
+            )
+        return _built(recipe, options, data), {}
+    start = untrained_start(recipe, data, torch.device("cpu"))
+    return start.network, start.masks
+
+
+def _built(recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) -> nn.Module:
+    torch.manual_seed(recipe.seed)
+    shape, outputs = (data.input_shape, data.outputs) if data is not None else (options.input_shape, options.outputs)
+    network: nn.Module = recipe.section("model").build(shape, outputs)
+    return network
+
+
+def _of_epoch(source: Source, path: Path) -> list[Weight]:
+    """The layers of the source with the weights of an epoch."""
+    state = read_state(path)
+    return [
+        Weight(weight.name, weight.kind, state[f"{weight.name}.weight"], weight.groups)
+        for weight in source.weights
+        if f"{weight.name}.weight" in state
+    ]
+
+
+def _folder(arguments: Arguments, recipe: Recipe, source: Source) -> RunFolder:
+    plain = recipe.plain()
+    folder = open_run_folder(
+        arguments.out or Path("runs") / f"{recipe.name}-spectra",
+        "spectra",
+        plain,
+        force=arguments.force,
+        resume=arguments.resume,
+        inputs=() if source.path is None else (in_folder(source.path) if source.path.is_dir() else (source.path,)),
+    )
+    folder.write_text("recipe.yaml", to_yaml(plain))
+    return folder
+
+
+def _write(folder: RunFolder, found: Sequence[Spectrum]) -> None:
+    """spectra.csv, a row a layer with every figure, and eigenvalues.npz, an array a layer."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, "Q"])
+    for row in found:
+        shape = "x".join(map(str, row.shape))
+        writer.writerow([shape if column == "shape" else getattr(row, column) for column in COLUMNS] + [row.Q])
+    folder.write_text("spectra.csv", text.getvalue())
+    with atomic_write(folder.path / "eigenvalues.npz") as temporary, temporary.open("wb") as file:
+        arrays: dict[str, Any] = {row.name: row.eigenvalues for row in found}
+        np.savez(file, **arrays)
+
+
+def _isometries(
+    source: Source, arguments: Arguments, recipe: Recipe, data: DataSet | None, device: torch.device
+) -> Isometries | None:
+    """What the section asks for, checked before any work."""
+    if recipe.section("spectra").isometry is None or data is None:
+        return None
+    if source.network is None:
+        raise RecipeError("spectra.isometry: a state dict has no layers to run; give the recipe its `model`")
+    return Isometries(Start(traced(source.network), masks=source.masks), arguments, recipe, data, device)
+
+
+class _Similarity:
+    """CKA of the source's layers, checked before any work."""
+
+    def __init__(self, source: Source, options: CKA, data: DataSet, device: torch.device) -> None:
+        if source.network is None:
+            raise RecipeError("spectra.cka: a state dict has no layers to run; give the recipe its `model`")
+        self._options, self._data, self._device = options, data, device
+        other = None if options.other is None else Path(options.other)
+        networks: list[fx.GraphModule] = [traced(source.network)]
+        if other is not None:
+            networks.append(load(in_folder(other)[0] if other.is_dir() else other).network)
+        self._networks = [network.to(device, torch.float32) for network in networks]
+        self._layers = [select(network, options.layers) for network in networks]
+        self._samples = data.test.sample(options.samples)
+        self._batch = min(options.batch_size, len(self._samples))
+
+    def measure(self, folder: RunFolder, progress: Progress, result: Result, *, drawn: bool) -> None:
+        """Adds to the report, and draws a heat map."""
+        steps = len(self._samples) // self._batch
+        progress.start("cka", steps)
+        served = self._samples.batches(self._batch, self._device, drop_last=True)
+        second = self._networks[1] if len(self._networks) > 1 else None
+        layers = self._layers[0], self._layers[-1]
+        found = similarity(self._networks[0], second, layers, (inputs for inputs, _ in served), Counter(progress))
+        rows: Mapping[str, Any] = {"layers": self._layers[0], "other layers": self._layers[-1]}
+        result.details["cka"] = {**rows, "similarity": found.tolist(), "images": steps * self._batch}
+        if drawn:
+            heat_map(folder.path / "cka.png", found.cpu().numpy(), *layers)

@@ -1,0 +1,160 @@
+"""Networks that `train` trains beside the recipe's own: every row of `train.compare` with every column."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compresskit.commands.figures import NONZERO, SPARSE
+from compresskit.commands.recipe import Recipe, variant
+from compresskit.commands.result import Figure, Result, Table
+from compresskit.commands.session import Session, Start
+from compresskit.commands.train.section import Grid, name_of_cell
+from compresskit.errors import ConvergenceError, RecipeError
+from compresskit.graph.counting import count
+from compresskit.graph.masks import kept
+from compresskit.plots.training import training_curves
+from compresskit.storage.run_folder import RunFolder, slug
+
+FOLDER = "compare"
+SECTIONS = ("model", "train")
+DIVERGED = "diverged"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network of the grid. session: that of a recipe of its own. own: whether it is the network of the run."""
+
+    row: str
+    column: str
+    folder: str
+    session: Session
+    own: bool
+
+    @property
+    def name(self) -> str:
+        return name_of_cell(self.row, self.column)
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Says of an error which network it is about."""
+        try:
+            yield
+        except RecipeError as error:
+            raise RecipeError(f"train.compare, {self.name}: {error}") from error
+
+
+def cells(current: Session) -> list[Cell]:
+    """Row by row. Raises RecipeError where a cell's recipe is wrong, and for names that share a folder."""
+    grid: Grid | None = current.recipe.section("train").compare
+    if grid is None:
+        return []
+    found = [_cell(current, grid, row, column) for row in grid.rows for column in grid.columns or ("",)]
+    folders = [cell.folder for cell in found]
+    if twice := [cell.name for cell in found if folders.count(cell.folder) > 1]:
+        raise RecipeError(f"train.compare: {' and '.join(twice)} would share a folder; rename one")
+    return found
+
+
+def _cell(current: Session, grid: Grid, row: str, column: str) -> Cell:
+    name = name_of_cell(row, column)
+    changes = grid.rows[row] | grid.columns.get(column, {}) | grid.cells.get(name, {})
+    for key in changes:
+        if key.split(".")[0] not in SECTIONS or key.startswith(("train.compare", "train.memorisation")):
+            raise RecipeError(
+                f"train.compare, {name}: it changes {key}; rows and columns change keys of `model` and `train` "
+                "such as model.depth or train.init, but no comparison or memorisation"
+            )
+    folder = "/".join(slug(part) for part in (row, column) if part)
+    if not all(folder.split("/")):
+        raise RecipeError(f"train.compare, {name}: a name needs a letter or a digit, for its folder; rename it")
+    overrides = (*current.arguments.changes, "~train.compare")
+    recipe = variant(current.arguments.recipe, overrides, changes, f"train.compare, {name}", verb="train")
+    return Cell(row, column, folder, replace(current, recipe=recipe), _plain(recipe) == _plain(current.recipe))
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """What trainings depend on."""
+    plain = recipe.plain()
+    return plain | {"train": plain["train"] | {"compare": None, "memorisation": None}}
+
+
+def add_plan(result: Result, found: Sequence[Cell], starts: Sequence[Start]) -> None:
+    """What would be trained beside: parameters and multiply-accumulates that masks leave."""
+    rows: list[tuple[Any, ...]] = []
+    for cell, start in zip(found, starts, strict=True):
+        counts = count(start.network, cell.session.data.input_shape)
+        rows.append((cell.name, *kept(counts, start.masks)))
+    result.tables.append(Table("trained beside", ("network", "parameters", "MACs"), rows))
+
+
+def add_comparison(current: Session, result: Result, found: Sequence[Cell], train: Callable[[Session], Result]) -> None:
+    """Trains the cells, each in a folder of its own, and adds their tables and learning curves.
+
+    One of them that diverges is a result like others: the table says so, and the next one is trained. (The run's own
+    network is trained before, and must not.)
+    """
+    results = {(cell.row, cell.column): _train(current, cell, result, train) for cell in found}
+    metric = next(iter(result.figures)).name
+    rows, columns = dict.fromkeys(cell.row for cell in found), list(dict.fromkeys(cell.column for cell in found))
+    for title, value in _quantities(metric).items():
+        cells_of = {row: [_value(results[row, column], value) for column in columns] for row in rows}
+        headings = columns if columns != [""] else [title]
+        result.tables.append(Table(title, ("network", *headings), [(row, *values) for row, values in cells_of.items()]))
+    result.details["compare"] = [_details(row, column, one, metric) for (row, column), one in results.items()]
+    if current.group.is_main and current.recipe.report.plots and current.folder is not None:
+        _draw(current, results)
+
+
+def _train(current: Session, cell: Cell, own: Result, train: Callable[[Session], Result]) -> Result | str:
+    """What came of a cell, or why nothing did."""
+    if cell.own:
+        return own
+    assert current.folder is not None
+    path = current.folder.path / FOLDER / cell.folder
+    current.group.in_main(lambda: path.mkdir(parents=True, exist_ok=True))
+    current.progress.log(f"compare: {cell.name}")
+    try:
+        return train(replace(cell.session, folder=RunFolder(path)))
+    except ConvergenceError as error:
+        own.notes.append(f"{cell.name}: {error}")
+        return DIVERGED
+
+
+def _quantities(metric: str) -> dict[str, Callable[[Result], Any]]:
+    return {
+        metric: lambda result: result.figures[0].after,
+        f"{metric}, best epoch": lambda result: tuple(row[2] for row in result.tables[0].rows),
+        NONZERO: lambda result: _figure(result, NONZERO, "parameters").after[0],
+        SPARSE: lambda result: _figure(result, SPARSE, "MACs").after[0],
+        "seconds": lambda result: tuple(row[4] for row in result.tables[0].rows),
+    }
+
+
+def _figure(result: Result, name: str, otherwise: str) -> Figure:
+    """The figure of that name, which only masked networks have."""
+    by_name = {figure.name: figure for figure in result.figures}
+    return by_name.get(name) or by_name[otherwise]
+
+
+def _value(result: Result | str, value: Callable[[Result], Any]) -> Any:
+    return result if isinstance(result, str) else value(result)
+
+
+def _details(row: str, column: str, result: Result | str, metric: str) -> dict[str, Any]:
+    """For report.json: every quantity, one value a trial where trials differ, and the epochs."""
+    values = {title: _value(result, value) for title, value in _quantities(metric).items()}
+    return {"row": row, "column": column, **values, **({} if isinstance(result, str) else result.details)}
+
+
+def _draw(current: Session, results: dict[tuple[str, str], Result | str]) -> None:
+    """Learning curves, a panel for each column; of diverged networks there are none."""
+    trained = {place: result for place, result in results.items() if not isinstance(result, str)}
+    if not trained or current.folder is None:
+        return
+    monitor = next(iter(trained.values())).details["monitor"]
+    panels: dict[str, dict[str, list[list[float]]]] = {}
+    for (row, column), result in trained.items():
+        curves = [[epoch[monitor] for epoch in trial["rows"]] for trial in result.details["trials"]]
+        panels.setdefault(column, {})[row] = curves
+    training_curves(current.folder.path / "comparison.png", panels, monitor.replace("_", " "))

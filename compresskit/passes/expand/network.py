@@ -1,0 +1,238 @@
+"""Networks whose layers are products of factors, and back."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from compresskit.errors import RecipeError
+from compresskit.graph.layers.expanded import Expanded, Layer
+from compresskit.graph.selectors import select
+from compresskit.graph.trace import trace
+from compresskit.numerics.expansion.composition import cost, to_kernel
+from compresskit.numerics.expansion.fit import fit_factors, orthogonal
+from compresskit.passes.expand.options import Expand
+from compresskit.passes.expand.strategies import STRATEGIES, LayerShape, Unfit
+
+EXACT = 1e-5  # relative error of a product, beyond which factors do not start from the trained layer
+
+
+@dataclass(frozen=True)
+class ExpandedLayer:
+    """A layer that was expanded. factors: weight shapes of each branch's factors. parameters: compact, expanded.
+
+    product_macs: multiply-adds of the product of its factors, once a step. residual: relative error of the product
+    where it starts from a trained layer, else None.
+    """
+
+    name: str
+    strategy: str
+    weight_shape: tuple[int, ...]
+    factors: tuple[tuple[tuple[int, ...], ...], ...]
+    parameters: tuple[int, int]
+    product_macs: int
+    residual: float | None = None
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """skipped: by layer, why it was left as it was."""
+
+    network: fx.GraphModule
+    layers: list[ExpandedLayer]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def expand(network: fx.GraphModule, options: Expand, seed: int = 0) -> Expansion:
+    """A copy of `network` with expanded layers, of the same function where `init` is from_checkpoint.
+
+    Factors are drawn from `seed`; other layers keep their weights. A layer that was named exactly and cannot be
+    expanded raises RecipeError; one that a pattern found is skipped, with the reason. Raises RecipeError if none is
+    left.
+    """
+    network = copy.deepcopy(network)
+    rates = _rates(network, options)
+    rows, skipped = [], {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for name in _selected(network, options.layers, "layers"):
+            try:
+                if name not in rates:
+                    raise Unfit("no selector of `rate` names it")
+                expanded, row = _expanded(network, name, options, rates[name])
+            except Unfit as reason:
+                if name in options.layers:
+                    raise RecipeError(f"expand: {name}: {reason}") from reason
+                skipped[name] = str(reason)
+            else:
+                network.add_submodule(name, expanded)
+                rows.append(row)
+    if not rows:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
+        raise RecipeError(f"expand: no layer can be expanded by {options.strategy} ({reasons}); see `show layers`")
+    network.recompile()
+    return Expansion(network, rows, skipped)
+
+
+def contract(network: fx.GraphModule) -> fx.GraphModule:
+    """A copy of `network` with each expanded layer multiplied into the compact one, under its old name.
+
+    Raises RecipeError for a network without expanded layers, and for factors with activations between them.
+    """
+    network = copy.deepcopy(network)
+    found = expanded_layers(network)
+    if not found:
+        raise RecipeError("contract: this net has no expanded layers; name the checkpoint that `expand` trained")
+    for name, layer in found.items():
+        if layer.nonlinear:
+            raise RecipeError(
+                f"contract: {name} was trained with nonlinear factors, which have no product; train linear ones that "
+                "start from it with expand.init: nonlinear"
+            )
+        network.add_submodule(name, layer.compact())
+    network.recompile()
+    return network
+
+
+def expanded_layers(network: nn.Module) -> dict[str, Expanded]:
+    """The expanded layers by name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, Expanded)}
+
+
+def set_factors(network: nn.Module, *, mode: str, nonlinear: bool = False) -> None:
+    """How every expanded layer of `network` runs, in place; see Expanded."""
+    for layer in expanded_layers(network).values():
+        layer.mode, layer.nonlinear = mode, nonlinear
+        layer.check()
+
+
+def expand_model(
+    model: nn.Module, *, seed: int = 0, init: str = "from_checkpoint", **options: object
+) -> tuple[nn.Module, list[ExpandedLayer]]:
+    """`model` traced and expanded: what a notebook calls. options: those of Expand, as a recipe gives them.
+
+    It stays the same function; init="standard" draws its factors afresh, for training from scratch.
+    """
+    expansion = expand(trace(model), Expand(init=init, **options), seed)  # type: ignore[arg-type]
+    return expansion.network, expansion.layers
+
+
+def contract_model(model: nn.Module) -> nn.Module:
+    """The compact net of an expanded one: what a notebook calls."""
+    return contract(model if isinstance(model, fx.GraphModule) else trace(model))
+
+
+def _rates(network: fx.GraphModule, options: Expand) -> Mapping[str, float]:
+    """By layer; of several selectors that mean a layer the last one counts."""
+    by_selector = options.rate if isinstance(options.rate, dict) else dict.fromkeys(options.layers, options.rate)
+    return {name: rate for selector, rate in by_selector.items() for name in _selected(network, [selector], "rate")}
+
+
+def _selected(network: fx.GraphModule, selectors: Sequence[str], key: str) -> list[str]:
+    try:
+        return select(network, selectors)
+    except RecipeError as error:
+        raise RecipeError(f"expand.{key}: {error}") from error
+
+
+def _expanded(network: fx.GraphModule, name: str, options: Expand, rate: float) -> tuple[Expanded, ExpandedLayer]:
+    """By the first strategy that can write the layer. Raises Unfit with the reason of the last that was tried."""
+    layer = network.get_submodule(name)
+    assert isinstance(layer, Layer)
+    if _is_shared(network, name, layer):
+        raise Unfit("its weight is used elsewhere, too")
+    shape = _shape(network, name, layer)
+    reason = Unfit(f"{options.strategy} is not for {'convolutions' if shape.taps else 'linear layers'}")
+    for strategy in options.strategies:
+        if STRATEGIES[strategy].linear == (not shape.taps):
+            try:
+                return _written(name, layer, shape, strategy, options, rate)
+            except Unfit as found:
+                reason = found
+    raise reason
+
+
+def _written(
+    name: str, layer: Layer, shape: LayerShape, strategy: str, options: Expand, rate: float
+) -> tuple[Expanded, ExpandedLayer]:
+    """The layer as one strategy writes it. Raises Unfit."""
+    branches = STRATEGIES[strategy].branches(shape, rate, options.factors)
+    expanded = Expanded(
+        type(layer).__name__,
+        shape.groups * shape.inputs,
+        shape.groups * shape.outputs,
+        branches,
+        layer.bias is not None,
+        mode=options.chosen_mode,
+        nonlinear=options.nonlinear,
+        **({} if isinstance(layer, nn.Linear) else _convolution_options(layer)),
+    )
+    expanded.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+    residual = _start_from(expanded, layer) if options.init == "from_checkpoint" else None
+    return expanded, ExpandedLayer(
+        name,
+        strategy,
+        tuple(layer.weight.shape),
+        tuple(tuple(tuple(factor.weight.shape) for factor in factors) for factors in expanded.by_branch()),
+        (sum(p.numel() for p in layer.parameters()), sum(p.numel() for p in expanded.parameters())),
+        sum(cost(shapes) for shapes in expanded.kernel_shapes()),
+        residual,
+    )
+
+
+def _is_shared(network: fx.GraphModule, name: str, layer: Layer) -> bool:
+    """Whether another module is it or has its weight, or the network reads the weight itself."""
+    others = [other for other, module in network.named_modules(remove_duplicate=False) if module is layer]
+    modules = [module for module in network.modules() if module is not layer]
+    weights = {id(p) for module in modules for p in module.parameters(recurse=False)}
+    read = any(node.op == "get_attr" and str(node.target).startswith(f"{name}.") for node in network.graph.nodes)
+    return len(others) > 1 or read or any(id(p) in weights for p in layer.parameters())
+
+
+def _shape(network: fx.GraphModule, name: str, layer: Layer) -> LayerShape:
+    calls = [node for node in network.graph.nodes if node.op == "call_module" and node.target == name]
+    reads_input = any(node.all_input_nodes[0].op == "placeholder" for node in calls)
+    if isinstance(layer, nn.Linear):
+        return LayerShape(layer.in_features, layer.out_features, 1, (), reads_input)
+    groups = layer.groups
+    return LayerShape(layer.in_channels // groups, layer.out_channels // groups, groups, layer.kernel_size, reads_input)
+
+
+def _convolution_options(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
+    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(layer, name) for name in names}
+
+
+def _start_from(expanded: Expanded, layer: Layer) -> float:
+    """Sets the factors so that their product is the layer; returns its relative error, in the weight's own type.
+
+    Raises Unfit where the error is more than rounding.
+    """
+    (first, *others) = expanded.by_branch()
+    kernel = to_kernel(layer.weight.detach(), expanded.groups)
+    with torch.no_grad():
+        rest: Tensor | float = 0.0
+        if others:  # parallel branches: the first one takes what the others leave
+            for factor in first:
+                factor.weight.zero_()
+            rest = to_kernel(expanded.contracted()[0], expanded.groups)
+        drawn = [to_kernel(factor.weight, expanded.groups).double() for factor in first]
+        start = [orthogonal(factor) if prod(factor.shape[2:-1]) == 1 and len(drawn) > 1 else factor for factor in drawn]
+        for factor, found in zip(first, fit_factors(kernel - rest, start).kernels, strict=True):
+            factor.weight.copy_(found.movedim(-1, 2).flatten(0, 1))
+            if factor.bias is not None:
+                factor.bias.zero_()
+        if layer.bias is not None:
+            first[-1].bias.copy_(layer.bias)
+        scale = float(layer.weight.norm())
+        error = float((expanded.contracted()[0] - layer.weight).norm()) / (scale or 1.0)
+    if error > max(EXACT, 4 * torch.finfo(layer.weight.dtype).eps):
+        raise Unfit(
+            f"no factors found whose product is its trained kernel (relative error {error:.1e}); use cl, or a higher "
+            "rate unless it reads images, whose channels the first factor keeps"
+        )
+    return error

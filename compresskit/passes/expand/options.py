@@ -1,0 +1,58 @@
+"""What can be said of expanding a network; a recipe's `expand` section adds training and comparisons to it."""
+
+from typing import Annotated, Literal
+
+from annotated_types import Gt
+
+from compresskit.options import option
+from compresskit.passes.expand.strategies import STRATEGIES
+
+Rate = Annotated[float, Gt(0)]
+
+
+@option
+class Expand:
+    """Write layers as products of factors, which train better than the layers alone and are multiplied afterwards."""
+
+    # cl, ck or acnet for convolutions, fc for linear layers, or one of each: ck+fc. The first that fits a layer counts
+    strategy: str = "cl"
+    rate: Rate | dict[str, Rate] = 4.0  # channels between factors, as multiples of the layer's; or {selector: rate}
+    layers: tuple[str, ...] = (
+        "re:.*",
+    )  # names, re:PATTERN, "@conv", "@conv3x3", "@linear"; those that fit are expanded
+    factors: Literal[2, 3] = 2  # matrices of a linear layer
+    # online: the factors are multiplied at each step and one layer runs; sequential: they run one after another.
+    mode: Literal["online", "sequential"] | None = None  # Default: online, where the factors are linear
+    nonlinear: bool = False  # ReLU between factors: a net that cannot be contracted, only lend its weights (`init`)
+    # standard: each factor as torch draws it; from_checkpoint: factors whose product is the trained layer; nonlinear:
+    # the net is trained with ReLU between factors first, and its weights are taken.
+    # Default: from_checkpoint where there is a trained net, standard otherwise
+    init: Literal["standard", "from_checkpoint", "nonlinear"] | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.strategies:
+            if name not in STRATEGIES:
+                raise ValueError(f"strategy: {name!r} was given; allowed: {', '.join(STRATEGIES)}, or some joined by +")
+        rates = self.rate.values() if isinstance(self.rate, dict) else [self.rate]
+        if not all(rate > 0 for rate in rates):
+            raise ValueError(f"rate: {self.rate} was given; it must be greater than 0")
+        if not self.layers:
+            raise ValueError("layers: none are named; name some, or leave the key out for all")
+        if isinstance(self.layers, str):
+            raise ValueError(f"layers: {self.layers!r} is one selector; give a list, [{self.layers!r}]")
+        if len(set(self.strategies)) < len(self.strategies):
+            raise ValueError(f"strategy: {self.strategy!r} names one twice; give each once")
+        if self.nonlinear and self.mode == "online":
+            raise ValueError("mode: online multiplies the factors, which `nonlinear` parts; set mode: sequential")
+        if self.nonlinear and self.init == "from_checkpoint":
+            raise ValueError("init: from_checkpoint keeps the function of the net, which `nonlinear` changes; drop one")
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """The names in `strategy`."""
+        return tuple(self.strategy.split("+"))
+
+    @property
+    def chosen_mode(self) -> str:
+        """`mode`, or its default."""
+        return self.mode or ("sequential" if self.nonlinear else "online")

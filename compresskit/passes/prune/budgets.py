@@ -1,0 +1,152 @@
+"""Budgets that a recipe can name: how much each group of channels loses, so that the network reaches its target."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from annotated_types import Gt, Le
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from compresskit.graph.chains import weighted
+from compresskit.graph.weights import weights_of
+from compresskit.numerics.pruning.ratios import ceilings, erdos_renyi, lamp, uniform
+from compresskit.numerics.spectra.layer_rates import positive
+from compresskit.options import option
+from compresskit.passes.spectra.options import Spectra
+from compresskit.passes.spectra.weights import spectra
+
+Floats = NDArray[np.float64]
+Reaches = Callable[[Floats], bool]  # whether pruning by these ratios, one for each group, meets the target
+_FINE = 2000  # levels of a budget that has no steps of its own
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """What budgets look at. layers: of each group. scores: (n,) of what each group may lose, channels or weights, one
+    at least. left: share of each group that is left of what it was; default: all."""
+
+    network: fx.GraphModule
+    layers: Sequence[Sequence[str]]
+    scores: Sequence[Tensor]
+    seed: int
+    left: Floats | None = None
+
+
+@option
+class Uniform:
+    """The same share of every group."""
+
+    kind: Literal["uniform"] = "uniform"
+
+    def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
+        return _least(lambda level: uniform(len(weighed.layers), level), reaches)
+
+
+@option
+class Global:
+    """The least scores of all groups together."""
+
+    kind: Literal["global"] = "global"
+
+    def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
+        return _by_rank(weighed.scores, reaches)
+
+
+@option
+class LAMP:
+    """The least scores of all groups together, each as a share of itself and the larger ones of its group."""
+
+    kind: Literal["lamp"] = "lamp"
+
+    def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
+        return _by_rank([lamp(scores - scores.min().clamp(max=0)) for scores in weighed.scores], reaches)
+
+
+@option
+class ERK:
+    """Densities by Erdos-Renyi kernel: small layers stay denser."""
+
+    kind: Literal["erk"] = "erk"
+
+    def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
+        shapes = [tuple(weighted(weighed.network, layers[0]).weight.shape) for layers in weighed.layers]
+        left = np.ones(len(shapes)) if weighed.left is None else weighed.left
+        return _least(lambda level: np.maximum(1 - (1 - erdos_renyi(shapes, level)) / left, 0), reaches)
+
+
+@option
+class Spectral:
+    """Ceilings in proportion to a metric of each group's spectra; ratios rise by a step until the target is met.
+
+    The ceilings k_i are c metric_i / mean metric, c the smallest for which the target is within them. The metric of a
+    group is the mean over its layers; layers without one count as the mean of the others.
+    """
+
+    kind: Literal["spectral"] = "spectral"
+    metric: Literal[
+        "alpha", "rand_distance", "stable_rank", "entropy", "norm", "log_norm", "spectral_norm", "log_spectral_norm",
+        "alpha_weighted", "log_alpha_norm",
+    ] = "alpha"  # fmt: skip
+    inverse: bool = False  # the larger the metric, the less goes
+    step: Annotated[float, Gt(0), Le(1)] = 0.01  # by which ratios rise
+    definitions: Literal["weightwatcher", "tempbalance", "document"] = "weightwatcher"  # see `spectra`
+
+    def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
+        metrics = self._metrics(weighed)
+        highest = float(metrics.mean() / metrics.min())  # at which every ceiling is 1
+        steps = max(1, int(np.ceil(highest / self.step)))
+        scale = first(steps, lambda number: reaches(ceilings(metrics, number * self.step))) * self.step
+        tops = ceilings(metrics, scale)
+        number = first(int(np.ceil(tops.max() / self.step)), lambda n: reaches(np.minimum(tops, n * self.step)))
+        return np.asarray(np.minimum(tops, number * self.step))
+
+    def _metrics(self, weighed: Weighed) -> Floats:
+        """Positive, one for each group; the inverse where that is asked for."""
+        null: Literal["none"] | None = None if self.metric == "rand_distance" else "none"
+        options = Spectra(definitions=self.definitions, null=null, marchenko_pastur=False, min_eigenvalues=2)
+        rows, _ = spectra(weights_of(weighed.network)[0], options, seed=weighed.seed)
+        by_layer = {row.name: float(getattr(row, self.metric)) for row in rows}
+        values = [[by_layer.get(layer, np.nan) for layer in layers] for layers in weighed.layers]
+        means = np.array([np.mean(own) if (own := [v for v in some if np.isfinite(v)]) else np.nan for some in values])
+        known = means[np.isfinite(means)]
+        means = np.where(np.isfinite(means), means, known.mean() if len(known) else 1.0)
+        found = positive(means)
+        return 1 / found if self.inverse else found
+
+
+Budget = Uniform | Global | LAMP | ERK | Spectral
+
+
+def first(last: int, holds: Callable[[int], bool]) -> int:
+    """The smallest number up to `last` for which it holds, if it holds for all above it; `last` where it never does."""
+    return bisect_left(range(last), True, key=holds)
+
+
+def _least(ratios: Callable[[float], Floats], reaches: Reaches) -> Floats:
+    """The ratios of the lowest level that meets the target, of 2000."""
+    return ratios(first(_FINE, lambda number: reaches(ratios(number / _FINE))) / _FINE)
+
+
+def _by_rank(scores: Sequence[Tensor], reaches: Reaches) -> Floats:
+    """Ratios that take the least scores of all, as few as meet the target."""
+    ordered = torch.cat(list(scores)).sort(stable=True).indices
+    owner = torch.cat([torch.full((len(own),), number) for number, own in enumerate(scores)])[ordered]
+    sizes = np.array([len(own) for own in scores])
+
+    def ratios(number: int) -> Floats:
+        return np.asarray(torch.bincount(owner[:number], minlength=len(scores)).numpy() / sizes)
+
+    return ratios(first(len(ordered), lambda number: reaches(ratios(number))))
+
+
+BUDGETS: dict[str, type[Budget]] = {
+    "uniform": Uniform,
+    "global": Global,
+    "lamp": LAMP,
+    "erk": ERK,
+    "spectral": Spectral,
+}

@@ -1,0 +1,177 @@
+"""Structured pruning: channels that are worth least go, from every tensor that has a slot of theirs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from compresskit.data.augmentation.augmix import AugMix
+from compresskit.errors import RecipeError, near_names
+from compresskit.graph.channels.cut import cut
+from compresskit.graph.channels.walk import Channels, find_channels
+from compresskit.graph.trace import trace
+from compresskit.numerics.pruning.ratios import counts
+from compresskit.passes.moments import Batches, gather_from
+from compresskit.passes.prune.budgets import BUDGETS, Floats, Weighed
+from compresskit.passes.prune.criteria import CRITERIA, Scored, atom_scores
+from compresskit.passes.prune.gradients import mean_gradients
+from compresskit.passes.prune.groups import CutSizes, Group, find_groups
+from compresskit.passes.prune.options import Prune, PruneTarget
+from compresskit.passes.prune.repair import estimate_norms, repair
+from compresskit.passes.prune.responses import Responses
+
+Measure = Callable[[fx.GraphModule], float]  # the latency of a network, in milliseconds
+
+
+@dataclass(frozen=True)
+class Data:
+    """What criteria take from images; each is called only if it is needed."""
+
+    gradients: Callable[[fx.GraphModule], dict[str, Tensor]]
+    responses: Callable[[fx.GraphModule, Sequence[str], AugMix], Responses]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What goes. alive: (n_atoms,) bool. kept: by group, how many of its channels. asked, got, whole: of the target, in
+    its own unit."""
+
+    channels: Channels
+    alive: Tensor
+    groups: list[Group]
+    kept: list[int]
+    skipped: dict[str, str]
+    asked: float
+    got: float
+    whole: float
+
+
+class Pruner:
+    """What is worked out once for a network and a recipe, before any data are read."""
+
+    def __init__(
+        self, network: fx.GraphModule, options: Prune, input_shape: tuple[int, ...], measure: Measure | None = None
+    ) -> None:
+        """Raises RecipeError where no channel can go, or the target lies out of what can be reached."""
+        self._network, self._options = network, options
+        self.channels = find_channels(network, input_shape)
+        self.groups, self.skipped = find_groups(network, self.channels, options.layers)
+        options.criterion.check(network, self.channels, self.groups)
+        self._sizes = CutSizes(network, self.channels, input_shape)
+        self._measure = measure
+        everything = torch.ones(self.channels.n_atoms, dtype=torch.bool)
+        self.whole = self.now = self._size(everything)
+        self.asked = options.target.limit(self.whole)
+        order = [torch.arange(len(group.atoms)) for group in self.groups]
+        self.least = self._size(self._alive(order, self._counts(np.ones(len(self.groups)))))
+        goal = options.target.goal
+        if not self.least <= self.asked < self.whole:
+            raise RecipeError(
+                f"prune.target.{goal}: {self.asked:,.6g} was asked for; what can be reached lies from "
+                f"{self.least:,.6g} ({self.least / self.whole:.1%}: min_channels of every layer that can be pruned) to "
+                f"{self.whole:,.6g}; ask for a value in between, or lower min_channels and round_to"
+            )
+
+    def prune(self, data: Data, seed: int) -> Pruned:
+        """Chooses what goes; the network stays as it is. Raises RecipeError where a criterion has nothing to read."""
+        options = self._options
+        generator = torch.Generator().manual_seed(seed)
+        scored = Scored(self._network, self.channels, generator, data.gradients, data.responses)
+        scores = atom_scores(options.criterion, scored, options.combine)
+        own = [scores[group.atoms] for group in self.groups]
+        order = [values.argsort(descending=True, stable=True) for values in own]
+
+        def reaches(ratios: Floats) -> bool:
+            return self._size(self._alive(order, self._counts(ratios))) <= self.asked
+
+        ratios = options.budget(Weighed(self._network, [group.layers for group in self.groups], own, seed), reaches)
+        kept = self._filled(order, self._counts(ratios))
+        alive = self._alive(order, kept)
+        return Pruned(self.channels, alive, self.groups, kept, self.skipped, self.asked, self._size(alive), self.whole)
+
+    def _filled(self, order: Sequence[Tensor], kept: Sequence[int]) -> list[int]:
+        """One step of channels back to each group that has room for it within the target, from the first group on:
+        where many groups are of one size, the ratios of all jump together."""
+        found = list(kept)
+        if self._options.target.goal == "latency":
+            return found
+        for place, group in enumerate(self.groups):
+            more = [*found[:place], min(found[place] + self._options.round_to, len(group.atoms)), *found[place + 1 :]]
+            if self._size(self._alive(order, more)) <= self.asked:
+                found = more
+        return found
+
+    def _counts(self, ratios: Floats) -> list[int]:
+        sizes = [len(group.atoms) for group in self.groups]
+        return counts(ratios, sizes, self._options.min_channels, self._options.round_to)
+
+    def _alive(self, order: Sequence[Tensor], kept: Sequence[int]) -> Tensor:
+        """All atoms but, of each group, those behind the first `kept` in its order."""
+        alive = torch.ones(self.channels.n_atoms, dtype=torch.bool)
+        for group, places, count in zip(self.groups, order, kept, strict=True):
+            alive[group.atoms[places[count:]]] = False
+        return alive
+
+    def _size(self, alive: Tensor) -> float:
+        goal = self._options.target.goal
+        if goal != "latency":
+            return self._sizes(goal, alive)
+        assert self._measure is not None
+        return self._measure(cut(self._network, self.channels, alive))
+
+
+def prune_model(
+    model: nn.Module,
+    loader: Batches,
+    *,
+    seed: int = 0,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    **options: Any,
+) -> tuple[fx.GraphModule, list[tuple[Group, int]]]:
+    """New network without the channels that are worth least, repaired; and the groups with what each kept.
+
+    model: any module that torch.fx traces; it stays as it was. loader: an iterable of (inputs, targets) that can be
+    read several times. loss: for the criterion `taylor`. options: the fields of a recipe's `prune` section; target as
+    a mapping, criterion and budget by name or as objects. Raises RecipeError as the recipe would, and ValueError for a
+    target of latency and for augprune, which know of devices and of images.
+    """
+    chosen = _options(options)
+    network = model if isinstance(model, fx.GraphModule) else trace(model)
+    shape = tuple(next(iter(loader))[0].shape[1:])
+    data = Data(lambda net: mean_gradients(net, loader, loss), _no_images)
+    pruned = Pruner(network, chosen, shape).prune(data, seed)
+    smaller = cut(network, pruned.channels, pruned.alive)
+    if chosen.repair != "none":
+        chained = chosen.repair == "top-down"
+        found = repair(network, pruned.channels, pruned.alive, gather_from(loader), shape, chained=chained)
+        smaller = cut(found.network, pruned.channels, pruned.alive)
+    if chosen.norms:
+        estimate_norms(smaller, loader)
+    return smaller, list(zip(pruned.groups, pruned.kept, strict=True))
+
+
+def _options(given: Mapping[str, Any]) -> Prune:
+    """With objects in the place of words."""
+    found, known = dict(given), [key.name for key in fields(Prune)]
+    for key in given:
+        if key not in known:
+            raise RecipeError(f"prune has no option {key!r}; {near_names(key, known)}")
+    if isinstance(target := found.get("target"), Mapping):
+        found["target"] = PruneTarget(**target)
+    registries: dict[str, Mapping[str, type]] = {"criterion": CRITERIA, "budget": BUDGETS}
+    for key, registry in registries.items():
+        if isinstance(kind := found.get(key), str):
+            if kind not in registry:
+                raise RecipeError(f"{key}: {kind!r} was given; {near_names(kind, registry)}")
+            found[key] = registry[kind]()
+    chosen = Prune(**found)
+    if chosen.target.goal == "latency":
+        raise ValueError("target: latency is measured by the command line alone; give params, macs or channels")
+    return chosen
+
+
+def _no_images(network: fx.GraphModule, layers: Sequence[str], augmix: AugMix) -> Responses:
+    raise ValueError("criterion: augprune augments the bytes of images, which the command line alone has")

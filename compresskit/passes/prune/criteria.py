@@ -1,0 +1,209 @@
+"""Criteria that a recipe can name: what each channel of a network is worth."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, fx, nn
+
+from compresskit.data.augmentation.augmix import AugMix
+from compresskit.errors import RecipeError
+from compresskit.graph.chains import weighted
+from compresskit.graph.channels.walk import Channels
+from compresskit.graph.operations import NORMS
+from compresskit.numerics.pruning import criteria
+from compresskit.options import option
+from compresskit.passes.prune.groups import Group
+from compresskit.passes.prune.responses import Responses
+
+Slots = Iterator[tuple[Tensor, Tensor]]  # (atoms, scores): of a place where channels have a score
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What criteria look at. gradients: by parameter, of the loss; responses: to images and to changed ones; both are
+    taken when a criterion asks for them."""
+
+    network: fx.GraphModule
+    channels: Channels
+    generator: torch.Generator
+    take_gradients: Callable[[fx.GraphModule], dict[str, Tensor]]
+    take_responses: Callable[[fx.GraphModule, Sequence[str], AugMix], Responses]
+
+    def filters(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(layer, atoms of its outputs, weight)."""
+        for layer, atoms in self.channels.writes.items():
+            yield layer, atoms, weighted(self.network, layer).weight.detach()
+
+    @cached_property
+    def gradients(self) -> dict[str, Tensor]:
+        return self.take_gradients(self.network)
+
+
+class Worth:
+    """What criteria have in common. comparable: whether scores of different layers are; else each counts in units of
+    its layer's mean."""
+
+    comparable = True
+
+    def check(self, network: fx.GraphModule, channels: Channels, groups: Sequence[Group]) -> None:
+        """Raises RecipeError where the criterion has nothing to score these groups by."""
+
+    def __call__(self, scored: Scored) -> Slots:
+        raise NotImplementedError
+
+
+@option
+class Magnitude(Worth):
+    """The norm of the filter that makes a channel."""
+
+    kind: Literal["magnitude"] = "magnitude"
+    norm: Literal["l1", "l2"] = "l2"
+
+    comparable = False
+
+    def __call__(self, scored: Scored) -> Slots:
+        order = 1.0 if self.norm == "l1" else 2.0
+        yield from ((atoms, criteria.magnitude(weight, order)) for _, atoms, weight in scored.filters())
+
+
+@option
+class Hydra(Worth):
+    """The l1 norm of HYDRA's scaled weights, as ME-Prune takes it (layerwise training, equation 3.1)."""
+
+    kind: Literal["hydra"] = "hydra"
+
+    def __call__(self, scored: Scored) -> Slots:
+        yield from ((atoms, criteria.hydra(weight)) for _, atoms, weight in scored.filters())
+
+
+@option
+class NormScale(Worth):
+    """|gamma| of the batch norm that a channel goes through (network slimming, Liu et al. 2017)."""
+
+    kind: Literal["norm-scale"] = "norm-scale"
+
+    def check(self, network: fx.GraphModule, channels: Channels, groups: Sequence[Group]) -> None:
+        seen = torch.zeros(channels.n_atoms, dtype=torch.bool)
+        for _, atoms in self._norms(network, channels):
+            seen[atoms] = True
+        for group in groups:
+            if not bool(seen[group.atoms].all()):
+                raise RecipeError(
+                    f"prune.criterion: norm-scale reads batch norms, {group.layers[0]} has none behind it; "
+                    "leave it out of prune.layers, or take magnitude or taylor"
+                )
+
+    def __call__(self, scored: Scored) -> Slots:
+        for norm, atoms in self._norms(scored.network, scored.channels):
+            yield atoms, norm.get_parameter("weight").detach().double().abs()
+
+    def _norms(self, network: fx.GraphModule, channels: Channels) -> Iterator[tuple[nn.Module, Tensor]]:
+        for (name, _), atoms in channels.slots.items():
+            path, _, tensor = name.rpartition(".")
+            module = network.get_submodule(path)
+            if tensor == "weight" and isinstance(module, NORMS):
+                yield module, atoms
+
+
+@option
+class Taylor(Worth):
+    """The change of the loss when a channel goes, to first order: |sum w g| over its filter, from training images."""
+
+    kind: Literal["taylor"] = "taylor"
+
+    def __call__(self, scored: Scored) -> Slots:
+        for layer, atoms, weight in scored.filters():
+            yield atoms, criteria.first_order(weight, scored.gradients[f"{layer}.weight"])
+
+
+@option
+class AugPrune(Worth):
+    """Worth keeping: what the next layers would miss; worth dropping: what passes on how augmentation changes images.
+
+    Of a channel z that a layer reads with weights W_z: impact I = |W_z|^2 Var z(x), response A = |W_z|^2 E (z(x') -
+    z(x))^2 over images x and their augmented x', each in units of its mean over the layer; score I - weight x A. The
+    document describes the method in words only (section 3.1, "The AugPrune Method").
+    """
+
+    kind: Literal["augprune"] = "augprune"
+    weight: Annotated[float, Ge(0)] = 0.5  # of the response to augmentation
+    augmix: AugMix = AugMix()  # what makes x' of x
+
+    def __call__(self, scored: Scored) -> Slots:
+        readers = list(scored.channels.reads)
+        responses = scored.take_responses(scored.network, readers, self.augmix)
+        for layer in readers:
+            atoms = scored.channels.reads[layer]
+            module = weighted(scored.network, layer)
+            squares = module.weight.detach().double().square()
+            groups = getattr(module, "groups", 1)
+            strength = squares.unflatten(0, (groups, -1)).flatten(3).sum((1, 3)) if squares.ndim > 2 else squares.sum(0)
+            impact, response = (strength.flatten() * found for found in responses[layer])
+            yield atoms, impact / _mean(impact) - self.weight * response / _mean(response)
+
+
+@option
+class Random(Worth):
+    """As good as any other, by the recipe's seed: what every criterion must beat."""
+
+    kind: Literal["random"] = "random"
+
+    def __call__(self, scored: Scored) -> Slots:
+        yield (
+            torch.arange(scored.channels.n_atoms),
+            torch.rand(scored.channels.n_atoms, generator=scored.generator, dtype=torch.float64),
+        )
+
+
+@option
+class SpectralEnergy(Worth):
+    """A filter's share in the heavy tail of its layer's spectrum."""
+
+    kind: Literal["spectral-energy"] = "spectral-energy"
+    comparable = False
+
+    def __call__(self, scored: Scored) -> Slots:
+        yield from ((atoms, criteria.spectral_energy(weight)) for _, atoms, weight in scored.filters())
+
+
+Criterion = Magnitude | Hydra | NormScale | Taylor | AugPrune | Random | SpectralEnergy
+
+
+def atom_scores(criterion: Criterion, scored: Scored, combine: Literal["mean", "sum", "max"]) -> Tensor:
+    """(n_atoms,) float64: scores of all places that an atom has, combined; 0 where it has none.
+
+    Criteria whose scores do not compare among layers are taken in units of the mean over the place first.
+    """
+    n = scored.channels.n_atoms
+    places = torch.zeros(n, dtype=torch.float64)
+    found = torch.full((n,), -torch.inf if combine == "max" else 0.0, dtype=torch.float64)
+    for atoms, scores in criterion(scored):
+        values = scores.cpu() if criterion.comparable else (scores / _mean(scores)).cpu()
+        places.index_add_(0, atoms, torch.ones_like(values))
+        if combine == "max":
+            found.scatter_reduce_(0, atoms, values, "amax")
+        else:
+            found.index_add_(0, atoms, values)
+    if combine == "mean":
+        found = found / places.clamp(min=1)
+    return torch.where(places > 0, found, 0.0)
+
+
+def _mean(values: Tensor) -> Tensor:
+    mean = values.mean()
+    return mean if mean > 0 else torch.ones_like(mean)
+
+
+CRITERIA: dict[str, type[Criterion]] = {
+    "magnitude": Magnitude,
+    "hydra": Hydra,
+    "norm-scale": NormScale,
+    "taylor": Taylor,
+    "augprune": AugPrune,
+    "random": Random,
+    "spectral-energy": SpectralEnergy,
+}

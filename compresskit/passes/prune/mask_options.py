@@ -1,0 +1,92 @@
+"""What a recipe's `prune` section says of masks: criteria, budgets and targets for single weights and kernels."""
+
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from compresskit.numerics.pruning import masks
+from compresskit.options import option
+from compresskit.passes.prune.budgets import Budget, Global
+from compresskit.passes.shares import Amount, only_one, share
+
+GOALS = ("sparsity", "params", "macs")
+
+
+@option
+class MagnitudeOfWeights:
+    """|w| of a weight; of a kernel the mean of |w|, or its root mean square."""
+
+    kind: Literal["magnitude"] = "magnitude"
+    norm: Literal["l1", "l2"] = "l2"
+
+    def __call__(self, weight: Tensor, generator: torch.Generator, *, kernels: bool) -> Tensor:
+        return masks.magnitude(weight, 1.0 if self.norm == "l1" else 2.0, kernels=kernels)
+
+
+@option
+class RandomWeights:
+    """As good as any other, by the recipe's seed: what every criterion must beat."""
+
+    kind: Literal["random"] = "random"
+
+    def __call__(self, weight: Tensor, generator: torch.Generator, *, kernels: bool) -> Tensor:
+        units = weight.numel() // masks.taps_of(weight, kernels=kernels)
+        return torch.rand(units, generator=generator, dtype=torch.float64)
+
+
+MaskCriterion = MagnitudeOfWeights | RandomWeights
+
+
+@option
+class MaskTarget:
+    """How much of the network is left: one of these. Only weights that are not masked count."""
+
+    sparsity: Amount | None = None  # zeros among the weights of the layers, 90% or 0.9
+    params: Amount | None = None  # parameters that are not zero, of the whole network: a share of all, or a number
+    macs: Amount | None = None  # multiply-accumulates by weights that are not zero
+
+    def __post_init__(self) -> None:
+        only_one(self, GOALS)
+        if self.sparsity is not None and not isinstance(self.sparsity, str) and not self.sparsity < 1:
+            raise ValueError(f"sparsity: {self.sparsity} is no share below 1; write it as 0.9, or as 90%")
+
+    @property
+    def goal(self) -> str:
+        return next(name for name in GOALS if getattr(self, name) is not None)
+
+    def limit(self, whole: float) -> float:
+        """What may be left of `whole`: weights of the layers, parameters or multiply-accumulates."""
+        amount = getattr(self, self.goal)
+        part = share(amount) if isinstance(amount, str) else float(amount)
+        if self.goal == "sparsity":
+            return (1 - part) * whole
+        return part * whole if isinstance(amount, str) else part
+
+    def at(self, limit: float, whole: float) -> "MaskTarget":
+        """The same goal with another limit."""
+        return MaskTarget(**{self.goal: 1 - limit / whole if self.goal == "sparsity" else limit})
+
+
+@option
+class Masking:
+    """Which single weights, or kernels (the taps that one output has of one input), become zero."""
+
+    kind: Literal["weights", "kernels"]
+    target: MaskTarget
+    criterion: MaskCriterion = MagnitudeOfWeights()  # what a weight or a kernel is worth
+    budget: Budget = Global()  # how much each layer loses; uniform: the same share of each, chosen layer by layer
+    layers: tuple[str, ...] = ("re:.*",)  # selectors of the layers that are masked
+    dense: tuple[str, ...] = ()  # selectors of those among them that stay whole after all
+    min_units: Annotated[int, Ge(0)] = 1  # weights or kernels that are left of each layer; 0 lets layers die
+
+
+@option
+class Mask(Masking):
+    """Set single weights, or kernels (the taps that one output has of one input), to zero, and keep them there."""
+
+    norms: bool = True  # estimate the means and variances of batch norms again
+
+
+MASK_CRITERIA: dict[str, type[MaskCriterion]] = {"magnitude": MagnitudeOfWeights, "random": RandomWeights}

@@ -1,0 +1,101 @@
+"""Repair of a network that lost channels: layers behind the cut solved again, batch norms estimated again."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from compresskit.graph.channels.walk import Channels
+from compresskit.graph.operations import NORMS
+from compresskit.passes.reconstruct.chaining import Draft, Gather
+from compresskit.passes.reconstruct.readers import find_readers, static_site
+from compresskit.passes.reconstruct.refitted import with_layers
+from compresskit.passes.reconstruct.selection import Choice, Curve
+
+
+@dataclass(frozen=True)
+class Repair:
+    """network: of full size, its layers blind to what is cut. unexplained: by layer, the share of the variance of its
+    output that is lost. skipped: layers that read what is cut and were not solved, and why."""
+
+    network: fx.GraphModule
+    unexplained: dict[str, float]
+    skipped: dict[str, str]
+
+
+def repair(
+    network: fx.GraphModule,
+    channels: Channels,
+    alive: Tensor,
+    gather: Gather,
+    input_shape: tuple[int, ...],
+    *,
+    chained: bool,
+) -> Repair:
+    """Weights of the layers that read what is cut, by least squares on the channels left, for their own old outputs.
+
+    chained: one after another, from what the layers before give once they are repaired; else all at once, from the
+    original's activations. Moments are centred, so the constant part of what is cut goes into the bias.
+    alive: (n_atoms,) bool.
+    """
+    touched = [layer for layer, atoms in channels.reads.items() if not bool(alive[atoms].all())]
+    readers, skipped = find_readers(network, channels, input_shape, touched)
+    known = {} if chained else gather(network, [reader.request for reader in readers.values()], None)
+    draft = Draft()
+    for reader in readers.values():
+        moments = known
+        if chained:
+            reader = replace(reader, request=replace(reader.request, name=f"{reader.request.name}--repaired"))
+            moments = gather(_blind(with_layers(network, draft.layers), channels, alive), [reader.request], network)
+        site = static_site([reader])
+        assert site.atoms is not None
+        kept = alive[site.atoms]
+        draft.add(site, Choice(kept, Curve((), (), kept[None])), moments, True, None)
+    unexplained = {
+        name: layer.error / layer.variance if layer.variance > 0 else 0.0 for name, layer in draft.layers.items()
+    }
+    return Repair(with_layers(network, draft.layers), unexplained, skipped)
+
+
+def _blind(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphModule:
+    """`network`, a copy already, whose layers do not see what is cut."""
+    with torch.no_grad():
+        for layer, atoms in channels.reads.items():
+            weight = network.get_submodule(layer).get_parameter("weight")
+            groups = len(atoms) // weight.shape[1]
+            dead = ~alive[atoms].view(groups, -1).to(weight.device)
+            for rows, gone in zip(weight.chunk(groups), dead, strict=True):
+                rows[:, gone] = 0
+    return network
+
+
+def blind(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphModule:
+    """A copy of full size that computes what the cut network does: every layer reads zeros in place of what is cut."""
+    return _blind(with_layers(network, {}), channels, alive)
+
+
+def estimate_norms(
+    network: fx.GraphModule, batches: Iterable[tuple[Tensor, Tensor]], on_batch: Callable[[], None] = lambda: None
+) -> int:
+    """Replaces in place means and variances of batch norms by those over all batches; returns how many norms there are.
+
+    Every batch counts alike. All norms are estimated in one pass, each behind those before it as they are in training.
+    """
+    norms = [module for module in network.modules() if isinstance(module, NORMS) and module.track_running_stats]
+    if not norms:
+        return 0
+    modes, momenta = [norm.training for norm in norms], [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a plain mean over batches
+        norm.train()
+    with torch.no_grad():
+        for inputs, _ in batches:
+            network(inputs)
+            on_batch()
+    for norm, mode, momentum in zip(norms, modes, momenta, strict=True):
+        norm.momentum = momentum
+        norm.train(mode)
+    return len(norms)

@@ -1,0 +1,139 @@
+"""In which order sites are reconstructed, from which inputs to which targets (document 2.7)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, fx
+
+from compresskit.graph.channels.walk import Channels
+from compresskit.numerics.moments.moments import Moments
+from compresskit.passes.moments import Request
+from compresskit.passes.reconstruct.options import Reconstruct
+from compresskit.passes.reconstruct.readers import Plan, Reader, Rows, Site
+from compresskit.passes.reconstruct.refitted import Layer, fit, with_layers
+from compresskit.passes.reconstruct.selection import Choice, Rule, choose
+
+# (student, requests, teacher): moments of the student's inputs and the teacher's outputs; None: the student's own
+Gather = Callable[[fx.GraphModule, Sequence[Request], fx.GraphModule | None], dict[str, Moments]]
+
+
+@dataclass
+class Draft:
+    """What was decided so far. choices: by site. layers: new weights, by layer, of full size. moments: what these were
+    fitted to."""
+
+    choices: dict[str, Choice] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
+
+    def add(self, site: Site, choice: Choice, moments: Mapping[str, Moments], debias: bool, rows: Rows | None) -> None:
+        self.choices[site.name] = choice
+        for reader in site.readers:
+            self.moments[reader.layer] = moments[reader.request.name]
+        self.layers |= fit(site, choice, moments, debias, rows)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One site to choose the inputs of, which a worker process can do."""
+
+    site: Site
+    moments: dict[str, Moments]
+    rule: Rule
+    options: Reconstruct
+    rows: Rows | None = None
+
+    def __call__(self) -> Choice:
+        relative = self.options.lam is None or self.options.lam_scale == "energy"
+        problem = self.site.problem(self.moments, self.rows, relative=relative)
+        return choose(problem, self.rule, self.options.chosen_selection, self.options.min_channels)
+
+
+def parallel(
+    plan: Plan, rules: Mapping[str, Rule], choices: Mapping[str, Choice], moments: Mapping[str, Moments],
+    options: Reconstruct,
+) -> Draft:  # fmt: skip
+    """Each site on its own, from true inputs to true outputs. choices: those that are made already."""
+    open_sites = [site for site in plan.sites if site.name not in choices]
+    jobs = [Job(site, own_moments(site, moments), rules[site.name], options) for site in open_sites]
+    made = dict(choices) | dict(zip((site.name for site in open_sites), run_jobs(jobs, options.workers), strict=True))
+    draft = Draft()
+    for site in plan.sites:
+        draft.add(site, made[site.name], moments, options.debias, None)
+    return draft
+
+
+def bottom_up(plan: Plan, rules: Mapping[str, Rule], moments: Mapping[str, Moments], options: Reconstruct) -> Draft:
+    """From the last site to the first; of a layer's outputs only those count that later ones still read."""
+    draft = Draft()
+    for site in reversed(plan.sites):
+        dead = dead_atoms(plan.channels, plan.sites, draft.choices)
+        rows = {reader.layer: ~dead[plan.channels.writes[reader.layer]] for reader in site.readers}
+        choice = Job(site, own_moments(site, moments), rules[site.name], options, rows)()
+        draft.add(site, choice, moments, options.debias, rows)
+    return draft
+
+
+def top_down(
+    network: fx.GraphModule, plan: Plan, rules: Mapping[str, Rule], gather: Gather, options: Reconstruct
+) -> Draft:
+    """From the first site to the last, from what the layers reconstructed before give to the original's outputs.
+
+    So a layer makes up for the errors before it. It takes one pass over the data for each site.
+    """
+    draft = Draft()
+    for site in plan.sites:
+        readers = tuple(replace(r, request=replace(r.request, name=f"{r.request.name}--chained")) for r in site.readers)
+        chained = replace(site, readers=readers)
+        student = with_layers(network, draft.layers)
+        moments = gather(student, [reader.request for reader in readers], network)
+        choice = Job(chained, moments, rules[site.name], options)()
+        draft.add(chained, choice, moments, options.debias, None)
+    return draft
+
+
+def run_jobs(jobs: Sequence[Job], workers: int) -> list[Choice]:
+    """The choices in the order of the jobs, from `workers` processes where that is more than one. Moments that lie on a
+    GPU stay in this process, which is not the one to share it."""
+    on_cpu = all(m.cyx.device.type == "cpu" for job in jobs for m in job.moments.values())
+    if min(workers, len(jobs)) < 2 or not on_cpu:
+        return [job() for job in jobs]
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Pool(
+        min(workers, len(jobs)), torch.set_num_threads, (max(1, torch.get_num_threads() // workers),)
+    ) as pool:
+        return pool.map(_run, jobs, chunksize=1)
+
+
+def _run(job: Job) -> Choice:
+    return job()
+
+
+def own_moments(site: Site, moments: Mapping[str, Moments]) -> dict[str, Moments]:
+    """Those of the site's own readers, which is all that a worker process should be sent."""
+    return {reader.request.name: moments[reader.request.name] for reader in site.readers}
+
+
+def dead_atoms(channels: Channels, sites: Sequence[Site], choices: Mapping[str, Choice]) -> Tensor:
+    """(n_atoms,) bool: those that some layer reads, that none needs any more, and that may go."""
+    needed = torch.zeros(channels.n_atoms, dtype=torch.bool)
+    read = torch.zeros_like(needed)
+    kept = {
+        reader.layer: kept_inputs(reader, choices[site.name])
+        for site in sites
+        if site.name in choices
+        for reader in site.readers
+    }
+    for layer, atoms in channels.reads.items():
+        read[atoms] = True
+        needed[atoms[kept[layer]] if layer in kept else atoms] = True
+    frozen = torch.zeros_like(needed)
+    frozen[list(channels.frozen)] = True
+    return read & ~needed & ~frozen
+
+
+def kept_inputs(reader: Reader, choice: Choice) -> Tensor:
+    """(in,) bool: the inputs of the layer that are kept."""
+    taps = reader.groups.numel() // len(reader.atoms)
+    return choice.kept.cpu()[reader.groups.flatten()[::taps]]

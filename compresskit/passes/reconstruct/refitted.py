@@ -1,0 +1,91 @@
+"""New weights for the layers whose inputs were thinned, and a network that has them."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from compresskit.graph.chains import weighted
+from compresskit.graph.operations import NORMS
+from compresskit.numerics.moments.moments import Moments
+from compresskit.numerics.selection.refit import refit, squared_error
+from compresskit.passes.reconstruct.readers import Reader, Rows, Site, reader_parts
+from compresskit.passes.reconstruct.selection import Choice
+
+
+@dataclass(frozen=True)
+class Layer:
+    """weight: (out, features), float64, 0 where inputs were dropped. bias: (out,). rank: of the inputs kept, None where
+    the weights are the group lasso's own. variance, error: of the outputs that count, E||y - M x - b||^2."""
+
+    weight: Tensor
+    bias: Tensor
+    rank: int | None
+    variance: float
+    error: float
+
+
+def fit(
+    site: Site, choice: Choice, moments: Mapping[str, Moments], debias: bool, rows: Rows | None = None
+) -> dict[str, Layer]:
+    """The weights of each layer of the site: least squares on the inputs kept, or the shrunken ones of `choice`.
+
+    The bias is E[y] - M E[x]: moments are centred, so it is never shrunk. Outputs that `rows` leaves out become 0.
+    """
+    shrunken = iter(choice.weights or [])
+    found = {}
+    for reader in site.readers:
+        own = moments[reader.request.name]
+        weights, rank, variance, error = [], 0, 0.0, 0.0
+        for part, c in reader_parts(reader, own, rows):
+            if debias or choice.weights is None:
+                weight, part_rank = refit(part, choice.kept.to(part.cyx.device))
+                rank += part_rank
+            else:
+                weight = next(shrunken)
+            weights.append(weight)
+            variance, error = variance + c, error + squared_error(part, c, weight)
+        alive = rows[reader.layer] if rows is not None else torch.ones(len(own.mean_y), dtype=torch.bool)
+        fitted = debias or choice.weights is None
+        found[reader.layer] = _layer(reader, own, torch.cat(weights), alive, rank if fitted else None, variance, error)
+    return found
+
+
+def _layer(
+    reader: Reader, moments: Moments, fitted: Tensor, alive: Tensor, rank: int | None, variance: float, error: float
+) -> Layer:
+    weight = fitted.new_zeros(len(alive), fitted.shape[1])
+    weight[alive.to(weight.device)] = fitted
+    outputs = len(weight) // reader.request.groups
+    mean_x = moments.mean_x.repeat_interleave(outputs, dim=0)
+    return Layer(weight, moments.mean_y - (weight * mean_x).sum(1), rank, variance, error)
+
+
+def with_layers(network: fx.GraphModule, layers: Mapping[str, Layer]) -> fx.GraphModule:
+    """A copy of `network`, of the same shapes, with the new weights.
+
+    A layer that has no bias gives its new one to the batch norm behind it, or gets one of its own.
+    """
+    network = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, layer in layers.items():
+            module = weighted(network, name)
+            module.weight.copy_(layer.weight.view_as(module.weight))
+            if module.bias is not None:
+                module.bias.copy_(layer.bias)
+            else:
+                _give_bias(network, name, layer.bias)
+    return network
+
+
+def _give_bias(network: fx.GraphModule, name: str, bias: Tensor) -> None:
+    module = weighted(network, name)
+    (node,) = (node for node in network.graph.nodes if node.op == "call_module" and node.target == name)
+    users = list(node.users)
+    norm = network.get_submodule(str(users[0].target)) if len(users) == 1 and users[0].op == "call_module" else None
+    if isinstance(norm, NORMS) and norm.running_mean is not None:
+        norm.running_mean -= bias.to(norm.running_mean)
+    else:
+        module.bias = nn.Parameter(bias.to(module.weight), module.weight.requires_grad)

@@ -1,0 +1,170 @@
+"""How much each site keeps: as the recipe says site by site, or so that the whole network reaches a target."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from compresskit.errors import RecipeError
+from compresskit.graph.selectors import select
+from compresskit.numerics.moments.moments import Moments
+from compresskit.passes.reconstruct.budget import SizeModel, goal_of, shared_out
+from compresskit.passes.reconstruct.chaining import Draft, Job, own_moments, run_jobs
+from compresskit.passes.reconstruct.options import Reconstruct
+from compresskit.passes.reconstruct.readers import Plan
+from compresskit.passes.reconstruct.refitted import with_layers
+from compresskit.passes.reconstruct.selection import Choice, Curve, Rule, rule_for
+from compresskit.passes.shares import share
+
+_PROBES = (1e-3, 1e-2, 5e-2, 0.2)  # relative errors at which the loss of a site alone is measured
+_BISECTIONS = 8  # of the share of the size, to find the smallest network within a drop of accuracy
+
+
+# what does not change while targets, chainings and debiasing do: curves and measured losses, of one network and data
+Memory = dict[tuple[Any, ...], list[Any]]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What held-out images say of a network that may become the result.
+
+    loss: divergence of its outputs from the original's, lower is better. accuracy: a share; None where there is no such
+    thing.
+    """
+
+    loss: Callable[[fx.GraphModule], float]
+    accuracy: Callable[[fx.GraphModule], float] | None
+
+
+def rules_of(network: fx.GraphModule, plan: Plan, options: Reconstruct) -> dict[str, Rule]:
+    """The rule of each site, from `lam`, `keep` or `error`; of several selectors that mean a layer the last one counts.
+
+    Raises RecipeError where the layers of one site are told different things.
+    """
+    kind = options.amount
+    value = getattr(options, kind)
+    by_layer = {reader.layer: value for reader in plan.readers}
+    if isinstance(value, dict):
+        by_layer = {layer: amount for selector, amount in value.items() for layer in select(network, [selector])}
+    rules = {}
+    for site in plan.sites:
+        told = {by_layer[reader.layer] for reader in site.readers}
+        if len(told) > 1:
+            raise RecipeError(
+                f"reconstruct.{kind}: {site.name} drop the same inputs of the same activation, but were told "
+                f"{' and '.join(map(str, told))}; give them one value, or set sampler: dynamic"
+            )
+        rules[site.name] = rule_for(told.pop(), kind, site.n_groups)
+    return rules
+
+
+def reach(
+    network: fx.GraphModule, plan: Plan, options: Reconstruct, model: SizeModel, moments: Mapping[str, Moments],
+    judge: Judge | None, memory: Memory,
+) -> tuple[dict[str, Rule], dict[str, Choice], list[str]]:  # fmt: skip
+    """Rules that reach the target, the choices they mean where sites are reconstructed in parallel, and notes.
+
+    The trade-off of every site is computed once, and the budget shared out by what each loses for what it saves: by the
+    error of its layers as a share of their variance, and by the divergence that thinning this site alone brings on
+    held-out images. Of the two, the one whose network diverges less is taken.
+    """
+    assert options.target is not None
+    curves = _curves(plan, options, moments, memory)
+
+    def built(counts: Sequence[int]) -> fx.GraphModule:
+        draft = Draft()
+        for site, curve, kept in zip(plan.sites, curves, counts, strict=True):
+            if kept < site.n_groups:  # else the weights are those that it has
+                draft.add(site, _at(curve, kept), moments, debias=True, rows=None)
+        return with_layers(network, draft.layers)
+
+    losses = [[torch.tensor(curve.errors, dtype=torch.float64) for curve in curves]]
+    if judge is not None:
+        losses.append(_measured(curves, built, judge, memory))
+    goal = goal_of(options.target)
+    if goal is None:
+        counts, notes = _within_drop(model, curves, losses[-1], built, judge, options.target.accuracy_drop or 0.0)
+    else:
+        part = share(getattr(options.target, goal))
+        candidates = [shared_out(curves, loss, model, goal, part) for loss in losses]
+        counts = candidates[0]
+        if judge is not None and candidates[1] != candidates[0]:
+            counts = min(candidates, key=lambda found: judge.loss(built(found)))
+        notes = []
+    rules = {site.name: Rule(count=kept) for site, kept in zip(plan.sites, counts, strict=True)}
+    if not options.debias:  # the shrunken weights are those of a lambda
+        lams = [_at(curve, kept).lam for curve, kept in zip(curves, counts, strict=True)]
+        return {site.name: Rule(lam=lam) for site, lam in zip(plan.sites, lams, strict=True)}, {}, notes
+    chosen = zip(plan.sites, curves, counts, strict=True)
+    return rules, {site.name: _at(curve, kept) for site, curve, kept in chosen}, notes
+
+
+def _curves(plan: Plan, options: Reconstruct, moments: Mapping[str, Moments], memory: Memory) -> list[Curve]:
+    """The trade-off of every site."""
+    key = ("curves", options.chosen_selection, options.min_channels, *(site.name for site in plan.sites))
+    if key not in memory:
+        jobs = [Job(site, own_moments(site, moments), Rule(), options) for site in plan.sites]
+        memory[key] = [choice.curve for choice in run_jobs(jobs, options.workers)]
+    return memory[key]
+
+
+def _at(curve: Curve, kept: int) -> Choice:
+    index = curve.kept.index(kept)
+    lam, gap = (curve.lams[index], curve.gaps[index]) if curve.lams else (None, None)
+    return Choice(curve.supports[index], curve, None, lam, gap)
+
+
+def _measured(
+    curves: Sequence[Curve], built: Callable[[Sequence[int]], fx.GraphModule], judge: Judge, memory: Memory
+) -> list[Tensor]:
+    """The loss at every point of each curve, from a few that are measured with all other sites left whole."""
+    key = ("losses", *(curve.kept for curve in curves), *(curve.errors for curve in curves))
+    if key in memory:
+        return memory[key]
+    whole = [curve.kept[0] for curve in curves]
+    floor = judge.loss(built(whole))
+    found = []
+    for index, curve in enumerate(curves):
+        errors, losses = [0.0], [0.0]
+        for probe in sorted({min(range(len(curve.errors)), key=lambda i: abs(curve.errors[i] - p)) for p in _PROBES}):
+            counts = [*whole[:index], curve.kept[probe], *whole[index + 1 :]]
+            if curve.errors[probe] > errors[-1]:
+                errors.append(curve.errors[probe])
+                losses.append(max(judge.loss(built(counts)) - floor, losses[-1]))
+        found.append(_interpolated(torch.tensor(curve.errors, dtype=torch.float64), errors, losses))
+    memory[key] = found
+    return found
+
+
+def _interpolated(at: Tensor, xs: Sequence[float], ys: Sequence[float]) -> Tensor:
+    """Piecewise linear through the points, and on at the last slope beyond them."""
+    if len(xs) < 2:
+        return at.clone()
+    x, y = torch.tensor(xs, dtype=torch.float64), torch.tensor(ys, dtype=torch.float64)
+    right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
+    slope = (y[right] - y[right - 1]) / (x[right] - x[right - 1])
+    return y[right - 1] + slope * (at - x[right - 1])
+
+
+def _within_drop(
+    model: SizeModel, curves: Sequence[Curve], losses: Sequence[Tensor],
+    built: Callable[[Sequence[int]], fx.GraphModule], judge: Judge | None, points: float,
+) -> tuple[list[int], list[str]]:  # fmt: skip
+    """The counts of the smallest network that loses at most so many points of accuracy on held-out images."""
+    if judge is None or judge.accuracy is None:
+        raise RecipeError("reconstruct.target.accuracy_drop: it takes a classifier and held-out images; give a size")
+    whole = [curve.kept[0] for curve in curves]
+    least = [curve.kept[-1] for curve in curves]
+    cost = model.cost("size")
+    low = float(cost(torch.tensor([least], dtype=torch.float64)) / cost(model.full))
+    best, high, floor = whole, 1.0, judge.accuracy(built(whole)) - points / 100
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        counts = shared_out(curves, losses, model, "size", middle)
+        if judge.accuracy(built(counts)) >= floor:
+            best, high = counts, middle
+        else:
+            low = middle
+    return best, [f"the smallest network within {points:g} points on held-out images has {high:.1%} of the size"]

@@ -1,0 +1,77 @@
+"""Plots of what happens in training: metrics by epoch, gradients, and the loss around a net."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from compresskit.numerics.kernel_density import NARROW, density
+from compresskit.plots.panels import Curves, band, grid, save
+
+
+def training_curves(path: Path, panels: Mapping[str, Mapping[str, Curves]], metric: str) -> None:
+    """`metric` by epoch: in each panel a line for each network, mean and standard deviation over its curves.
+
+    panels: by title, the networks' curves by name, one for each trial. A name has one colour in all panels.
+    """
+    figure, axes = grid(len(panels), 7 if len(panels) == 1 else 4.6, 4.5 if len(panels) == 1 else 3.8)
+    names = list(dict.fromkeys(name for networks in panels.values() for name in networks))
+    for panel, (title, networks) in zip(axes, panels.items(), strict=True):
+        for name, several in networks.items():
+            band(panel, several, 1, name, f"C{names.index(name) % 10}")
+        panel.set(title=title, xlabel="epoch", ylabel=metric)
+        panel.legend(frameon=False, fontsize=9 if len(names) < 8 else 6)
+        panel.grid(alpha=0.3)
+    save(figure, path)
+
+
+def gradient_cosines(path: Path, smallest: Mapping[str, Curves], last: Mapping[str, Sequence[float]]) -> None:
+    """Left, the smallest cosine by epoch, a line for each network; right, the density of all after the last epoch.
+
+    smallest: by network, one curve for each trial. last: by network, the cosines of all trials together.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (name, curves) in enumerate(smallest.items()):
+        band(left, curves, 1, name, f"C{number % 10}")
+        _density(right, last[name], name, f"C{number % 10}")
+    left.set(xlabel="epoch", ylabel="smallest cosine of gradients")
+    right.set(xlabel="cosine of gradients after the last epoch", ylabel="density")
+    for panel in (left, right):
+        panel.grid(alpha=0.3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    save(figure, path)
+
+
+def landscapes(path: Path, surfaces: Mapping[str, Sequence[Sequence[float]]], extent: float, metric: str) -> None:
+    """A panel a network: contours of `metric` over two directions, at the same levels in all, so that they compare.
+
+    metric: one that is small where a net is good, and not negative. Levels grow by a constant factor, for corners are
+    often a hundred times as high as the basin; what is below a thousandth of the largest value is drawn as that.
+    The trained net is the cross in the middle, the smallest value the dot. What is not finite stays white.
+    """
+    figure, panels = grid(len(surfaces), 4.4, 4)
+    grids = [np.ma.masked_invalid(surface) for surface in surfaces.values()]
+    smallest, largest = min(float(grid.min()) for grid in grids), max(float(grid.max()) for grid in grids)
+    lowest = max(smallest, largest / 1000) or 1.0
+    levels = np.geomspace(lowest, largest if largest > lowest else 2 * lowest, 21)
+    for panel, name, surface in zip(panels, surfaces, grids, strict=True):
+        places = np.linspace(-extent, extent, len(surface))
+        filled = panel.contourf(places, places, np.ma.maximum(surface, lowest), levels=levels, norm=LogNorm())
+        row, column = np.unravel_index(surface.argmin(), surface.shape)
+        panel.plot(0, 0, "r+", markersize=12)
+        panel.plot(places[column], places[row], "r.")
+        panel.set(title=fill(name, 36), xlabel="second direction", ylabel="first direction")
+    figure.colorbar(filled, ax=panels, label=metric, format="%.3g")
+    save(figure, path)
+
+
+def _density(panel: Axes, samples: Sequence[float], label: str, colour: str) -> None:
+    if max(samples) - min(samples) < NARROW:
+        panel.axvline(samples[0], color=colour, label=label)
+    else:
+        panel.plot(*density(samples), color=colour, label=label)

@@ -1,0 +1,119 @@
+"""Metrics of a network on a split, by task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compresskit.data.dataset import Split
+from compresskit.distributed import Group
+from compresskit.graph.shapes import evaluating
+from compresskit.training.tasks.average_precision import DetectionTally
+from compresskit.training.tasks.segmentation import SegmentationTally
+
+Anchors = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """total: (output, target) of a batch -> sum over its samples, shape (); None if it is no mean over samples."""
+
+    total: Callable[[Tensor, Tensor], Tensor] | None = None
+    higher_is_better: bool = False
+
+
+class Tally(Protocol):
+    """Gathers what the metrics of one evaluation need."""
+
+    def add(self, output: Tensor, target: Tensor) -> None:
+        """A batch of at least one sample."""
+        ...
+
+    def figures(self, group: Group) -> dict[str, float]:
+        """The metrics over the batches of all processes."""
+        ...
+
+
+class MeanTally:
+    """Means over samples; sums are float64."""
+
+    def __init__(self, task: str, device: torch.device) -> None:
+        self._totals = {name: metric.total for name, metric in METRICS[task].items() if metric.total is not None}
+        self._sums = torch.zeros(len(self._totals) + 1, dtype=torch.float64, device=device)
+
+    def add(self, output: Tensor, target: Tensor) -> None:
+        self._sums[:-1] += torch.stack([total(output, target).double() for total in self._totals.values()])
+        self._sums[-1] += len(target)
+
+    def figures(self, group: Group) -> dict[str, float]:
+        group.sum_tensors([self._sums])
+        *totals, count = self._sums.tolist()
+        if count == 0:
+            raise ValueError("the split holds no samples; give one that does")
+        return {name: total / count for name, total in zip(self._totals, totals, strict=True)}
+
+
+def _correct(output: Tensor, target: Tensor) -> Tensor:
+    return (output.argmax(1) == target).sum()
+
+
+def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    return functional.cross_entropy(output.double(), target, reduction="sum")
+
+
+def _absolute_error(output: Tensor, target: Tensor) -> Tensor:
+    return (output.double() - target).abs().flatten(1).mean(1).sum()
+
+
+def _squared_error(output: Tensor, target: Tensor) -> Tensor:
+    return (output.double() - target).square().flatten(1).mean(1).sum()
+
+
+def tally_for(task: str, anchors: Anchors, device: torch.device) -> Tally:
+    """An empty one.  Raises RecipeError if a package that it needs is missing."""
+    if task == "detection":
+        return DetectionTally(anchors, device)
+    return SegmentationTally(device) if task == "segmentation" else MeanTally(task, device)
+
+
+def evaluate(
+    network: nn.Module,
+    split: Split,
+    *,
+    task: str,
+    anchors: Anchors = (),
+    device: torch.device | str = "cpu",
+    batch_size: int = 1000,
+    group: Group = Group(),  # noqa: B008
+) -> dict[str, float]:
+    """The metrics of the task over the split, in the parameters' own precision, by METRICS' names.
+
+    Means over samples: accuracy and loss (cross-entropy), or mae and mse, of several outputs averaged over them; for
+    segmentation see `SegmentationTally`; for detection `DetectionTally`, which needs the data's `anchors`. All
+    processes of `group` get the whole split's figures. The network runs in eval mode on `device`, where its parameters
+    must lie; its mode is left as it was.
+    Raises ValueError if the split is empty.
+    """
+    device = torch.device(device)
+    tally = tally_for(task, anchors, device)
+    with torch.inference_mode(), evaluating(network):
+        for inputs, targets in split.batches(batch_size, device, rank=group.rank, world=group.world):
+            tally.add(network(inputs), targets)
+    return tally.figures(group)
+
+
+METRICS: dict[str, dict[str, Metric]] = {  # the first of a task is its main one
+    "classification": {"accuracy": Metric(_correct, higher_is_better=True), "loss": Metric(_cross_entropy)},
+    "regression": {"mae": Metric(_absolute_error), "mse": Metric(_squared_error)},
+    "segmentation": {
+        "miou": Metric(higher_is_better=True),
+        "recall": Metric(higher_is_better=True),
+        "precision": Metric(higher_is_better=True),
+        "accuracy": Metric(higher_is_better=True),
+        "loss": Metric(),
+    },
+    "detection": {"map": Metric(higher_is_better=True), "loss": Metric()},
+}

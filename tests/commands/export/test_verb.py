@@ -1,0 +1,196 @@
+"""`compresskit export`: files that do what the checkpoint does, and what is refused."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from compresskit.commands.export import verb as export
+from compresskit.graph.masks import apply_masks
+from compresskit.graph.trace import trace
+from compresskit.storage import exported
+from compresskit.storage.checkpoint import Checkpoint, file_hash, load, save
+from tests.commands.conftest import program
+from tests.commands.test_bad_input import refused
+from tests.sparse import block_mask, scattered
+
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+
+
+def checkpoint(degree: int = 4) -> Checkpoint:
+    """Two sparse layers, one convolution among them, and a dense head with a mask of single weights."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 32), nn.Tanh(),
+        nn.Linear(32, 3),
+    )  # fmt: skip
+    masks = {
+        "2.weight": scattered(block_mask(16, 16, degree), 1)[:, :, None, None].expand(16, 16, 3, 3).clone(),
+        "5.weight": block_mask(32, 64, 8),
+        "7.weight": torch.rand(3, 32) > 0.5,
+    }
+    network = trace(net)
+    apply_masks(network, masks)
+    preprocessing = {"mean": [0.5, 0.25], "std": [1.0, 2.0]}
+    return Checkpoint(network.eval(), {"kind": "mlp"}, (2, 6, 6), "classification", preprocessing, [], masks)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save(checkpoint(), tmp_path / "run" / "model.pt")
+    return tmp_path / "run" / "model.pt"
+
+
+def batch(size: int = 5) -> torch.Tensor:
+    return torch.randn(size, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+# Runs in a fresh process, without compresskit: the outputs of an exported file for batches of several sizes.
+_ALONE = """
+import sys, torch
+sys.modules["compresskit"] = None
+network = torch.export.load(sys.argv[1]).module()
+inputs, outputs = torch.load(sys.argv[2], weights_only=True)
+with torch.no_grad():
+    assert (network(inputs) - outputs).abs().max() < 1e-6
+    assert (network(inputs[:1]) - outputs[:1]).abs().max() < 1e-6
+"""
+
+
+@pytest.mark.parametrize("layout", ["masked", "grouped"])
+def test_a_program_that_torch_alone_loads(call, model, layout, tmp_path):
+    outcome = call("export", model.parent, "--out", "made/net.pt2", "--layout", layout, "--json")
+    assert outcome.status == 0, outcome.err
+    checks = json.loads(outcome.out)["checks"]
+    assert checks["net.pt2 read back"] < 1e-6
+    torch.save((batch(), load(model).network(batch()).detach()), tmp_path / "batch.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", _ALONE, "made/net.pt2", "batch.pt"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in Path("made").iterdir()) == ["net.pt2"]
+
+
+def test_a_checkpoint_in_grouped_layout(call, model):
+    outcome = call("export", model, "--out", "grouped.pt", "--layout", "grouped", "--json")
+    assert outcome.status == 0, outcome.err
+    report, made, original = json.loads(outcome.out), load(Path("grouped.pt")), load(model)
+    torch.testing.assert_close(made.network(batch()), original.network(batch()), rtol=1e-5, atol=1e-6)
+    assert [type(made.network.get_submodule(name)).__name__ for name in ("2", "5")] == ["Conv2d", "GroupedLinear"]
+    assert list(made.masks) == ["7.weight"]
+    (entry,) = made.history
+    assert (entry["verb"], entry["recipe"], entry["parent"]) == ("export", {"layout": "grouped"}, file_hash(model))
+    assert report["tables"][0]["rows"] == [["2", 1, "16×16×3×3", 4, "4×4"], ["5", 1, "32×64", 8, "4×8"]]
+    assert report["skipped"] == {"7": "outputs share some of their inputs, but not all"}
+    assert report["checks"]["grouped.pt read back"] == 0
+    assert 0 < report["checks"]["grouped layout against the masked one"] < 1e-5
+    figures = {figure["name"]: (*figure["before"], *figure["after"]) for figure in report["figures"]}
+    conv, fc, rest = 16 * 16 * 9, 32 * 64, 16 * 2 * 9 + 16 + 16 + 32 + 32 * 3 + 3
+    gone = int((~original.masks["7.weight"]).sum())
+    assert figures["parameters"] == (conv + fc + rest, conv // 4 + fc // 8 + rest)
+    assert figures["parameters not masked"] == (conv // 4 + fc // 8 + rest - gone,) * 2
+    macs = 16 * 2 * 9 * 16
+    assert figures["MACs"] == (macs + conv * 4 + fc + 96, macs + conv + fc // 8 + 96)
+    assert figures["file"] == (model.stat().st_size, Path("grouped.pt").stat().st_size)
+    outcome = call("inspect", "grouped.pt")
+    assert outcome.status == 0, outcome.err
+    assert "GroupedLinear" in outcome.out
+
+
+def test_the_installed_program_says_what_it_did(model, tmp_path):
+    outcome = program("export", "run", "-o", "net.pt", "--layout", "grouped", cwd=tmp_path)
+    assert outcome.status == 0, outcome.err
+    for words in ("grouped layers", "left alone", "read back: largest difference 0.0e+00", "written to net.pt"):
+        assert words in outcome.out
+    assert "inputs are normalised: mean 0.5 0.25, std 1 2" in outcome.out
+    assert outcome.err == ""
+
+
+def test_a_masked_checkpoint_is_written_as_it_is(call, model):
+    assert call("export", model, "--out", "copy.pt", "-q").status == 0
+    made, original = load(Path("copy.pt")), load(model)
+    assert all(torch.equal(mask, original.masks[name]) for name, mask in made.masks.items())
+    assert torch.equal(made.network(batch()), original.network(batch()))
+    assert [entry["recipe"] for entry in made.history] == [{"layout": "masked"}]
+
+
+def test_a_difference_is_reported(call, model, monkeypatch):
+    """Of a grouping that went wrong."""
+
+    def wrong(network, masks):
+        found = right(network, masks)
+        found.network.get_parameter("7.bias").data += 0.5
+        return found
+
+    right = export.group
+    monkeypatch.setattr(export, "group", wrong)
+    outcome = call("export", model, "--out", "net.pt", "--layout", "grouped", "--json")
+    assert json.loads(outcome.out)["checks"]["grouped layout against the masked one"] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_nothing_is_overwritten_without_force(call, model):
+    Path("net.pt").write_text("mine")
+    refused(call("export", model, "--out", "net.pt"), 1, "net.pt: it exists already", "--force")
+    assert Path("net.pt").read_text() == "mine"
+    before = file_hash(model)
+    refused(call("export", model.parent, "--out", model, "--force"), 1, "it is the input")
+    assert file_hash(model) == before
+    Path("folder.pt").mkdir()
+    refused(call("export", model, "--out", "folder.pt", "--force"), 1, "it exists already")
+    assert call("export", model, "--out", "net.pt", "--force").status == 0
+    assert load(Path("net.pt")).history
+
+
+def test_wrong_arguments(call, model, tmp_path):
+    refused(call("export", model, "--out", "net.pth"), 2, "net.pth ends with .pth; allowed: .pt, .pt2, .onnx")
+    refused(call("export", model, "--out", "net"), 2, "net ends with no suffix")
+    refused(call("export", model, "--out", "net.pt", "--layout", "sparse"), 2, "'sparse' was given; allowed: masked, g")
+    refused(call("export", tmp_path, "--out", "net.pt"), 1, "no model.pt in this folder")
+    refused(call("export", "none.pt", "--out", "net.pt"), 1, "none.pt: no such file")
+    outcome = call("export", model)
+    assert outcome.status == 2
+    assert "Missing option '--out'" in outcome.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_nothing_to_group(call, model):
+    original = load(model)
+    original.masks = {"7.weight": original.masks["7.weight"]}
+    save(original, Path("single.pt"))
+    outcome = call("export", "single.pt", "--out", "net.pt", "--layout", "grouped")
+    refused(outcome, 1, "nothing could be grouped (7: outputs share some of their inputs, but not all)")
+    original.masks = {}
+    save(original, Path("dense.pt"))
+    outcome = call("export", "dense.pt", "--out", "net.pt", "--layout", "grouped")
+    refused(outcome, 1, "nothing could be grouped (it has no masks)")
+    assert not Path("net.pt").exists()
+
+
+def test_a_network_without_masks_has_no_figures_of_them(call, model):
+    original = load(model)
+    original.masks = {}
+    save(original, Path("dense.pt"))
+    outcome = call("export", "dense.pt", "--out", "net.pt2", "--json")
+    names = [figure["name"] for figure in json.loads(outcome.out)["figures"]]
+    assert names == ["parameters", "MACs", "file"]
+
+
+def test_onnx_says_what_to_install(call, model, monkeypatch):
+    monkeypatch.setattr(exported, "find_spec", lambda name: None if name == "onnxscript" else object())
+    outcome = call("export", model, "--out", "net.onnx")
+    refused(outcome, 2, "needs onnxscript, not installed here; install compresskit[onnx]")
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are optional")
+@pytest.mark.filterwarnings("ignore")  # of libraries that are not pinned
+@pytest.mark.parametrize("layout", ["masked", "grouped"])
+def test_onnx(call, model, layout):
+    outcome = call("export", model, "--out", "net.onnx", "--layout", layout, "--json")
+    assert outcome.status == 0, outcome.err
+    assert json.loads(outcome.out)["checks"]["net.onnx read back"] < 1e-5
+    assert sorted(path.name for path in Path().iterdir()) == ["net.onnx", "run"]

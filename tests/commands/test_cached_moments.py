@@ -1,0 +1,187 @@
+"""The moment cache: equal to a fresh pass, trusted only where it fits, and able to go on where it was stopped."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from torch.nn import functional as F
+
+from compresskit.commands import cached_moments
+from compresskit.commands.cached_moments import CachedMoments
+from compresskit.data.arrays import Arrays
+from compresskit.data.dataset import DataSet
+from compresskit.distributed import Group
+from compresskit.errors import CacheError, ResourceError
+from compresskit.graph.trace import trace
+from compresskit.numerics.least_squares.solvers import Cholesky, ConjugateGradient
+from compresskit.passes import moments as moments_pass
+from compresskit.passes.fuse.fusible import find
+from compresskit.passes.moments import collect
+from compresskit.storage import moment_cache
+from compresskit.storage.moment_cache import MomentCache
+from tests.graph.nets import Plain, make
+
+LAYERS = [("conv1", "conv2"), ("conv2", "fc1"), ("fc1", "fc2")]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataSet:
+    path = tmp_path / "set.h5"
+    with h5py.File(path, "w") as file:
+        random = torch.Generator().manual_seed(0)
+        for group, count in (("train", 90), ("test", 20)):
+            file[f"{group}/inputs"] = torch.randn(count, 2, 8, 8, generator=random).numpy()
+            file[f"{group}/targets"] = torch.randint(3, (count,), generator=random).numpy()
+    return Arrays(path=str(path), classes=3).load(0)
+
+
+@pytest.fixture
+def network():
+    return trace(make(Plain).float())
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> CachedMoments:
+    cpu = torch.device("cpu")
+    return CachedMoments(MomentCache(tmp_path / "moments", "recompute", cpu), 1e9, 32, cpu, Group())
+
+
+def with_cache(kept: CachedMoments, **changes) -> CachedMoments:
+    return replace(kept, cache=replace(kept.cache, **changes))
+
+
+def requests(network):
+    return [find(network, layers, (2, 8, 8)).request for layers in LAYERS]
+
+
+def test_equals_a_pass_without_a_cache(network, data, kept):
+    found = kept.gather(network, requests(network), data.train)
+    for request in requests(network):
+        sums = {request.name: request.zeros("cpu")}
+        collect(network, [request], data.train.batches(90, torch.device("cpu")), sums)
+        expected, moments = sums[request.name].finish(), found[request.name]
+        assert moments.count == expected.count
+        torch.testing.assert_close(moments.cxx[0].read(), expected.cxx[0], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(moments.cxx[0].diagonal(), expected.cxx[0].diagonal(), rtol=1e-10, atol=1e-12)
+        for name in ("mean_x", "mean_y", "cyx", "cyy"):
+            torch.testing.assert_close(getattr(moments, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
+
+
+def test_solvers_read_the_matrix_off_the_disk(network, data, kept, monkeypatch):
+    request = requests(network)[0]
+    moments = kept.gather(network, [request], data.train)[request.name]
+    direct = Cholesky()(moments.cxx[0], moments.cyx[0])
+    monkeypatch.setattr(moment_cache, "BLOCK_BYTES", 8 * request.features * 7)  # seven rows at a time
+    iterated = ConjugateGradient(tol=1e-12)(moments.cxx[0], moments.cyx[0])
+    torch.testing.assert_close(iterated.weight, direct.weight, rtol=1e-6, atol=1e-8)
+
+
+def test_what_is_kept_is_not_computed_again(network, data, kept, monkeypatch):
+    first = kept.gather(network, requests(network), data.train)
+    monkeypatch.setattr(cached_moments, "collect", lambda *args, **kwargs: pytest.fail("the data were read again"))
+    second = kept.gather(network, requests(network), data.train)
+    for name, moments in first.items():
+        torch.testing.assert_close(second[name].cyx, moments.cyx, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda n, d, c: (torch.nn.init.zeros_(n.conv1.weight), d.train, c)[1:], "made with other weights"),
+        (lambda n, d, c: (d.test, c), "made with other data"),
+        (lambda n, d, c: (d.train, replace(c, batch_size=16)), "made with other batch_size"),
+    ],
+)
+def test_an_entry_that_does_not_fit_is_computed_again_or_refused(network, data, kept, caplog, change, reason):
+    request = requests(network)[0]
+    kept.gather(network, [request], data.train)
+    split, changed = change(network, data, kept)
+    with pytest.raises(CacheError, match=f"{reason}; remove it, name another `moments.cache`"):
+        with_cache(changed, stale="fail").gather(network, [request], split)
+    with caplog.at_level(logging.WARNING):
+        found = changed.gather(network, [request], split)[request.name]
+    assert f"it was {reason}, so the moments are computed again" in caplog.text
+    assert found.count == 16 * len(split)
+
+
+def test_targets_come_from_the_teacher_who_is_part_of_the_identity(network, data, kept, caplog):
+    request = requests(network)[2]  # from what the last two layers read to the network's output
+    inputs = torch.cat([inputs for inputs, _ in data.train.batches(90, torch.device("cpu"))])
+    with torch.no_grad():
+        hidden = F.relu(network.conv2(F.max_pool2d(F.relu(network.norm1(network.conv1(inputs))), 2)))
+        x = hidden.flatten(1).double()
+    for seed in (1, 2, None):  # two teachers in turn, then none: the student's own outputs
+        teacher = trace(make(Plain, seed=seed).float()) if seed else None
+        with caplog.at_level(logging.WARNING):
+            found = kept.gather(network, [request], data.train, teacher=teacher)[request.name]
+        assert ("made with other teacher" in caplog.text) == (seed != 1)
+        caplog.clear()
+        with torch.no_grad():
+            y = (teacher or network)(inputs).double()
+        expected = (y - y.mean(0)).T @ (x - x.mean(0)) / len(x)
+        # the nets run in float32, whose products depend on the size of the batch
+        torch.testing.assert_close(found.cyx[0], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.mean_y.flatten(), y.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_a_damaged_entry_is_computed_again(network, data, kept, caplog):
+    request = requests(network)[0]
+    kept.gather(network, [request], data.train)
+    (path,) = kept.cache.folder.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING):
+        assert kept.gather(network, [request], data.train)[request.name].count == 16 * 90
+    assert "it cannot be read" in caplog.text
+
+
+def test_an_interrupted_pass_goes_on_where_it_stopped(network, data, kept, monkeypatch):
+    expected = kept.gather(network, requests(network), data.train)
+    stopped = with_cache(kept, folder=kept.cache.folder.with_name("stopped"))
+    monkeypatch.setattr(cached_moments, "SAVE_EVERY", 0.0)
+    served = []
+
+    def stop(images: int) -> None:
+        served.append(images)
+        if len(served) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped.gather(network, requests(network), data.train, progress=stop)
+    assert {path.suffix for path in stopped.cache.folder.iterdir()} == {".part0"}
+    found = stopped.gather(network, requests(network), data.train, progress=served.append)
+    assert served == [32, 64, 64, 90]  # the second batch had not been saved
+    assert {path.suffix for path in stopped.cache.folder.iterdir()} == {".h5"}
+    for name, moments in expected.items():
+        torch.testing.assert_close(found[name].cyx, moments.cyx, rtol=0, atol=0)
+        torch.testing.assert_close(found[name].cxx[0].diagonal(), moments.cxx[0].diagonal(), rtol=0, atol=0)
+
+
+def test_layers_are_taken_in_groups_that_fit(network, data, kept, monkeypatch):
+    passes = []
+    original = moments_pass.collect
+    monkeypatch.setattr(
+        cached_moments, "collect", lambda n, r, *a, **k: (passes.append([q.name for q in r]), original(n, r, *a, **k))
+    )
+    asked = requests(network)
+    tight = replace(kept, memory=max(request.nbytes for request in asked))
+    tight.gather(network, asked, data.train)
+    assert len(passes) > 1
+    assert sorted(sum(passes, [])) == sorted(request.name for request in asked)
+
+
+def test_one_layer_too_large_for_the_memory_is_refused(network, data, kept):
+    with pytest.raises(ResourceError, match=r"GB are allowed; raise `moments.memory`, leave the layer out"):
+        replace(kept, memory=1000).gather(network, requests(network), data.train)
+
+
+def test_a_full_disk_is_named_before_the_pass(network, data, kept, monkeypatch):
+    def full(path: Path, nbytes: int) -> None:
+        raise ResourceError(f"{nbytes} bytes")
+
+    monkeypatch.setattr(cached_moments, "check_disk", full)
+    with pytest.raises(ResourceError, match="bytes"):
+        kept.gather(network, requests(network), data.train)
+    assert not kept.cache.folder.exists()

@@ -1,0 +1,142 @@
+"""Nets that users write in odd ways: cut, they equal the net with zeros; and what must stay is frozen, not broken."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from compresskit.graph.channels.cut import cut, select_inputs
+from compresskit.graph.channels.walk import Channels, find_channels
+from compresskit.graph.trace import trace
+from compresskit.storage.checkpoint import Checkpoint, load, save
+from tests.graph.channels.test_walk import check_law, torchvision_net, zeroed
+from tests.graph.nets import Plain, make
+
+
+class Odd(nn.Module):
+    """conv, something odd that gives 8 channels again, conv, linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), nn.Linear(4, 3)
+        self.left, self.right = nn.Conv2d(3, 8, 1), nn.Conv2d(5, 8, 1)
+        self.gate, self.slope = nn.Conv2d(8, 1, 1), nn.PReLU()
+        self.shuffle, self.unflatten = nn.ChannelShuffle(2), nn.Unflatten(1, (2, 4))
+        self.temperature, self.place = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1, 1, 6, 6))
+        self.register_buffer("mask", (torch.arange(8) % 3 > 0).view(8, 1, 1))
+        self.register_buffer("number", 100 + torch.arange(8).view(8, 1, 1))
+        self.register_buffer("order", torch.tensor([7, 0, 3, 2, 5]))
+        self.register_buffer("zeros", torch.zeros(1, 8, 6, 6))
+
+    def forward(self, x):
+        return self.head(self.last(self.odd(F.relu(self.stem(x)))).mean((2, 3)))
+
+    def parts(self, parts):
+        return self.left(parts[0]) + self.right(parts[1])
+
+
+ODD = {
+    "mask of booleans": lambda net, x: x * net.mask,
+    "scale of integers": lambda net, x: x * net.number,
+    "number as a parameter": lambda net, x: x * net.temperature.exp(),
+    "parameter of positions": lambda net, x: x + net.place,
+    "gate of one channel": lambda net, x: x * torch.sigmoid(net.gate(x)),
+    "slope called twice": lambda net, x: net.slope(net.slope(x) - 1),
+    "type of another tensor": lambda net, x: x.type_as(x.mean((2, 3))),
+    "unequal parts": lambda net, x: net.parts(torch.split(x, [3, 5], dim=1)),
+    "unequal parts by keyword": lambda net, x: net.parts(x.split(split_size=[3, 5], dim=1)),
+    "a part of one channel": lambda net, x: torch.cat(x.split([1, 7], dim=1)[::-1], 1),
+    "parts of a number": lambda net, x: net.parts(x.split(5, 1)[::-1]),
+    "computed rows": lambda net, x: x.view(x.shape[0], x.shape[1] // 4, 4, 6, 6).transpose(1, 2).reshape(x.shape),
+    "computed columns": lambda net, x: x.view(x.shape[0], 4, x.shape[1] // 4, 6, 6).transpose(1, 2).reshape(x.shape),
+    "unflattened": lambda net, x: net.unflatten(x).transpose(1, 2).flatten(1, 2),
+    "shuffled": lambda net, x: net.shuffle(x),
+    "size of a map": lambda net, x: x / (x.shape[2] * x.shape[3]),
+}
+FROZEN = {
+    "number of channels": (lambda net, x: x / x.shape[1], "it computes with the number of these channels"),
+    "number of channels, a method": (lambda net, x: x * x.size(1) ** -0.5, "it computes with the number of these"),
+    "unequal chunks": (lambda net, x: torch.cat(x.chunk(3, 1)[::-1], 1), "splits channels into are unequal"),
+    "indices read twice": (
+        lambda net, x: net.right(torch.index_select(x, 1, net.order) + torch.index_select(x * 2, 1, net.order)),
+        "it picks channels by their number",
+    ),
+    "indices in brackets": (lambda net, x: net.right(x[:, net.order]), "it picks channels by their number"),
+    "constant maps": (lambda net, x: x + torch.cat([x, net.zeros + x], 1).chunk(2, 1)[1], "a tensor of 3 dimensions"),
+}
+
+
+def odd(function) -> nn.Module:
+    return type("OddNet", (Odd,), {"odd": function})()
+
+
+def batch() -> torch.Tensor:
+    return torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def free(channels: Channels, layer: str) -> int:
+    return len(set(channels.writes[layer].tolist()) - set(channels.frozen))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ODD)
+def test_odd_nets(name, seed):
+    torch.manual_seed(seed)
+    check_law(odd(ODD[name]), batch(), seed)
+    channels = find_channels(trace(odd(ODD[name]).double()), (3, 6, 6))
+    assert free(channels, "stem") >= 4  # the law says nothing of what is frozen
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_would_break_is_frozen(name):
+    function, reason = FROZEN[name]
+    check_law(odd(function), batch())
+    channels = find_channels(trace(odd(function).double()), (3, 6, 6))
+    assert free(channels, "stem") < 8
+    assert any(reason in text for text in channels.frozen.values())
+
+
+def test_parts_of_a_number_become_parts_of_their_own():
+    network = trace(odd(ODD["parts of a number"]).double().eval())
+    channels = find_channels(network, (3, 6, 6))
+    alive = torch.ones(channels.n_atoms, dtype=torch.bool)
+    alive[channels.writes["stem"][[0, 1, 3, 4]]] = False  # of five and three, one and three are left
+    with torch.no_grad():
+        torch.testing.assert_close(cut(network, channels, alive)(batch()), zeroed(network, channels, alive)(batch()))
+
+
+def test_a_shuffle_leaves_more_than_one_atom():
+    channels = find_channels(trace(odd(ODD["shuffled"]).double()), (3, 6, 6))
+    assert torch.equal(channels.writes["stem"], channels.writes["stem"][:4].repeat(2))
+    assert torch.equal(channels.reads["last"], channels.writes["stem"][:4].repeat_interleave(2))
+    by_hand = find_channels(trace(odd(ODD["unflattened"]).double()), (3, 6, 6))
+    assert torch.equal(by_hand.reads["last"], channels.reads["last"])
+
+
+def test_a_channel_that_is_broadcast_over_others_stays():
+    channels = find_channels(trace(odd(ODD["gate of one channel"]).double()), (3, 6, 6))
+    assert channels.frozen[int(channels.writes["gate"])] == "mul: it is broadcast over channels"
+
+
+def test_indices_of_a_position_table_freeze_no_other_channels():
+    channels = find_channels(trace(torchvision_net("swin_v2_t").eval()), (3, 64, 64))
+    assert free(channels, "features.1.0.mlp.0") == 384
+    assert not [tensor for tensor, _ in channels.slots if tensor.endswith("relative_position_index")]
+
+
+def test_type_gradient_scope_and_values_come_along(tmp_path):
+    network = trace(make(Plain).float())
+    network.conv1.weight.requires_grad_(False)
+    channels = find_channels(network, (2, 8, 8))
+    alive = torch.ones(channels.n_atoms, dtype=torch.bool)
+    for layer in ("conv1", "conv2", "fc1"):
+        alive[channels.writes[layer][1]] = False
+    smaller = select_inputs(cut(network, channels, alive), "fc2", torch.tensor([1]))
+    assert not smaller.conv1.weight.requires_grad
+    assert smaller.conv2.weight.requires_grad
+    assert {tensor.dtype for tensor in smaller.parameters()} == {torch.float32}
+    assert all("scope" in node.meta for node in smaller.graph.nodes if node.op.startswith("call"))
+    save(Checkpoint(smaller, {"kind": "plain"}, (2, 8, 8), "classification", {}, []), tmp_path / "model.pt")
+    loaded, x = load(tmp_path / "model.pt").network, torch.randn(3, 2, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(x), smaller.eval()(x))

@@ -1,0 +1,102 @@
+"""Every solver of SOLVERS against numpy's least squares, and the laws that they share."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from compresskit.numerics.least_squares.solvers import SOLVERS, Cholesky, ConjugateGradient, EigenDecomposition
+
+FEATURES, OUTPUTS = 12, 3
+
+
+def problem(rows: int, dead: int = 0, seed: int = 0) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
+    """(cxx, cyx) of random data with its last `dead` inputs constant, and the centred data itself."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(rows, FEATURES)) @ random.normal(size=(FEATURES, FEATURES))
+    y = random.normal(size=(rows, OUTPUTS)) + x[:, :OUTPUTS]
+    if dead:
+        x[:, -dead:] = 3.0
+    x, y = x - x.mean(0), y - y.mean(0)
+    return torch.from_numpy(x.T @ x / rows), torch.from_numpy(y.T @ x / rows), x, y
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_equals_numpy_on_a_well_posed_problem(kind):
+    cxx, cyx, x, y = problem(200)
+    solution = SOLVERS[kind]()(cxx, cyx)
+    expected = np.linalg.lstsq(x, y, rcond=None)[0].T
+    # cg stops at a residual of 1e-8; the condition number is about 1e4
+    np.testing.assert_allclose(solution.weight.numpy(), expected, rtol=1e-4 if kind == "cg" else 1e-9)
+    assert solution.converged
+    assert solution.residual < 1e-8
+    assert solution.rank in (FEATURES, None)
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_dead_inputs_get_weight_zero(kind):
+    cxx, cyx, _, _ = problem(200, dead=2)
+    solution = SOLVERS[kind]()(cxx, cyx)
+    assert torch.all(solution.weight[:, -2:] == 0)
+    assert solution.residual < 1e-8
+    assert solution.rank in (FEATURES - 2, None)
+
+
+@pytest.mark.parametrize("kind", ["cholesky", "cg"])
+def test_inputs_of_rounding_alone_are_dead(kind):
+    cxx = torch.diag(torch.tensor([1.0, 2.0, 1e-16])).double()
+    solution = SOLVERS[kind]()(cxx, torch.tensor([[1.0, 1.0, 1e-17]]).double())
+    torch.testing.assert_close(solution.weight, torch.tensor([[1.0, 0.5, 0.0]]).double(), rtol=1e-7, atol=0)
+    assert solution.method == kind
+
+
+@pytest.mark.parametrize("kind", ["cholesky", "eigh"])
+def test_fewer_samples_than_inputs_give_the_minimum_norm(kind):
+    cxx, cyx, x, y = problem(8)
+    solution = SOLVERS[kind]()(cxx, cyx)
+    expected = np.linalg.lstsq(x, y, rcond=1e-12)[0].T
+    np.testing.assert_allclose(solution.weight.numpy(), expected, rtol=1e-6)  # squares the condition number
+    assert solution.rank == 7  # centring takes one
+    assert solution.method == "eigh"
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_ridge_equals_its_closed_form(kind):
+    cxx, cyx, _, _ = problem(200)
+    ridge = 0.3
+    shifted = cxx + ridge * cxx.diagonal().mean() * torch.eye(FEATURES, dtype=torch.float64)
+    solution = SOLVERS[kind](ridge=ridge)(cxx, cyx)
+    torch.testing.assert_close(solution.weight @ shifted, cyx, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_nothing_correlated_gives_zero(kind):
+    solution = SOLVERS[kind]()(torch.eye(FEATURES, dtype=torch.float64), torch.zeros(OUTPUTS, FEATURES).double())
+    assert torch.all(solution.weight == 0)
+    assert solution.converged
+
+
+def test_constant_inputs_give_zero_and_rank_zero():
+    solution = Cholesky()(torch.zeros(2, 2).double(), torch.zeros(1, 2).double())
+    assert torch.all(solution.weight == 0)
+    assert solution.rank == 0
+
+
+def test_cg_reports_that_it_stopped_early():
+    cxx, cyx, _, _ = problem(200)
+    solution = ConjugateGradient(max_iter=2)(cxx, cyx)
+    assert not solution.converged
+    assert solution.n_iter == 2
+    assert solution.residual > 1e-8
+
+
+def test_cg_takes_no_more_steps_than_unknowns_by_much():
+    cxx, cyx, _, _ = problem(200)
+    assert ConjugateGradient()(cxx, cyx).n_iter <= 3 * FEATURES
+
+
+def test_cut_drops_the_small_eigenvalues():
+    cxx = torch.diag(torch.tensor([1.0, 1e-3])).double()
+    solution = EigenDecomposition(cut=1e-2)(cxx, torch.ones(1, 2).double())
+    torch.testing.assert_close(solution.weight, torch.tensor([[1.0, 0.0]]).double())
+    assert solution.rank == 1

@@ -1,0 +1,112 @@
+"""Backward elimination against the same done by refitting on samples, and its laws."""
+
+import numpy as np
+import pytest
+import torch
+
+from compresskit.numerics.group_lasso.problem import Part, Problem
+from compresskit.numerics.selection.elimination import eliminate
+from compresskit.numerics.selection.refit import refit, squared_error
+
+
+def samples(count, inputs, outputs, seed, dead=()):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(count, inputs)) @ generator.normal(size=(inputs, inputs))
+    x[:, list(dead)] = 0
+    y = x @ generator.normal(size=(inputs, outputs)) + 0.3 * generator.normal(size=(count, outputs))
+    return x, y
+
+
+def part_of(x, y, groups):
+    x, y = torch.from_numpy(x), torch.from_numpy(y)
+    return Part(x.T @ x / len(x), y.T @ x / len(x), torch.as_tensor(groups)), float(y.square().sum() / len(x))
+
+
+def refitted_error(x, y, columns):
+    """E||y - M x||^2 by least squares on samples."""
+    fitted = x[:, columns] @ np.linalg.lstsq(x[:, columns], y, rcond=None)[0] if len(columns) else 0 * y
+    return np.square(y - fitted).sum() / len(x)
+
+
+def slow_order(layers, n_groups):
+    """Each time the group whose leaving costs least over all layers, by refitting all that could be."""
+    left, order, errors = list(range(n_groups)), [], []
+    columns = [[np.flatnonzero(np.asarray(g) == k) for k in range(n_groups)] for _, _, g in layers]
+
+    def error(groups):
+        kept = [np.concatenate([[], *(c[k] for k in groups)]).astype(int) for c in columns]
+        return sum(refitted_error(x, y, k) for (x, y, _), k in zip(layers, kept, strict=True))
+
+    errors.append(error(left))
+    while left:
+        gone = min(left, key=lambda k: error([g for g in left if g != k]))
+        left.remove(gone)
+        order.append(gone)
+        errors.append(error(left))
+    return order, errors
+
+
+LAYERS = {
+    "single inputs": [(samples(300, 12, 4, 0), list(range(12)))],
+    "groups of three": [(samples(300, 12, 4, 1), [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])],
+    "unequal groups, out of order": [(samples(300, 10, 3, 2), [3, 0, 1, 1, 2, 3, 0, 0, 4, 2])],
+    "two layers": [(samples(300, 6, 4, 3), [0, 1, 2, 3, 4, 5]), (samples(300, 9, 2, 4), [0, 0, 2, 2, 3, 3, 4, 5, 5])],
+    "more outputs than inputs": [(samples(300, 5, 9, 5), [0, 1, 2, 3, 4])],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_order_is_that_of_refitting_everything(name):
+    layers = [(x, y, groups) for (x, y), groups in LAYERS[name]]
+    made = [part_of(*layer) for layer in layers]
+    n_groups = 1 + max(max(groups) for _, _, groups in layers)
+    found = eliminate(Problem(tuple(part for part, _ in made), sum(c for _, c in made), n_groups))
+    order, errors = slow_order(layers, n_groups)
+    assert found.order.tolist() == order
+    np.testing.assert_allclose(found.errors, errors, atol=1e-6 * errors[-1])  # the ridge of 1e-8 costs that much
+
+
+def test_inputs_that_never_vary_leave_first_and_cost_nothing():
+    x, y = samples(40, 8, 3, 6, dead=(2, 5))
+    part, variance = part_of(x, y, range(8))
+    found = eliminate(Problem((part,), variance, 8))
+    assert set(found.order[:2].tolist()) == {2, 5}
+    assert float(found.errors[2] - found.errors[0]) < 1e-9 * variance
+
+
+def test_fewer_samples_than_inputs():
+    x, y = samples(6, 10, 2, 7)
+    part, variance = part_of(x, y, range(10))
+    found = eliminate(Problem((part,), variance, 10))
+    assert float(found.errors[4]) < 1e-5 * variance  # six samples are fitted by six inputs; the ridge leaves this much
+    assert sorted(found.order.tolist()) == list(range(10))
+
+
+def test_errors_are_those_of_the_refit_and_never_fall():
+    x, y = samples(400, 40, 6, 8)
+    part, variance = part_of(x, y, torch.arange(40) // 2)
+    found = eliminate(Problem((part,), variance, 20))
+    assert (found.errors.diff() >= 0).all()
+    for count in (20, 13, 4, 1):
+        kept = found.kept(count)
+        assert int(kept.sum()) == count
+        weight, _ = refit(part, kept)
+        error = squared_error(part, variance, weight)
+        assert float(found.errors[20 - count]) == pytest.approx(error, abs=1e-6 * variance)  # the ridge
+
+
+def test_a_group_without_columns_leaves_at_no_cost():
+    x, y = samples(200, 4, 2, 9)
+    part, variance = part_of(x, y, [0, 1, 3, 4])
+    found = eliminate(Problem((part,), variance, 5))
+    assert int(found.order[0]) == 2
+    assert float(found.errors[1]) == float(found.errors[0])
+
+
+def test_the_scale_of_the_problem_does_not_matter():
+    x, y = samples(200, 9, 3, 10)
+    part, variance = part_of(x, y, range(9))
+    small = Part(part.cxx * 1e-6, part.cyx * 1e-6, part.groups)
+    whole, scaled = eliminate(Problem((part,), variance, 9)), eliminate(Problem((small,), variance * 1e-6, 9))
+    assert whole.order.tolist() == scaled.order.tolist()
+    torch.testing.assert_close(scaled.errors * 1e6, whole.errors)

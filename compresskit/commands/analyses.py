@@ -11,7 +11,7 @@ from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Session
 from compresskit.commands.train.section import FreshTraining
 from compresskit.plots.spectra import layer_rates
-from compresskit.plots.training import gradient_cosines, landscapes
+from compresskit.plots.training import gradient_cosines, landscapes, training_curves
 from compresskit.storage.atomic import write_json
 from compresskit.storage.checkpoint import load
 from compresskit.storage.moment_cache import fingerprint
@@ -20,6 +20,7 @@ from compresskit.training.layer_rates import METRIC, RATE, SECONDS
 from compresskit.training.loop import History
 from compresskit.training.options import Training
 
+_IMAGES = {"train": "training images", "val": "validation images", "test": "test images"}  # by column of rows
 Surfaces = dict[str, list[list[float]]]  # by metric
 
 
@@ -44,6 +45,23 @@ def analyse(
     train: FreshTraining | None = current.recipe.train
     if current.verb != "finetune" and train is not None and train.landscape is not None:
         _landscapes(current, result, train.landscape, models)
+
+
+def draw_learning_curves(current: Session, trials: Sequence[History]) -> None:
+    """learning-curves.png: what training measured of training and of held-out images, by epoch, over all trials."""
+    if current.group.is_main and current.recipe.report.plots and current.folder is not None:
+        training_curves(current.folder.path / "learning-curves.png", by_quantity(trials))
+
+
+def by_quantity(trials: Sequence[History]) -> dict[str, dict[str, list[list[float]]]]:
+    """By quantity (loss, accuracy), by images that it was measured on, a curve for each trial."""
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for column in trials[0].rows[0]:
+        split, _, quantity = column.partition("_")
+        if split in _IMAGES:
+            curves = [[row[column] for row in trial.rows] for trial in trials]
+            found.setdefault(quantity.replace("_", " "), {})[_IMAGES[split]] = curves
+    return found
 
 
 def add_rates(current: Session, result: Result, history: History, metric: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from compresskit.commands.analyses import analyse
+from compresskit.commands.analyses import analyse, draw_learning_curves
 from compresskit.commands.figures import Figures, compared
 from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result, Table
@@ -94,8 +94,9 @@ def train_trials(current: Session, options: Training, start: Callable[[int], Sta
     if count > 1 and current.group.is_main:
         _promote(current, trials)
     result = _result(current, options, trials)
-    name = current.recipe.name
-    analyse(current, result, {name: [trial.history for trial in trials]}, {name: trials[0].path})
+    name, histories = current.recipe.name, [trial.history for trial in trials]
+    draw_learning_curves(current, histories)
+    analyse(current, result, {name: histories}, {name: trials[0].path})
     return result
 
 

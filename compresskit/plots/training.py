@@ -13,10 +13,11 @@ from compresskit.numerics.kernel_density import NARROW, density
 from compresskit.plots.panels import Curves, band, grid, save
 
 
-def training_curves(path: Path, panels: Mapping[str, Mapping[str, Curves]], metric: str) -> None:
+def training_curves(path: Path, panels: Mapping[str, Mapping[str, Curves]], metric: str = "") -> None:
     """`metric` by epoch: in each panel a line for each network, mean and standard deviation over its curves.
 
     panels: by title, the networks' curves by name, one for each trial. A name has one colour in all panels.
+    metric: empty where the titles name what is drawn.
     """
     figure, axes = grid(len(panels), 7 if len(panels) == 1 else 4.6, 4.5 if len(panels) == 1 else 3.8)
     names = list(dict.fromkeys(name for networks in panels.values() for name in networks))

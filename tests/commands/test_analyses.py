@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from compresskit.commands.analyses import by_quantity
+from compresskit.training.loop import History
+
 RECIPE = """\
 name: net
 model: {kind: smallnet, kernel: 5}
@@ -107,3 +110,24 @@ def test_refusals(recipe, call, change, message):
         assert outcome.status == 2
         assert message in outcome.err
     assert not Path("runs").exists()
+
+
+def test_learning_curves_have_a_panel_for_each_quantity_and_a_curve_for_each_trial():
+    rows = [{"epoch": 1, "lr": 0.1, "train_loss": 2.0, "val_loss": 3.0, "val_mean_iou": 0.5}]
+    again = [row | {"train_loss": 4.0} for row in rows]
+    trials = [History(each, "val_loss", 1, 3.0, {}, 1.0) for each in (rows, again)]
+    assert by_quantity(trials) == {
+        "loss": {"training images": [[2.0], [4.0]], "validation images": [[3.0], [3.0]]},
+        "mean iou": {"validation images": [[0.5], [0.5]]},
+    }
+
+
+@pytest.mark.parametrize("plots", [True, False])
+def test_training_ends_with_its_learning_curves_unless_plots_are_off(recipe, call, plots):
+    bare = ("~train.landscape", "~train.memorisation", "~train.gradient_confusion", f"report.plots={plots}".lower())
+    assert call("train", "net.yaml", "--out", "run", "train.epochs=1", *bare).status == 0
+    assert Path("run/learning-curves.png").exists() == plots
+    rows = json.loads(Path("run/report.json").read_text())["details"]["trials"][0]["rows"]
+    drawn = by_quantity([History(rows, "val_accuracy", 1, 0.0, {}, 0.0)])
+    both = {"training images", "validation images"}
+    assert {quantity: set(curves) for quantity, curves in drawn.items()} == {"loss": both, "accuracy": both}

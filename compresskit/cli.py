@@ -1,12 +1,14 @@
-"""The command line: one short function a verb. Home of typer. Nothing here imports torch before a verb runs."""
+"""The command line: the verbs and their options. Home of typer. Nothing here imports torch before a verb runs."""
 
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from importlib import import_module
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -15,7 +17,7 @@ from compresskit.errors import CompresskitError, ResourceError, TargetMissed
 
 if TYPE_CHECKING:
     from compresskit.commands.result import Result
-    from compresskit.commands.session import Arguments, Progress
+    from compresskit.commands.session import Progress
 
 app = typer.Typer(
     name="compresskit",
@@ -28,134 +30,89 @@ app = typer.Typer(
 )
 INTERRUPTED = 130
 
-Recipe = Annotated[Path, typer.Argument(help="Recipe file, YAML.", show_default=False)]
-Overrides = Annotated[
+_Recipe = Annotated[Path, typer.Argument(help="Recipe file, YAML.", show_default=False)]
+_Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...", help="Changes to the recipe: train.epochs=3, ~fuse.retrain.", show_default=False
     ),
 ]
-Checkpoint = Annotated[
+_Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", "-c", help="model.pt, or the folder of a run with all its trials.")
 ]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to.  [runs/NAME-VERB]")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="In place of the recipe's.")]
-Resume = Annotated[
+_Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to.  [runs/NAME-VERB]")]
+_Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+_Seed = Annotated[int | None, typer.Option("--seed", help="In place of the recipe's.")]
+_Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on with the run in the folder; with --force, start over where it was another."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Remove the run in the folder first.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Neither progress nor table.")]
-Json = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")]
-File = Annotated[Path, typer.Argument(help="A checkpoint.", show_default=False)]
+_Force = Annotated[bool, typer.Option("--force", help="Remove the run in the folder first.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Neither progress nor table.")]
+_Json = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")]
+
+_File = Annotated[Path, typer.Argument(help="A checkpoint.", show_default=False)]
+
+_REQUIRED = Parameter.empty
+# Of the verbs that read a recipe, in the order of --help: the names are those of session.Arguments.
+PARAMETERS: dict[str, tuple[Any, Any]] = {  # annotation, default
+    "recipe": (_Recipe, _REQUIRED),
+    "overrides": (_Overrides, None),
+    "checkpoint": (_Checkpoint, None),
+    "out": (_Out, None),
+    "device": (_Device, "auto"),
+    "seed": (_Seed, None),
+    "resume": (_Resume, False),
+    "force": (_Force, False),
+    "dry_run": (_DryRun, False),
+    "quiet": (_Quiet, False),
+    "json": (_Json, False),
+}
+
+
+def _add_verb(verb: str, does: str, *, without: Collection[str] = ()) -> None:
+    """Adds a command that runs commands.VERB.verb with the shared parameters, but for those that it goes without."""
+
+    def command(quiet: bool, json: bool, overrides: list[str] | None, **given: Any) -> None:
+        from compresskit.commands.session import Arguments
+
+        arguments = Arguments(overrides=tuple(overrides or ()), **given)
+        run = import_module(f"compresskit.commands.{verb}.verb").run
+        _run(lambda progress: run(arguments, progress), quiet, json)
+
+    taken = {name: kind for name, kind in PARAMETERS.items() if name not in without}
+    command.__doc__ = does
+    command.__signature__ = Signature(  # type: ignore[attr-defined]  # what typer makes the options from
+        [
+            Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+            for name, (annotation, default) in taken.items()
+        ]
+    )
+    app.command(verb)(command)
+
+
+_add_verb("train", "Train a new network.", without=["checkpoint"])
+_add_verb("fuse", "Fuse neighbouring layers of a trained network into one, and retrain.")
+_add_verb("expand", "Train a compact network as an over-parameterised one, and multiply it back.")
+_add_verb("reconstruct", "Drop inputs of layers, fit the rest to give the same outputs, and cut.")
+_add_verb("prune", "Take out channels that are worth least, repair what is left, and retrain.")
+_add_verb("spectra", "Spectra of the weights of each layer: power laws, norms, ranks, random bulks.")
+_add_verb("finetune", "Train a checkpoint further.")
+_add_verb(
+    "evaluate",
+    "Test metric, size and latency of a checkpoint; writes only where --out says.",
+    without=["seed", "resume", "dry_run"],
+)
+_add_verb(
+    "validate",
+    "Check a recipe: keys, data, model, one batch of every verb.",
+    without=["out", "seed", "resume", "force", "dry_run"],
+)
 
 
 @app.command()
-def train(
-    recipe: Recipe, overrides: Overrides = None, out: Out = None, device: Device = "auto", seed: Seed = None,
-    resume: Resume = False, force: Force = False, dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
-) -> None:  # fmt: skip
-    """Train a new network."""
-    from compresskit.commands.train import verb as command
-
-    arguments = _arguments(recipe, overrides, None, out, device, seed, resume, force, dry_run)
-    _run(lambda progress: command.run(arguments, progress), quiet, json)
-
-
-@app.command()
-def fuse(
-    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
-    device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
-    dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
-) -> None:  # fmt: skip
-    """Fuse neighbouring layers of a trained network into one, and retrain."""
-    from compresskit.commands.fuse import verb as command
-
-    arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
-    _run(lambda progress: command.run(arguments, progress), quiet, json)
-
-
-@app.command()
-def expand(
-    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
-    device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
-    dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
-) -> None:  # fmt: skip
-    """Train a compact network as an over-parameterised one, and multiply it back."""
-    from compresskit.commands.expand import verb as command
-
-    arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
-    _run(lambda progress: command.run(arguments, progress), quiet, json)
-
-
-@app.command()
-def reconstruct(
-    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
-    device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
-    dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
-) -> None:  # fmt: skip
-    """Drop inputs of layers, fit the rest to give the same outputs, and cut."""
-    from compresskit.commands.reconstruct import verb as command
-
-    arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
-    _run(lambda progress: command.run(arguments, progress), quiet, json)
-
-
-@app.command()
-def prune(
-    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
-    device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
-    dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
-) -> None:  # fmt: skip
-    """Take out channels that are worth least, repair what is left, and retrain."""
-    from compresskit.commands.prune import verb as command
-
-    arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
-    _run(lambda progress: command.run(arguments, progress), quiet, json)
-
-
-@app.command()
-def spectra(
-    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
-    device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
-    dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
-) -> None:  # fmt: skip
-    """Spectra of the weights of each layer: power laws, norms, ranks, random bulks."""
-    from compresskit.commands.spectra import verb as command
-
-    arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
-    _run(lambda progress: command.run(arguments, progress), quiet, json)
-
-
-@app.command()
-def finetune(
-    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
-    device: Device = "auto", seed: Seed = None, resume: Resume = False, force: Force = False,
-    dry_run: DryRun = False, quiet: Quiet = False, json: Json = False,
-) -> None:  # fmt: skip
-    """Train a checkpoint further."""
-    from compresskit.commands.finetune import verb as command
-
-    arguments = _arguments(recipe, overrides, checkpoint, out, device, seed, resume, force, dry_run)
-    _run(lambda progress: command.run(arguments, progress), quiet, json)
-
-
-@app.command()
-def evaluate(
-    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, out: Out = None,
-    device: Device = "auto", force: Force = False, quiet: Quiet = False, json: Json = False,
-) -> None:  # fmt: skip
-    """Test metric, size and latency of a checkpoint; writes only where --out says."""
-    from compresskit.commands.evaluate import verb as command
-
-    arguments = _arguments(recipe, overrides, checkpoint, out, device, None, False, force, False)
-    _run(lambda progress: command.run(arguments, progress), quiet, json)
-
-
-@app.command()
-def inspect(file: File, quiet: Quiet = False, json: Json = False) -> None:
+def inspect(file: _File, quiet: _Quiet = False, json: _Json = False) -> None:
     """What a checkpoint holds and how it came to be."""
     from compresskit.commands.inspect import verb as command
 
@@ -163,22 +120,10 @@ def inspect(file: File, quiet: Quiet = False, json: Json = False) -> None:
 
 
 @app.command()
-def validate(
-    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, device: Device = "auto",
-    quiet: Quiet = False, json: Json = False,
-) -> None:  # fmt: skip
-    """Check a recipe: keys, data, model, one batch of every verb."""
-    from compresskit.commands.validate import verb as command
-
-    arguments = _arguments(recipe, overrides, checkpoint, None, device, None, False, False, True)
-    _run(lambda progress: command.run(arguments, progress), quiet, json)
-
-
-@app.command()
 def show(
     topic: Annotated[str, typer.Argument(help="models, datasets, recipes or layers.", show_default=False)],
     section: Annotated[str | None, typer.Argument(help="Of recipes: one section.", show_default=False)] = None,
-    checkpoint: Checkpoint = None, quiet: Quiet = False, json: Json = False,
+    checkpoint: _Checkpoint = None, quiet: _Quiet = False, json: _Json = False,
 ) -> None:  # fmt: skip
     """What a recipe can name, and the layers of a checkpoint."""
     from compresskit.commands.show import verb as command
@@ -194,7 +139,7 @@ def export(
         str, typer.Option("--layout", help="masked: as it is. grouped: sparse layers of blocks as grouped layers.")
     ] = "masked",
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
-    quiet: Quiet = False, json: Json = False,
+    quiet: _Quiet = False, json: _Json = False,
 ) -> None:  # fmt: skip
     """Write a checkpoint in another layout, or as a file that torch or ONNX alone can run."""
     from compresskit.commands.export import verb as command
@@ -207,17 +152,6 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         typer.echo(f"compresskit {__version__}")
         raise typer.Exit
-
-
-def _arguments(
-    recipe: Path, overrides: list[str] | None, checkpoint: Path | None, out: Path | None, device: str,
-    seed: int | None, resume: bool, force: bool, dry_run: bool,
-) -> "Arguments":  # fmt: skip
-    from compresskit.commands.session import Arguments
-
-    return Arguments(
-        recipe, tuple(overrides or ()), checkpoint, out, device, seed, resume=resume, force=force, dry_run=dry_run
-    )
 
 
 def _run(command: "Callable[[Progress], Result]", quiet: bool, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from compresskit import __version__
 from compresskit.errors import ResourceError, RunFolderError
 from compresskit.storage.atomic import atomic_write
 from compresskit.storage.checkpoint import file_hash
@@ -82,7 +83,7 @@ def provenance() -> dict[str, Any]:
     """Command line, versions, git revision of the working directory and platform."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": {name: _version(name) for name in ("compresskit", "torch", "torchvision", "numpy")},
+        "versions": {"compresskit": __version__} | {name: _version(name) for name in ("torch", "torchvision", "numpy")},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git": _git_revision(),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from compresskit import __version__
 from compresskit.storage.checkpoint import load
 from tests.commands.conftest import environment, program
 
@@ -197,7 +198,7 @@ def test_inspect_says_how_a_net_came_to_be(call, trained):
 
 
 def test_version(call):
-    assert call("--version").out.startswith("compresskit 0.1")
+    assert call("--version").out == f"compresskit {__version__}\n"
 
 
 def test_augmix_with_consistency_trains(call, recipe):

@@ -3,20 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from xml.etree import ElementTree
 
 import torch
 from annotated_types import Ge, Gt, Len
 from torch import Tensor
-from torchvision import datasets, tv_tensors
-from torchvision.transforms import v2
 
 from compresskit.data.dataset import AnySet, DataSet, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
 from compresskit.data.normalization import Normalization
 from compresskit.errors import DataError
 from compresskit.options import option
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 Deviation = Annotated[float, Gt(0)]
 Length = Annotated[float, Gt(0)]
@@ -98,6 +99,8 @@ class VocDetection(AnySet):
         )
 
     def _listed(self, year: int, part: str) -> "Boxed":
+        from torchvision import datasets  # a second or more, which other data sets should not wait for
+
         root = Path(self.root).expanduser()
         try:
             found = datasets.VOCDetection(root, year=str(year), image_set=part)
@@ -113,10 +116,14 @@ class VocDetection(AnySet):
         whole = Boxed(parts[0].folder, paths, found)
         return whole.take(torch.randperm(len(whole), generator=generator("folder order", self.split_seed)))
 
-    def _plain(self) -> list[v2.Transform]:
+    def _plain(self) -> "list[v2.Transform]":
+        from torchvision.transforms import v2
+
         return [v2.Resize((self.size, self.size))]
 
-    def _augmented(self) -> list[v2.Transform]:
+    def _augmented(self) -> "list[v2.Transform]":
+        from torchvision.transforms import v2
+
         colours = [v2.ColorJitter(brightness=COLOURS, saturation=COLOURS, hue=HUE)] if self.colour else []
         crops = [v2.RandomIoUCrop()] if self.crop else []
         flips = [v2.RandomHorizontalFlip()] if self.flip else []
@@ -148,7 +155,9 @@ class Boxed:
 class Pipeline:
     """Transforms an image with its objects; the result has `rows` rows of class, centre x and y, width and height."""
 
-    def __init__(self, transforms: list[v2.Transform], rows: int) -> None:
+    def __init__(self, transforms: "list[v2.Transform]", rows: int) -> None:
+        from torchvision.transforms import v2
+
         self._transform = v2.Compose([*transforms, v2.SanitizeBoundingBoxes(), v2.PILToTensor()])
         self._rows = rows
 
@@ -157,6 +166,8 @@ class Pipeline:
 
     def __call__(self, image: Any, objects: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (3, height, width) and float32 (rows, 5). objects: see Boxed; those cut away are dropped."""
+        from torchvision import tv_tensors
+
         canvas = (image.height, image.width)
         boxes = tv_tensors.BoundingBoxes(objects[:, 1:], format="XYXY", canvas_size=canvas)
         pixels, found = self._transform(image, {"boxes": boxes, "labels": objects[:, 0]})

@@ -7,7 +7,6 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import datasets
 
 from compresskit.data.dataset import digest, generator, shares
 from compresskit.data.normalization import Normalization
@@ -158,8 +157,10 @@ class _Reader(Dataset[Any]):
 
 def decode(path: str) -> Any:
     """The RGB image of a file, as PIL's.  Raises DataError if it is none."""
+    from torchvision.datasets.folder import default_loader
+
     try:
-        return datasets.folder.default_loader(path)
+        return default_loader(path)
     except (OSError, ValueError, SyntaxError) as error:  # PIL raises SyntaxError for some damaged files
         raise DataError(f"{path}: cannot be read as an image ({error}); mend or remove it") from error
 

@@ -3,13 +3,11 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
-from torchvision import datasets
-from torchvision.transforms import AutoAugmentPolicy, v2
 
 from compresskit.data.augmentation.augmix import AugMix
 from compresskit.data.augmentation.auto_augment import Policy
@@ -18,6 +16,9 @@ from compresskit.data.files import FileSplit, sizes
 from compresskit.data.normalization import Normalization
 from compresskit.errors import DataError
 from compresskit.options import option
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 Deviation = Annotated[float, Gt(0)]
 
@@ -85,10 +86,14 @@ class ImageFolder(AnySet):
             fingerprint=digest(*(split and split.fingerprint for split in splits)),
         )
 
-    def _plain(self) -> v2.Transform:
+    def _plain(self) -> "v2.Transform":
+        from torchvision.transforms import v2  # a second or more, which other data sets should not wait for
+
         return v2.Compose([v2.Resize(self.resize), v2.CenterCrop(self.size), v2.PILToTensor()])
 
-    def _augmented(self) -> v2.Transform:
+    def _augmented(self) -> "v2.Transform":
+        from torchvision.transforms import AutoAugmentPolicy, v2
+
         crops = {
             "random-resized": [v2.RandomResizedCrop(self.size)],
             "random": [v2.Resize(self.resize), v2.RandomCrop(self.size, self.padding)],
@@ -128,6 +133,8 @@ class Images:
 
 
 def _listed(options: ImageFolder, name: str) -> Images:
+    from torchvision import datasets
+
     folder = Path(options.root).expanduser() / name
     try:
         found = datasets.ImageFolder(folder)

@@ -6,7 +6,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 from compresskit.data.dataset import DataSet
 from compresskit.data.memory import Examples, InMemory, assemble
@@ -42,7 +41,7 @@ class MNIST(NamedSet):
     kind: Literal["mnist"] = "mnist"
 
     def load(self, seed: int) -> DataSet:
-        return _load(self, datasets.MNIST, 10, MNIST_NORMALIZATION, seed)
+        return _load(self, "MNIST", 10, MNIST_NORMALIZATION, seed)
 
 
 @option
@@ -52,7 +51,7 @@ class FashionMNIST(NamedSet):
     kind: Literal["fashion-mnist"] = "fashion-mnist"
 
     def load(self, seed: int) -> DataSet:
-        return _load(self, datasets.FashionMNIST, 10, FASHION_MNIST_NORMALIZATION, seed)
+        return _load(self, "FashionMNIST", 10, FASHION_MNIST_NORMALIZATION, seed)
 
 
 @option
@@ -62,7 +61,7 @@ class CIFAR10(NamedSet):
     kind: Literal["cifar10"] = "cifar10"
 
     def load(self, seed: int) -> DataSet:
-        return _load(self, datasets.CIFAR10, 10, CIFAR10_NORMALIZATION, seed)
+        return _load(self, "CIFAR10", 10, CIFAR10_NORMALIZATION, seed)
 
 
 @option
@@ -72,17 +71,20 @@ class CIFAR100(NamedSet):
     kind: Literal["cifar100"] = "cifar100"
 
     def load(self, seed: int) -> DataSet:
-        return _load(self, datasets.CIFAR100, 100, CIFAR100_NORMALIZATION, seed)
+        return _load(self, "CIFAR100", 100, CIFAR100_NORMALIZATION, seed)
 
 
-def _load(options: NamedSet, reader: Any, classes: int, normalization: Normalization, seed: int) -> DataSet:
-    train, test = (_read(options, reader, train=train) for train in (True, False))
+def _load(options: NamedSet, name: str, classes: int, normalization: Normalization, seed: int) -> DataSet:
+    train, test = (_read(options, name, train=train) for train in (True, False))
     return assemble(
         options, train, test, task="classification", outputs=classes, seed=seed, normalization=normalization
     )
 
 
-def _read(options: NamedSet, reader: Any, *, train: bool) -> Examples:
+def _read(options: NamedSet, name: str, *, train: bool) -> Examples:
+    from torchvision import datasets  # a second or more, which other data sets should not wait for
+
+    reader = getattr(datasets, name)
     root = Path(options.root).expanduser()
     try:
         found = reader(root, train=train, download=options.download)
@@ -92,7 +94,7 @@ def _read(options: NamedSet, reader: Any, *, train: bool) -> Examples:
             if options.download
             else f"set data.download: true, or data.root to the folder that holds {_layout(reader)}"
         )
-        raise DataError(f"{root}: torchvision cannot read {reader.__name__} there ({error}); {remedy}") from error
+        raise DataError(f"{root}: torchvision cannot read {name} there ({error}); {remedy}") from error
     return Examples(_channels_first(found.data), torch.as_tensor(found.targets))
 
 

@@ -3,21 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from PIL import Image
 from torch import Tensor
-from torchvision import datasets, tv_tensors
-from torchvision.transforms import v2
 
 from compresskit.data.dataset import AnySet, DataSet, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
 from compresskit.data.normalization import Normalization
 from compresskit.errors import DataError
 from compresskit.options import option
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 IGNORED = 255  # pixels that count neither in training nor in testing
 SMALLEST = 0.25  # part of the image that a random crop keeps at least
@@ -39,6 +40,8 @@ class SegmentationSet(AnySet):
 
     def _assembled(self, train: "Masked", test: "Masked", classes: int) -> DataSet:
         """Targets are (N, height, width) int64, with IGNORED where no class is given."""
+        from torchvision.transforms import v2  # a second or more, which other data sets should not wait for
+
         if self.label_noise:
             raise DataError("data.label_noise: it replaces labels of whole images; leave it out for segmentation")
         draws = generator("folder order", self.split_seed)
@@ -61,7 +64,9 @@ class SegmentationSet(AnySet):
             fingerprint=digest(*(split and split.fingerprint for split in splits)),
         )
 
-    def _augmented(self) -> list[v2.Transform]:
+    def _augmented(self) -> "list[v2.Transform]":
+        from torchvision.transforms import v2
+
         scaled = v2.RandomResizedCrop(self.size, scale=(SMALLEST, 1.0)) if self.crop else v2.Resize(self.size)
         return [scaled, v2.RandomHorizontalFlip()] if self.flip else [scaled]
 
@@ -88,6 +93,8 @@ class VocSegmentation(SegmentationSet):
         return self._assembled(self._listed(self.train), self._listed(self.test), self.classes)
 
     def _listed(self, part: str) -> "Masked":
+        from torchvision import datasets
+
         root = Path(self.root).expanduser()
         try:
             found = datasets.VOCSegmentation(root, year=str(self.year), image_set=part)
@@ -108,11 +115,15 @@ class Cityscapes(SegmentationSet):
 
     def load(self, seed: int) -> DataSet:
         """The set, tested on its validation part. Raises DataError if files lack."""
+        from torchvision import datasets
+
         known = [found for found in datasets.Cityscapes.classes if not found.ignore_in_eval and found.id >= 0]
         ids = tuple(found.id for found in sorted(known, key=lambda found: found.train_id))
         return self._assembled(self._listed("train", ids), self._listed("val", ids), len(ids))
 
     def _listed(self, part: str, ids: tuple[int, ...]) -> "Masked":
+        from torchvision import datasets
+
         root = Path(self.root).expanduser()
         try:
             found = datasets.Cityscapes(root, split=part, mode="fine", target_type="semantic")
@@ -176,7 +187,9 @@ def _values(path: str, image: str) -> Tensor:
 class Pipeline:
     """Transforms an image together with its mask."""
 
-    def __init__(self, transforms: Sequence[v2.Transform]) -> None:
+    def __init__(self, transforms: "Sequence[v2.Transform]") -> None:
+        from torchvision.transforms import v2
+
         self._transform = v2.Compose([*transforms, v2.PILToTensor()])
 
     def __str__(self) -> str:
@@ -184,5 +197,7 @@ class Pipeline:
 
     def __call__(self, image: Any, mask: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (3, height, width) and int64 (height, width); masks are scaled to the nearest pixel."""
+        from torchvision import tv_tensors
+
         pixels, found = self._transform(image, tv_tensors.Mask(mask[None]))
         return pixels, found.as_subclass(Tensor)[0].long()

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import gaussian_kde
 
 NARROW = 1e-12  # samples that differ by less have no density
 
@@ -15,6 +14,8 @@ def density(samples: Sequence[float], points: int = 200) -> tuple[NDArray[np.flo
     The places reach three bandwidths beyond the samples on both sides. Raises ValueError for fewer than two samples, or
     equal ones.
     """
+    from scipy.stats import gaussian_kde  # a third of a second, which only plots of densities should wait for
+
     values = np.asarray(samples, dtype=np.float64)
     if len(values) < 2 or np.ptp(values) < NARROW:
         raise ValueError("a density needs two samples that differ; draw more")

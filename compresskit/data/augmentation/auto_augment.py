@@ -4,7 +4,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms import AutoAugmentPolicy, v2
 
 Policy = Literal["cifar10", "imagenet", "svhn"]
 
@@ -16,6 +15,8 @@ def auto_augment(images: Tensor, seeds: Tensor, policy: Policy) -> Tensor:
 
     Source: Cubuk et al. 2019. The state of torch's random numbers is left as it was.
     """
+    from torchvision.transforms import AutoAugmentPolicy, v2  # a second or more, which others should not wait for
+
     transform = v2.AutoAugment(AutoAugmentPolicy(policy))
     changed = []
     with torch.random.fork_rng(devices=[]):

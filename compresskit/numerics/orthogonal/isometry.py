@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import ks_2samp
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -125,6 +124,8 @@ def differ(first: Tensor, second: Tensor) -> tuple[float, float]:
     means of sorted ones over images are smoother still, so p tells apart what differs, but is no probability.
     Source: SAO, Table 6.
     """
+    from scipy.stats import ks_2samp  # a third of a second, which only this test should wait for
+
     both = np.concatenate([first.cpu().numpy(), second.cpu().numpy()])
     if not np.isfinite(both).all():
         return math.nan, math.nan

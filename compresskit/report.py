@@ -6,16 +6,15 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table as RichTable
 
 from compresskit.commands.result import Figure, Format, Result, Table
 from compresskit.storage.run_folder import RunFolder
+from compresskit.terminal import drawn
 
 WIDTH_WITHOUT_TERMINAL = 160
 
@@ -49,13 +48,7 @@ def _jsonable(value: Any) -> Any:
 def show(result: Result, console: Console) -> None:
     console.print(f"[bold]{escape(result.verb)}[/] {escape(result.title)}", highlight=False)
     for table in _all_tables(result):
-        drawn = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
-        for column, name in enumerate(table.columns):
-            numeric = all(_is_number(row[column]) for row in table.rows)
-            drawn.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
-        for row, colour in zip_longest(table.rows, table.colours):
-            drawn.add_row(*(escape(cell(value)) for value in row), style=colour)
-        console.print(drawn)
+        console.print(drawn(table, cell, console.width))
     for line in _lines(result):
         console.print(escape(line), highlight=False)
 
@@ -144,10 +137,6 @@ def _number(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:.4f}" if 1e-3 <= abs(value) < 10 else f"{value:.4g}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | tuple)
 
 
 class TerminalProgress:

@@ -14,6 +14,7 @@ FLOORS = [
     ["__main__"],
     ["cli"],
     ["report"],
+    ["terminal"],
     # what a user types: each verb reads files, calls a pass, evaluates, and writes files
     ["commands.validate"],
     ["commands.spectra", "commands.fuse", "commands.prune", "commands.reconstruct", "commands.finetune"],
@@ -54,7 +55,7 @@ FLOORS = [
 ]
 HOMES = {
     "typer": ["cli"],
-    "rich": ["report"],
+    "rich": ["report", "terminal"],
     "yaml": ["recipes.yaml_reader"],
     "pydantic": ["recipes.build", "recipes.hints", "recipes.texts"],
     "h5py": ["storage.moment_cache", "data.arrays"],

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from compresskit.numerics.spectra.eigenvalues import eigenvalues, gaussian, jensen_shannon, permuted, summary
 from compresskit.numerics.spectra import eigenvalues as spectra
+from compresskit.numerics.spectra.eigenvalues import eigenvalues, gaussian, jensen_shannon, permuted, summary
 
 FIXTURES = json.loads(Path(__file__).with_name("spectra_fixtures.json").read_text())
 SHAPES = [

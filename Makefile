@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?= data
+JOBS ?= auto
+PARALLEL = -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
 RUN := $(BIN)/compresskit
 
-.PHONY: install demo fmt lint type test test-all check bench clean
+.PHONY: install demo fmt lint type test quick test-all docs check bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,11 +33,23 @@ lint: install
 type: install
 	$(BIN)/mypy
 
+# Processes take tests from each other when they have none left. JOBS=0: all in one process.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+quick: install  # without those that start programs or run whole verbs
+	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/commands --ignore tests/docs --ignore tests/training/test_resume.py
 
 test-all: install
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs build/docs
+	@echo build/docs/index.html
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 check: lint type test
 

@@ -34,10 +34,9 @@ class MomentOptions:
 
     cache: str | None = None  # folder of the cached moments; default: inside the run folder
     stale: Literal["recompute", "fail"] = "recompute"  # what to do with a cache of other weights, data or options
-    batch_size: Annotated[int, Gt(0)] = 256
-    memory: Annotated[float, Gt(0)] | Size | None = (
-        None  # limit on the statistics held at a time; default: what is free
-    )
+    batch_size: Annotated[int, Gt(0)] = 256  # images that the network sees at a time
+    # limit on the statistics held at a time, in bytes or as 4GB; default: a share of what is free
+    memory: Annotated[float, Gt(0)] | Size | None = None
 
     def memory_bytes(self) -> int | None:
         """The limit in bytes; None where there is none."""
@@ -52,7 +51,7 @@ class ReportOptions:
 
     latency_batch: Annotated[int, Gt(0)] = 1  # samples in the batch that is timed
     latency_repeats: Annotated[int, Gt(0)] = 30  # timed runs, of which the median is reported
-    plots: bool = True
+    plots: bool = True  # pictures beside the report
 
 
 @option

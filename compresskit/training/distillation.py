@@ -25,8 +25,8 @@ class KD:
 
     kind: Literal["kd"] = "kd"
     teacher: str  # model.pt, or the folder of a run
-    weight: Annotated[float, Gt(0), Le(1)] = 0.9
-    temperature: Annotated[float, Gt(0)] = 4.0
+    weight: Annotated[float, Gt(0), Le(1)] = 0.9  # of the teacher; the rest is the loss's
+    temperature: Annotated[float, Gt(0)] = 4.0  # T in the formula
 
     def __call__(self, loss: Tensor, outputs: tuple[Tensor, Tensor], features: Sequence[tuple[Tensor, Tensor]]) -> Any:
         """The loss to train with, and the term in it that the teacher gave, without its weight."""
@@ -44,7 +44,7 @@ class Hint:
 
     kind: Literal["hint"] = "hint"
     teacher: str  # model.pt, or the folder of a run
-    weight: Annotated[float, Gt(0)] = 1.0
+    weight: Annotated[float, Gt(0)] = 1.0  # of the maps' term
     layers: Annotated[tuple[Pair, ...], Len(1)]  # whose outputs are compared: [[student's, teacher's], ...]
 
     def __call__(self, loss: Tensor, outputs: tuple[Tensor, Tensor], features: Sequence[tuple[Tensor, Tensor]]) -> Any:

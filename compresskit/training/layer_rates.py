@@ -28,7 +28,7 @@ METRIC, RATE, SECONDS = "metric ", "rate ", "spectra_seconds"  # columns of an e
 class LayerwiseRates:
     """Each layer's rate is the schedule's times n map(metric) / sum of map(metric) over the n layers."""
 
-    metric: Metric = "alpha"
+    metric: Metric = "alpha"  # of the spectra: see `spectra`
     map: Map = "sqrt"  # negative-powers-of-two: by rank alone; bounded: TempBalance's, linear between `bounds`
     inverse: bool = False  # the larger the metric, the smaller the rate
     noise: Noise = "none"  # in the place of what was measured, draws about it

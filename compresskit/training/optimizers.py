@@ -20,8 +20,8 @@ class SGD:
 
     kind: Literal["sgd"] = "sgd"
     lr: Annotated[float, Gt(0)] = 0.05  # at its highest; the schedule multiplies it
-    momentum: Share = 0.9
-    nesterov: bool = False
+    momentum: Share = 0.9  # m in the formula
+    nesterov: bool = False  # the second form
     weight_decay: Annotated[float, Ge(0)] = 0.0  # added to the gradient as weight_decay x w
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Adam:
     kind: Literal["adam"] = "adam"
     lr: Annotated[float, Gt(0)] = 1e-3  # at its highest; the schedule multiplies it
     betas: tuple[Share, Share] = (0.9, 0.999)  # decay of the mean and of the mean square of the gradient
-    eps: Annotated[float, Gt(0)] = 1e-8
+    eps: Annotated[float, Gt(0)] = 1e-8  # added to the root of the mean square
     weight_decay: Annotated[float, Ge(0)] = 0.0  # added to the gradient as weight_decay x w
 
     def __call__(self, groups: ParameterGroups) -> torch.optim.Optimizer:
@@ -67,7 +67,7 @@ class AdamW:
     kind: Literal["adamw"] = "adamw"
     lr: Annotated[float, Gt(0)] = 1e-3  # at its highest; the schedule multiplies it
     betas: tuple[Share, Share] = (0.9, 0.999)  # decay of the mean and of the mean square of the gradient
-    eps: Annotated[float, Gt(0)] = 1e-8
+    eps: Annotated[float, Gt(0)] = 1e-8  # added to the root of the mean square
     weight_decay: Annotated[float, Ge(0)] = 0.01  # in units of lr, apart from the gradient
 
     def __call__(self, groups: ParameterGroups) -> torch.optim.Optimizer:

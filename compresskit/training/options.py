@@ -19,10 +19,10 @@ Metric = Literal["accuracy", "loss", "mae", "mse", "miou", "recall", "precision"
 class Training:
     """Training by stochastic gradients, from the first epoch to the last."""
 
-    epochs: Annotated[int, Gt(0)] = 10
+    epochs: Annotated[int, Gt(0)] = 10  # passes over the training images
     batch_size: Annotated[int, Gt(0)] = 128  # of all processes together
-    optimizer: Optimizer = SGD()
-    schedule: Schedule = Cosine()
+    optimizer: Optimizer = SGD()  # and its learning rate
+    schedule: Schedule = Cosine()  # of the learning rate
     layerwise_rates: LayerwiseRates | None = None  # by the spectra of the layers; {} takes its defaults
     loss: Loss | None = None  # default: cross-entropy for classes, mse for numbers, yolo for boxes
     distill: Distill | None = None  # learn from a teacher, too

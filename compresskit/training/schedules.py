@@ -31,7 +31,7 @@ class Step:
 
     kind: Literal["step"] = "step"
     step_size: Annotated[int, Gt(0)]  # epochs, counted from the start of the run
-    gamma: Annotated[float, Gt(0)] = 0.1
+    gamma: Annotated[float, Gt(0)] = 0.1  # factor of the rate
     warmup: Epochs = 0.0  # epochs in which the rate rises linearly
     warmup_start: Start = 0.01  # share of the rate at the first step of the warm-up
 
@@ -47,7 +47,7 @@ class MultiStep:
 
     kind: Literal["multi-step"] = "multi-step"
     milestones: tuple[Annotated[int, Gt(0)], ...]  # epochs, counted from the start of the run, rising
-    gamma: Annotated[float, Gt(0)] = 0.1
+    gamma: Annotated[float, Gt(0)] = 0.1  # factor of the rate
     warmup: Epochs = 0.0  # epochs in which the rate rises linearly
     warmup_start: Start = 0.01  # share of the rate at the first step of the warm-up
 

@@ -42,7 +42,7 @@ class Stepwise:
 
     samples: Annotated[int, Gt(1)] = 10000  # training images that layers are repaired and norms estimated by
     steps: Annotated[int, Ge(1)] = 1  # each takes the same share of what is left, and retrains
-    retrain: Training | None = None
+    retrain: Training | None = None  # behind each step; default: none
 
 
 @option
@@ -50,7 +50,7 @@ class PruneAndRetrain(Prune, Stepwise):
     """Take out channels, repair what is left, and retrain, in one go or in several."""
 
     images: Annotated[int, Gt(1)] = 1024  # training images that criteria look at
-    compare: PruneCompare | None = None
+    compare: PruneCompare | None = None  # other settings, each pruned, repaired and retrained
 
     def __post_init__(self) -> None:
         _check_pruning(self)
@@ -60,7 +60,7 @@ class PruneAndRetrain(Prune, Stepwise):
 class MaskAndRetrain(Mask, Stepwise):
     """Set single weights, or kernels (the taps that one output has of one input), to zero, and retrain the others."""
 
-    compare: MaskCompare | None = None
+    compare: MaskCompare | None = None  # other settings, each masked and retrained
 
     def __post_init__(self) -> None:
         _check_pruning(self)

@@ -27,8 +27,8 @@ class ReconstructAndRetrain(Reconstruct):
     samples: Annotated[int, Gt(1)] | None = None  # training images that the moments are taken from; default all
     # images that judge what a target leads to: of the validation split, or of the training images where there is none
     held_out: Annotated[int, Gt(0)] = 5000
-    retrain: Training | None = None
-    compare: Compare | None = None
+    retrain: Training | None = None  # behind all; default: none
+    compare: Compare | None = None  # other settings, without low-rank factors and retraining
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,6 +37,7 @@ class IsometryOfNetworks(Isometry):
 class SpectraOfNetwork(Spectra):
     """Spectra of a checkpoint, a state dict, or the recipe's model; and how alike its layers are."""
 
+    # what the table is sorted by; network: the order of the layers
     sort: Literal["network", "alpha", "rand_distance", "stable_rank", "entropy", "spectral_norm", "norm"] = "alpha"
     cka: CKA | None = None  # needs data; {} takes its defaults
     isometry: IsometryOfNetworks | None = None  # needs data; {} takes its defaults

@@ -14,8 +14,8 @@ from compresskit.passes.shares import share
 class Pair:
     """Two layers and all that lies between them, with a kernel size of their own."""
 
-    first: str
-    last: str
+    first: str  # layer that the chain begins with
+    last: str  # layer that it ends with
     kernel: Annotated[int, Gt(0)] | tuple[int, ...] | None = None  # default: the `kernel` of the section
 
 
@@ -48,7 +48,7 @@ class Fuse:
     max_layers: Annotated[int, Ge(2)] = 2  # longest chain that `auto` considers, in weighted layers
     channels: Channels = "joint"  # `independent`: each input channel on its own (Theorem 2)
     kernel: Annotated[int, Gt(0)] | tuple[int, ...] | None = None  # default: the receptive field of the chain
-    solver: Solver = Cholesky()
+    solver: Solver = Cholesky()  # of the normal equations
     on_no_convergence: Literal["warn", "fail"] = "warn"  # when `cg` stops before its tolerance
 
     def __post_init__(self) -> None:

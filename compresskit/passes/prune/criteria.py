@@ -61,7 +61,7 @@ class Magnitude(Worth):
     """The norm of the filter that makes a channel."""
 
     kind: Literal["magnitude"] = "magnitude"
-    norm: Literal["l1", "l2"] = "l2"
+    norm: Literal["l1", "l2"] = "l2"  # of the filter
 
     comparable = False
 

@@ -19,7 +19,7 @@ class MagnitudeOfWeights:
     """|w| of a weight; of a kernel the mean of |w|, or its root mean square."""
 
     kind: Literal["magnitude"] = "magnitude"
-    norm: Literal["l1", "l2"] = "l2"
+    norm: Literal["l1", "l2"] = "l2"  # of a kernel
 
     def __call__(self, weight: Tensor, generator: torch.Generator, *, kernels: bool) -> Tensor:
         return masks.magnitude(weight, 1.0 if self.norm == "l1" else 2.0, kernels=kernels)
@@ -74,7 +74,7 @@ class Masking:
     """Which single weights, or kernels (the taps that one output has of one input), become zero."""
 
     kind: Literal["weights", "kernels"]
-    target: MaskTarget
+    target: MaskTarget  # how many weights stay
     criterion: MaskCriterion = MagnitudeOfWeights()  # what a weight or a kernel is worth
     budget: Budget = Global()  # how much each layer loses; uniform: the same share of each, chosen layer by layer
     layers: tuple[str, ...] = ("re:.*",)  # selectors of the layers that are masked

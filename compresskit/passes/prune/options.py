@@ -19,7 +19,7 @@ class PruneTarget:
 
     ELSEWHERE: ClassVar = {"sparsity": "it is of masks: write `kind: weights`, or `kind: kernels`, in `prune`"}
 
-    params: Amount | None = None
+    params: Amount | None = None  # parameters of the whole network
     macs: Amount | None = None  # multiply-accumulates of one sample
     channels: Amount | None = None  # outputs of convolutions and linear layers
     latency: Amount | None = None  # milliseconds of a forward pass, measured; at `report.latency_batch` samples
@@ -46,7 +46,7 @@ class Prune:
     """Take channels out of a network, by what they are worth and by how much each layer may lose."""
 
     kind: Literal["channels"] = "channels"
-    target: PruneTarget
+    target: PruneTarget  # how much of the network is left
     criterion: Criterion = Magnitude()  # what a channel is worth
     budget: Budget = Uniform()  # how much each group of layers loses
     layers: tuple[str, ...] = ("re:.*",)  # selectors of the layers whose channels may go

@@ -21,7 +21,7 @@ class GroupLasso:
     """Inputs whose weights the group lasso makes zero; the document's choice."""
 
     kind: Literal["group-lasso"] = "group-lasso"
-    solver: Solver = Newton()
+    solver: Solver = Newton()  # all reach the same minimum, to a certified gap
     points: Annotated[int, Gt(1)] = 40  # lambdas of the path that a target or the plot is taken from
     smallest: Annotated[float, Gt(0), Lt(1)] = 1e-4  # the last lambda of that path, as a share of lambda_max
 
@@ -70,13 +70,17 @@ class Reconstruct:
     layers: tuple[str, ...] = ("re:.*",)
     # default: group-lasso with `lam`, backward otherwise, which loses less at the same size
     selection: Selection | None = None
-    # how much is kept: one of the next four; each of the first three a value for all layers, or a mapping of selectors
-    lam: Positive | dict[str, Positive] | None = None  # penalty of the group lasso
-    keep: Count | dict[str, Count] | None = None  # a number of inputs, or a share of them such as 50%
-    error: Positive | dict[str, Positive] | None = None  # share of the variance of the output that may be lost
-    target: Target | None = None  # of the whole network
+    # penalty of the group lasso, for all layers or by selector; give one of lam, keep, error and target
+    lam: Positive | dict[str, Positive] | None = None
+    # inputs that are kept, as a number or a share such as 50%, for all layers or by selector
+    keep: Count | dict[str, Count] | None = None
+    # share of the variance of the output that may be lost, for all layers or by selector
+    error: Positive | dict[str, Positive] | None = None
+    target: Target | None = None  # what the whole network is cut to; layers share it out by what each loses
     lam_scale: Literal["none", "energy"] = "none"  # energy: lambda is in units of tr(W R W^T), layer by layer
-    chaining: Chaining = "parallel"  # where inputs and targets are read: see the README
+    # parallel: true inputs to true outputs; top-down: inputs as the compressed layers before give them; bottom-up: only
+    # outputs that later layers still read count
+    chaining: Chaining = "parallel"
     debias: bool = True  # least squares on the inputs kept; false leaves the group lasso's shrunken weights
     sampler: Literal["auto", "static", "dynamic"] = "auto"  # where several layers read the same activation
     input_sampler: bool = False  # thin the network's own input, too

@@ -46,16 +46,14 @@ class Spectra:
     # search: the tail nearest to a power law; median, hill: the upper half; peak: about the peak of the density
     alpha: Estimator | None = None  # default: by the definitions
     convolutions: Literal["pooled", "matrix"] = "pooled"  # a matrix for each tap, or one (out, in x taps)
-    groups: Literal["stored", "separate"] = (
-        "stored"  # a grouped convolution as it is stored, or a matrix for each group
-    )
+    # a grouped convolution as it is stored, or a matrix for each group
+    groups: Literal["stored", "separate"] = "stored"
     threshold: Annotated[float, Ge(0)] | None = None  # eigenvalues up to it are left out of power laws
     few: Literal["unbiased", "likelihood"] = "unbiased"  # estimator for less than 20 eigenvalues, with alpha: search
-    peak: Literal["logarithm", "value"] = (
-        "logarithm"  # lower end of the search with alpha: peak; logarithm: as tools do
-    )
+    # of which density the search starts at the peak, with alpha: peak; logarithm: as tools do
+    peak: Literal["logarithm", "value"] = "logarithm"
     min_eigenvalues: Annotated[int, Ge(2)] = 8  # layers of fewer are skipped, and said to be
-    max_eigenvalues: Annotated[int, Gt(0)] = 15000
+    max_eigenvalues: Annotated[int, Gt(0)] = 15000  # layers of more are skipped, too
     max_side: Annotated[int, Gt(0)] = 50000  # of a matrix
     null: Null | None = None  # the random matrix that distances are taken from; default: by the definitions
     marchenko_pastur: bool = True  # fit the bulk of a random matrix, too

@@ -44,7 +44,7 @@ test-all: install
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 docs: $(VENV)/.docs
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs build/docs
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet --builder html docs build/docs
 	@echo build/docs/index.html
 
 $(VENV)/.docs: $(VENV)/.installed

@@ -112,9 +112,10 @@ def inside(module: str) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_run_downward(path):
     own = name_of(path)
+    room = room_of(own)
     for other in inside(own):
-        above = LEVELS[room_of(other)] <= LEVELS[room_of(own)] and room_of(other) != room_of(own)
-        assert not above, f"{own} ({room_of(own)}) imports {other} ({room_of(other)}), which is beside or above it"
+        above = LEVELS[room_of(other)] <= LEVELS[room] and room_of(other) != room
+        assert not above, f"{own} ({room}) imports {other} ({room_of(other)}), which is beside or above it"
 
 
 def test_no_file_imports_what_its_neighbour_keeps_to_itself():
@@ -145,6 +146,12 @@ def test_files_are_small(path):
 def test_folders_hold_few_files():
     files = Counter(path.parent for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
     assert {str(folder): count for folder, count in files.items() if count > 12} == {}
+
+
+def test_tests_have_the_folders_of_what_they_test():
+    tests = Path(__file__).parent
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")} - {Path("docs")}
+    assert {str(folder) for folder in folders if not (PACKAGE / folder).is_dir()} == set()
 
 
 def test_a_prefix_that_a_folder_gives_is_not_in_the_names_of_its_files():

@@ -1,4 +1,4 @@
-"""The section `expand` of a recipe."""
+"""The section `expand` of a recipe: passes/expand/options.py, with stages and comparisons."""
 
 from dataclasses import field
 from typing import Literal

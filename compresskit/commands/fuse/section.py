@@ -1,4 +1,4 @@
-"""The section `fuse` of a recipe."""
+"""The section `fuse` of a recipe: the options of passes/fuse/options.py, with images, retraining and a baseline."""
 
 from typing import Annotated, Literal
 

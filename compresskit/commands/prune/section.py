@@ -1,4 +1,4 @@
-"""The section `prune` of a recipe, of channels, of weights or of kernels."""
+"""The section `prune` of a recipe: passes/prune/options.py or mask_options.py, with steps, retraining, comparisons."""
 
 from dataclasses import asdict
 from typing import Annotated

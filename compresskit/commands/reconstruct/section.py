@@ -1,4 +1,4 @@
-"""The section `reconstruct` of a recipe."""
+"""The section `reconstruct` of a recipe: passes/reconstruct/options.py, with images, retraining and comparisons."""
 
 from typing import Annotated, Literal
 

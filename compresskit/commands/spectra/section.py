@@ -1,4 +1,4 @@
-"""The section `spectra` of a recipe."""
+"""The section `spectra` of a recipe: passes/spectra/options.py, with similarity of layers and isometry."""
 
 from dataclasses import field
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""The section `train` of a recipe: what `finetune` can say as well, and how a new network starts."""
+"""The section `train` of a recipe: training/options.py, with how a new network starts, and networks beside it."""
 
 from dataclasses import field
 from typing import Annotated, Any, Literal

@@ -11,9 +11,6 @@ import torch
 from torch import fx
 
 from compresskit.commands.cached_moments import CachedMoments
-from compresskit.commands.fuse.section import FuseAndRetrain
-from compresskit.commands.prune.section import PruneAndRetrain
-from compresskit.commands.reconstruct.section import ReconstructAndRetrain
 from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
 from compresskit.distributed import Group
@@ -49,12 +46,10 @@ class Gatherer:
         return replace(self, moments=replace(self.moments, cache=cache))
 
 
-def gatherer(
-    current: Session, folder: Path, options: FuseAndRetrain | ReconstructAndRetrain | PruneAndRetrain
-) -> Gatherer:
-    """folder: of the cache, where the recipe names none."""
+def gatherer(current: Session, folder: Path, samples: int | None) -> Gatherer:
+    """folder: of the cache, where the recipe names none. samples: training images; None for all."""
     settings, data = current.recipe.moments, current.data.train
-    split = data.sample(options.samples) if options.samples else data
+    split = data.sample(samples) if samples else data
     memory = settings.memory_bytes() or current.group.share(SHARE * free_memory(current.device, current.group.world))
     path = folder
     if settings.cache and current.folder is not None:  # a folder for each trial there, too; a dry run leaves it alone

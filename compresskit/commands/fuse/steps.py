@@ -29,7 +29,7 @@ class FuseSteps:
         self.seed = current.recipe.seed + trial
         self.original = size(self.start.network, current.data.input_shape)
         self._current, self._options = current, options
-        self._gather = gatherer(current, cache, options)
+        self._gather = gatherer(current, cache, options.samples)
         self._among = set(select(self.start.network, options.among)) if options.among else None
 
     def next(self, network: fx.GraphModule, index: int) -> tuple[Candidate | None, Ranking]:

@@ -59,7 +59,7 @@ def _repaired(
     """The cut network with its repair; by layer the share of variance lost, and why others were not repaired."""
     smaller, unexplained, unrepaired = bare, dict[str, float](), dict[str, str]()
     if options.repair != "none":
-        gather = gatherer(current, moments, options)
+        gather = gatherer(current, moments, options.samples)
         shape = current.data.input_shape
         chained = options.repair == "top-down"
         found = repair(network, pruned.channels, pruned.alive, gather, shape, chained=chained)

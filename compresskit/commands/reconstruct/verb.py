@@ -102,7 +102,7 @@ class _Work:
 
     def __init__(self, current: Session, options: ReconstructAndRetrain, start: Start, folder: Path) -> None:
         self._current, self._options, self._start = current, options, start
-        self._gather = gatherer(current, folder / "moments", options)
+        self._gather = gatherer(current, folder / "moments", options.samples)
         self._memory: dict[tuple[object, ...], list[object]] = {}
 
     @cached_property

@@ -1,5 +1,6 @@
 """README and docs: what is marked as runnable runs on tiny data, and tables, pictures and links are up to date."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -113,6 +114,17 @@ def test_every_recipe_that_a_page_names_exists():
     for name, path in PAGES.items():
         for recipe in re.findall(r"configs/[\w/.-]+\.yaml", path.read_text()):
             assert (ROOT / recipe).exists(), f"{name} names {recipe}"
+
+
+def test_every_module_and_file_that_a_page_names_exists():
+    for name, path in PAGES.items():
+        page = path.read_text()
+        for module in re.findall(r"(?:(?<=from )|(?<=`))compresskit(?:\.[a-z_]+){2,}(?= import|`)", page):
+            assert importlib.util.find_spec(module), f"{name} names {module}"
+        for file in re.findall(
+            r"`((?:commands|passes|graph|numerics|training|storage|data|models)/[a-z_/]+\.py)`", page
+        ):
+            assert (ROOT / "compresskit" / file).exists(), f"{name} names {file}"
 
 
 def test_no_page_shows_paths_of_the_machine_that_it_was_written_on():

@@ -153,14 +153,22 @@ def _describe(tensor: Tensor) -> Table:
 
 
 def _add_module(network: fx.GraphModule, path: str, spec: Table) -> None:
-    kind, options = spec["kind"], spec["options"]
+    kind = spec["kind"]
     if kind not in MODULES:
         raise CheckpointError(f"{path}: {_refusal('modules', kind, MODULES)}")
+    options = _of_this_torch(kind, spec["options"])
     if unknown := set(options) - set(_signature(MODULES[kind])):
         raise CheckpointError(f"{path}: {_refusal(f'options of {kind}', min(unknown), _signature(MODULES[kind]))}")
     module = MODULES[kind](**{name: decode(value, {}) for name, value in options.items()})
     if not _PATH.fullmatch(path) or not network.add_submodule(path, module):
         raise ValueError(f"{path!r} is no path of a module")
+
+
+def _of_this_torch(kind: str, options: Table) -> Table:
+    """Without the `bias` of a norm where torch does not have it yet, and it says what that torch does: as `affine`."""
+    if "bias" in options and "bias" not in _signature(MODULES[kind]) and options["bias"] == options.get("affine"):
+        return {name: value for name, value in options.items() if name != "bias"}
+    return options
 
 
 def _add_tensor(network: fx.GraphModule, path: str, spec: Table) -> None:

@@ -83,6 +83,24 @@ def test_every_allowed_module_comes_back_with_its_options(kind):
             assert getattr(back, name) == value, name
 
 
+class OlderNorm(nn.BatchNorm2d):
+    """As torch has it up to 2.11 at least: without an option for the bias."""
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True):
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms_of_a_newer_torch_are_read_where_an_older_one_does_the_same(affine, monkeypatch):
+    table = plain(trace(nn.Sequential(nn.BatchNorm2d(3, affine=affine))))
+    table["modules"]["0"]["options"]["bias"] = affine
+    monkeypatch.setitem(MODULES, "BatchNorm2d", OlderNorm)
+    assert from_table(table).get_submodule("0").affine == affine
+    table["modules"]["0"]["options"]["bias"] = not affine
+    with pytest.raises(CheckpointError, match="'bias', which is not in the list of allowed options of BatchNorm2d"):
+        from_table(table)
+
+
 @pytest.mark.parametrize("kind", INPUTS)
 def test_a_network_comes_back_the_same(kind):
     network = trace(make(kind))

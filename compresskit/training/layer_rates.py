@@ -1,4 +1,4 @@
-"""Learning rates of their own for layers, by the spectra of their weights; numerics.spectra.layer_rates has maps."""
+"""Learning rates of their own for layers, by the spectra of their weights; numerics.spectra.rate_maps has the maps."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from torch import fx, nn
 from compresskit.errors import RecipeError
 from compresskit.graph.layers.grouped_stack import GroupedStack
 from compresskit.graph.weights import weights_of
-from compresskit.numerics.spectra.layer_rates import Map, Noise, disturbed, factors
+from compresskit.numerics.spectra.rate_maps import Map, Noise, disturbed, factors
 from compresskit.options import option
 from compresskit.passes.spectra.options import Estimator, Null, Spectra
 from compresskit.passes.spectra.weights import spectra

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from compresskit.graph.chains import weighted
 from compresskit.graph.weights import weights_of
 from compresskit.numerics.pruning.ratios import ceilings, erdos_renyi, lamp, uniform
-from compresskit.numerics.spectra.layer_rates import positive
+from compresskit.numerics.spectra.rate_maps import positive
 from compresskit.options import option
 from compresskit.passes.spectra.options import Spectra
 from compresskit.passes.spectra.weights import spectra

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from compresskit.numerics.spectra.layer_rates import MAPS, disturbed, factors
+from compresskit.numerics.spectra.rate_maps import MAPS, disturbed, factors
 
 ALPHAS = np.array([3.0, 2.0, 6.5, 4.0, 2.5])
 FORMULAS = {  # of one value

@@ -36,7 +36,8 @@ NAMES = [table.title for table in TABLES]
 
 def lines(table: Table, width: int) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=width).print(drawn(table, cell, width))
+    # crop=False: else the console cuts what is too long, and nobody would see it
+    Console(file=out, width=width).print(drawn(table, cell, width), crop=False)
     return out.getvalue().splitlines()
 
 

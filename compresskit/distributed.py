@@ -59,17 +59,19 @@ class Group:
         dist.all_gather_object(boxes, items)
         return [item for box in boxes for item in box]
 
-    def in_main(self, work: Callable[[], None]) -> None:
-        """Runs `work` in the main process alone; what it refuses, every process raises."""
+    def in_main(self, work: Callable[[], T]) -> T:
+        """Runs `work` in the main process alone; all get what it gives, which must be picklable, or refuses."""
+        found: list[T] = []
         refusal: CompresskitError | None = None
         if self.is_main:
             try:
-                work()
+                found.append(work())
             except CompresskitError as error:
                 refusal = error
-        refusal = self.share(refusal)
+        found, refusal = self.share((found, refusal))
         if refusal is not None:
             raise refusal
+        return found[0]
 
     def barrier(self) -> None:
         """Waits until every process is here."""

@@ -66,6 +66,7 @@ HOMES = {
     "PIL": ["data"],
     "pycocotools": ["training.tasks.average_precision"],
     "onnxruntime": ["storage.exported"],
+    "filelock": ["storage.lock"],
 }
 ROOMS = [room for floor in FLOORS for room in floor]
 LEVELS = {room: level for level, floor in enumerate(FLOORS) for room in floor}

@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -19,6 +20,7 @@ from compresskit.storage.run_folder import check_disk
 
 log = logging.getLogger("compresskit")
 
+WAIT = 30.0  # seconds at a time: processes of one run that wait for each other are given up after some minutes
 SAVE_EVERY = 60.0  # seconds of the pass over the data that an interruption may cost
 
 
@@ -54,43 +56,69 @@ class CachedMoments:
             "processes": str(self.group.world),
         } | ({"teacher": fingerprint(teacher)} if teacher is not None else {})
         entries = [_Entry(request, common) for request in requests]
-        missing = [entry for entry in entries if not self.cache.holds(entry.name, entry.identity)]
-        for together in self._in_groups(missing):
-            self._take(network, teacher, together, split, progress)
-        self.group.barrier()
-        return {entry.name: self.cache.read(entry.name) for entry in entries}
+        if self._missing(entries):
+            with self._alone(common):  # another run may have computed them while this one waited
+                for done, together in self._in_groups(self._missing(entries)):
+                    self._take(network, teacher, together, done, split, progress)
+        return {entry.name: self.cache.read(entry.name, entry.identity) for entry in entries}
 
-    def _in_groups(self, entries: list["_Entry"]) -> list[list["_Entry"]]:
-        """Those that fit in memory together and, where a pass was interrupted, stopped at the same batch."""
-        groups: dict[tuple[int, int], list[_Entry]] = {}
-        filled: dict[int, tuple[int, int]] = {}
-        for entry in entries:
+    def _missing(self, entries: list["_Entry"]) -> list["_Entry"]:
+        """As the main process sees them."""
+        held = self.group.in_main(
+            lambda: [self.cache.holds(entry.name, entry.identity, entry.request.shapes) for entry in entries]
+        )
+        return [entry for entry, there in zip(entries, held, strict=True) if not there]
+
+    @contextmanager
+    def _alone(self, common: Identity) -> Iterator[None]:
+        """Lets one run at a time compute moments of the same network and data; the others wait, and take them over."""
+        lock = self.cache.lock(common) if self.group.is_main else None
+        if not self.group.in_main(lambda: lock is None or lock.acquire()):
+            if lock is not None:
+                log.info("%s: waiting for moments of %s", self.cache.folder, lock.owner() or "another run")
+            while not self.group.in_main(lambda: lock is None or lock.acquire(WAIT)):
+                pass
+        try:
+            yield
+            self.group.barrier()
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _in_groups(self, entries: list["_Entry"]) -> list[tuple[int, list["_Entry"]]]:
+        """Those that fit in memory together and were stopped behind the same batch, in every process; with the batches
+        that are done in this one."""
+        done = self.group.gather([[self._batches_done(entry) for entry in entries]])
+        groups: dict[tuple[tuple[int, ...], int], list[_Entry]] = {}
+        filled: dict[tuple[int, ...], tuple[int, int]] = {}
+        for entry, starts in zip(entries, zip(*done, strict=True), strict=True):
             nbytes = entry.request.nbytes
             if nbytes > self.memory:
                 raise ResourceError(
                     f"the moments of {entry.name} take {nbytes / 1e9:.1f} GB, {self.memory / 1e9:.1f} GB "
                     "are allowed; raise `moments.memory`, leave the layer out, or fuse into a smaller `kernel`"
                 )
-            start = self._batches_done(entry)
-            index, used = filled.get(start, (0, 0))
+            index, used = filled.get(starts, (0, 0))
             if used + nbytes > self.memory:
                 index, used = index + 1, 0
-            filled[start] = (index, used + nbytes)
-            groups.setdefault((start, index), []).append(entry)
-        return list(groups.values())
+            filled[starts] = (index, used + nbytes)
+            groups.setdefault((starts, index), []).append(entry)
+        return [(starts[self.group.rank], together) for (starts, _), together in groups.items()]
 
     def _take(
         self,
         network: fx.GraphModule,
         teacher: fx.GraphModule | None,
         entries: list["_Entry"],
+        done: int,
         split: Split,
         progress: Callable[[int], None],
     ) -> None:
+        """One pass over the data from behind its first `done` batches."""
         needed = sum(entry.request.nbytes for entry in entries)
         log.info("moments of %d layers: %.1f MB of memory and disk", len(entries), needed / 1e6)
         check_disk(self.cache.folder, 2 * needed)  # an unfinished part may still be there when the whole is written
-        done, rank = self._batches_done(entries[0]), self.group.rank
+        rank = self.group.rank
         sums = {entry.name: self._resumed(entry, done) for entry in entries}
         saved = time.monotonic()
 
@@ -111,16 +139,17 @@ class CachedMoments:
             self.group.sum_tensors(total.tensors().values())
             if self.group.is_main:
                 self.cache.write(entry.name, entry.identity, total.finish())
-            self.cache.drop_part(entry.name, rank)
+            self.cache.drop_part(entry.name, rank, entry.identity)
 
     def _batches_done(self, entry: "_Entry") -> int:
-        return self.cache.batches_done(entry.name, self.group.rank, entry.identity)
+        shapes = {name: tuple(tensor.shape) for name, tensor in entry.request.zeros("meta").tensors().items()}
+        return self.cache.batches_done(entry.name, self.group.rank, entry.identity, shapes)
 
     def _resumed(self, entry: "_Entry", done: int) -> MomentSums:
         sums = entry.request.zeros(self.device)
         if done:
             log.info("moments of %s go on behind batch %d", entry.name, done)
-            self.cache.read_part(entry.name, self.group.rank, sums.tensors())
+            self.cache.read_part(entry.name, self.group.rank, entry.identity, sums.tensors())
         return sums
 
 

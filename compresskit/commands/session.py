@@ -1,7 +1,7 @@
 """What every command starts from: recipe, data, device and processes, run folder and checkpoints."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,7 @@ class Arguments:
     resume: bool = False
     force: bool = False
     dry_run: bool = False
+    held: ExitStack | None = None  # who keeps the run folder locked until the report is written; None: the session
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -89,6 +90,7 @@ class Session:
     parents: tuple[Path, ...]
     folder: RunFolder | None
     progress: Progress
+    held: ExitStack  # what is let go of when the session ends
 
     def fresh(self, trial: int) -> Start:
         """The recipe's model, traced, with random weights drawn from the trial's seed (or those that it names)."""
@@ -179,18 +181,17 @@ def session(
     kind = device_kind(arguments.device)
     if recipe.deterministic:
         set_determinism(recipe.seed, strict=True)
-    with closing(connect(kind)) as group:
+    with closing(connect(kind)) as group, ExitStack() as held:
         data = _load(recipe, group)
-        yield Session(verb, arguments, recipe, data, group.device(kind), group, parents, None, progress)
+        yield Session(verb, arguments, recipe, data, group.device(kind), group, parents, None, progress, held)
 
 
 def with_folder(current: Session) -> Session:
-    """The session with its run folder made: to be called when all that can be refused has been looked at."""
-    folder = RunFolder(run_path(current))
+    """The session with its run folder made and locked: to be called when all that can be refused has been looked at."""
+    folder, plain = RunFolder(run_path(current)), current.recipe.plain()
 
     def make() -> None:
-        plain = current.recipe.plain()
-        open_run_folder(
+        opened = open_run_folder(
             folder.path,
             current.verb,
             plain,
@@ -199,6 +200,7 @@ def with_folder(current: Session) -> Session:
             inputs=current.inputs,
             data=current.data.fingerprint,
         )
+        (current.arguments.held or current.held).enter_context(opened)
         folder.write_text("recipe.yaml", to_yaml(plain))
 
     current.group.in_main(make)
@@ -218,7 +220,11 @@ def trial_folder(current: Session, trial: int, trials: int) -> Path:
 def _load(recipe: Recipe, group: Group) -> DataSet:
     """The recipe's data; the main process goes first, so that it alone downloads."""
     loaded: list[DataSet] = []
-    group.in_main(lambda: loaded.append(recipe.section("data").load(recipe.seed)))
+
+    def first() -> None:
+        loaded.append(recipe.section("data").load(recipe.seed))
+
+    group.in_main(first)
     return loaded[0] if loaded else recipe.section("data").load(recipe.seed)
 
 

@@ -39,6 +39,18 @@ class Request:
         """Bytes of the sums: 8 for each entry of the second and the cross moments."""
         return 8 * (self.groups * self.features**2 + self.outputs * (self.features + 2))
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the moments."""
+        groups, features, outputs = self.groups, self.features, self.outputs
+        return {
+            "mean_x": (groups, features),
+            "mean_y": (outputs,),
+            "cxx": (groups, features, features),
+            "cyx": (groups, outputs // groups, features),
+            "cyy": (outputs,),
+        }
+
     def zeros(self, device: torch.device | str) -> MomentSums:
         return MomentSums.zeros(self.features, self.outputs, self.groups, device=device)
 

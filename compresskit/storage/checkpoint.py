@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from compresskit.errors import CheckpointError, UnsupportedModelError
 from compresskit.graph.format.table import from_table, named_tensors, to_table
 from compresskit.storage import masked
-from compresskit.storage.atomic import atomic_write
+from compresskit.storage.atomic import write_tensors
 
 FORMAT = "compresskit checkpoint"
 VERSION = 2  # 1: masks beside whole tensors; still written where there are no masks
@@ -64,8 +64,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "masks": dict(zip(mask_names, masks.values(), strict=True)),
         **plain,
     }
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        _write(content, file)
+    write_tensors(path, content)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -131,16 +130,6 @@ def _compact(tensor: Tensor) -> Tensor:
 def _canonical(plain: list[Any]) -> Any:
     """An equal copy of plain data whose objects are shared or not by their content alone, since pickle shows that."""
     return json.loads(json.dumps(plain))
-
-
-def _write(content: dict[str, Any], file: BinaryIO) -> None:
-    """To a file, not a path, which torch would write into it; a full disk raises OSError, as it does elsewhere."""
-    try:
-        torch.save(content, file)
-    except RuntimeError as error:  # torch's archive writer, on closing, about what it could not write
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from error
-        raise
 
 
 def _fill(network: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:

@@ -1,12 +1,14 @@
 """The folder of a run: fixed names, nothing overwritten unasked, and what is needed to repeat the run."""
 
 import json
+import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Any
 
 from compresskit import __version__
 from compresskit.errors import ResourceError, RunFolderError
-from compresskit.storage.atomic import atomic_write
+from compresskit.storage.atomic import atomic_write, is_temporary, unwritable, write_json
 from compresskit.storage.checkpoint import file_hash
+from compresskit.storage.lock import Lock, holding, is_lock
 
 RECORD = "run.json"
 
@@ -35,6 +38,7 @@ class RunFolder:
             temporary.write_text(text)
 
 
+@contextmanager
 def open_run_folder(
     path: Path,
     verb: str,
@@ -44,9 +48,11 @@ def open_run_folder(
     resume: bool,
     inputs: Sequence[Path] = (),
     data: str = "",
-) -> RunFolder:
+) -> Iterator[RunFolder]:
     """Makes the folder of a run, or takes the one that is there when the user said what should become of it.
 
+    It is this process's alone until the context is left. run.json is the first file in it and the last one to go, so
+    a folder without it was never ours; locks and temporary files are no content, and the latter are removed.
     force: an earlier run's files are removed first; a folder that holds no run is never cleared.
     resume: the earlier run must be of the same verb, recipe, inputs and data; with `force` as well, another is removed.
     inputs: files that are read, none of which may lie in the folder. data: fingerprint of the data set.
@@ -55,23 +61,21 @@ def open_run_folder(
     for source in inputs:
         if path.resolve() in (source.resolve(), *source.resolve().parents):
             raise RunFolderError(f"{path}: it holds the input {source}; write elsewhere with --out")
-    if path.exists() and not path.is_dir():
-        raise RunFolderError(f"{path}: it is a file, not a folder; write elsewhere with --out")
-    occupied = path.is_dir() and any(path.iterdir())
     made_of = recipe | {"--checkpoint": [file_hash(source) for source in inputs], "the data": data}
-    resume = occupied and resume and _is_same_run(path, verb, made_of, otherwise_clear=force)
-    if occupied and not resume and force:
-        _clear(path)
-    elif occupied and not resume:
-        raise RunFolderError(f"{path}: it is not empty; use --force to start over, --resume to go on, or another --out")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        folder = RunFolder(path)
-        if not resume:
-            folder.write_text(RECORD, json.dumps({"verb": verb, "made_of": made_of, **provenance()}, indent=2) + "\n")
-    except OSError as error:
-        raise RunFolderError(f"{path}: it cannot be made ({error.strerror}); write elsewhere with --out") from error
-    return folder
+    with ExitStack() as held:
+        try:
+            _check_kind(path)
+            if _occupied(path):
+                _read_record(path)  # nothing of ours goes into a folder of somebody else's, a lock neither
+            path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(holding(_locked(path)))
+            _remove_temporaries(path)
+            if not _goes_on(path, verb, made_of, force=force, resume=resume):
+                _clear(path)
+                write_json(path / RECORD, {"verb": verb, "made_of": made_of, **provenance()})
+        except OSError as error:
+            raise unwritable(path, error) from error
+        yield RunFolder(path)
 
 
 def slug(name: str) -> str:
@@ -101,13 +105,43 @@ def check_disk(path: Path, nbytes: int) -> None:
         )
 
 
-def _is_same_run(path: Path, verb: str, made_of: dict[str, Any], *, otherwise_clear: bool) -> bool:
-    """Whether the run in the folder can go on; where it cannot and may not be cleared, RunFolderError says why."""
+def _check_kind(path: Path) -> None:
+    if os.path.lexists(path) and not path.is_dir():
+        raise RunFolderError(f"{path}: it is a file, not a folder; write elsewhere with --out")
+
+
+def _content(path: Path) -> list[Path]:
+    """What lies in a folder but for locks and what was never finished."""
+    return [entry for entry in path.iterdir() if not is_lock(entry) and not is_temporary(entry)]
+
+
+def _occupied(path: Path) -> bool:
+    return path.is_dir() and bool(_content(path))
+
+
+def _locked(path: Path) -> Lock:
+    lock = Lock(path / ".lock")
+    if not lock.acquire():
+        raise RunFolderError(
+            f"{path}: {lock.owner() or 'another process'} is writing there; wait for it, stop it, or write elsewhere "
+            "with --out"
+        )
+    return lock
+
+
+def _goes_on(path: Path, verb: str, made_of: dict[str, Any], *, force: bool, resume: bool) -> bool:
+    """Whether the run in the folder is the one to go on with; where it is not, it may be cleared."""
+    if not _occupied(path):
+        return False
     record = _read_record(path)
+    if record.get("cleared"):
+        return False
+    if not resume and not force:
+        raise RunFolderError(f"{path}: it is not empty; use --force to start over, --resume to go on, or another --out")
     changed = sorted(_differences(record["made_of"], made_of))
-    if record["verb"] == verb and not changed:
+    if resume and record["verb"] == verb and not changed:
         return True
-    if otherwise_clear:
+    if force:
         return False
     if record["verb"] != verb:
         raise RunFolderError(f"{path}: it holds a run of '{record['verb']}', not of '{verb}'; use another --out")
@@ -118,16 +152,27 @@ def _is_same_run(path: Path, verb: str, made_of: dict[str, Any], *, otherwise_cl
 
 
 def _clear(path: Path) -> None:
-    _read_record(path)
-    for entry in path.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    """Removes all but the lock. The record goes last, and says until then that the rest is on its way out."""
+    if not (rest := _content(path)):
+        return
+    write_json(path / RECORD, {"cleared": True})
+    for entry in rest:
+        if entry.name != RECORD:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _remove_temporaries(path: Path) -> None:
+    for entry in path.rglob(".*"):
+        if is_temporary(entry):
+            entry.unlink(missing_ok=True)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
+    """Of the run in the folder. Raises RunFolderError where there is none."""
     try:
         record = json.loads((path / RECORD).read_text())
-        return {"verb": record["verb"], "made_of": record["made_of"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return record if record.get("cleared") else {"verb": record["verb"], "made_of": record["made_of"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(
             f"{path}: it holds files, but no run of compresskit ({RECORD}); use another --out"
         ) from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compresskit.data.dataset import DataSet, digest
 from compresskit.errors import RunFolderError
 from compresskit.graph.masks import Masks
-from compresskit.storage.atomic import atomic_write
+from compresskit.storage.atomic import write_tensors
 from compresskit.training.options import Training
 
 VERSION = 1
@@ -73,17 +73,19 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def save(folder: Path, made_for: Mapping[str, Any], record: Record, trainer: Mapping[str, Any]) -> None:
     """Replaces the state of the run by the present one."""
-    _write(folder / STATE, {"version": VERSION, "made_for": dict(made_for), **vars(record), "trainer": dict(trainer)})
+    write_tensors(
+        folder / STATE, {"version": VERSION, "made_for": dict(made_for), **vars(record), "trainer": dict(trainer)}
+    )
 
 
 def save_best(folder: Path, network: nn.Module) -> None:
     """Keeps the weights as the best so far."""
-    _write(folder / BEST, _on_cpu(network))
+    write_tensors(folder / BEST, _on_cpu(network))
 
 
 def save_epoch(folder: Path, network: nn.Module, epoch: int) -> None:
     """Keeps the weights as those after epoch `epoch`, counted from 1; 0: before the first."""
-    _write(folder / EPOCHS / f"epoch-{epoch:04}.pt", _on_cpu(network))
+    write_tensors(folder / EPOCHS / f"epoch-{epoch:04}.pt", _on_cpu(network))
 
 
 def epochs_kept(folder: Path) -> dict[int, Path]:
@@ -147,11 +149,6 @@ def _on_cpu(network: nn.Module) -> dict[str, Tensor]:
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().reshape(-1).view(torch.uint8)
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
 
 
 def _read(path: Path) -> Any:

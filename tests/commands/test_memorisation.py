@@ -1,6 +1,7 @@
 """Errors under corrupted labels, of nets whose predictions are known."""
 
 import copy
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ def test_columns_are_best_test_last_test_and_training_error_on_the_corrupted_lab
     recipe = SimpleNamespace(section=lambda name: source, seed=5, trials=2, moments=SimpleNamespace(batch_size=300))
     data = source.load(5)
     folder = SimpleNamespace(path=tmp_path)
-    current = Session("train", None, recipe, data, CPU, Group(), (), folder, None)
+    current = Session("train", None, recipe, data, CPU, Group(), (), folder, None, ExitStack())
     asked = []
 
     def train(current, folder, trial, label):

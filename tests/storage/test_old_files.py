@@ -1,12 +1,12 @@
 """Files that version 0.1.0 wrote, one checkpoint for each kind of module of our own, are read as they were."""
 
-import inspect
+import shutil
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 
-from compresskit.commands import cached_moments
 from compresskit.commands.cached_moments import CachedMoments
 from compresskit.data.mini import MnistMini
 from compresskit.distributed import Group
@@ -41,15 +41,14 @@ def test_masks_and_histories_are_there():
     assert {"conv1.weight", "conv2.weight"} <= masked.masks.keys()
 
 
-@pytest.mark.skipif(
-    "bias" not in inspect.signature(torch.nn.BatchNorm2d).parameters,
-    reason="the identity of an entry has the options of modules, and this torch has fewer than the one that wrote it",
-)
-def test_a_cache_of_moments_is_taken_without_a_pass_over_the_data(monkeypatch):
+def test_a_cache_of_moments_without_checksums_is_taken_anew(tmp_path):
+    cache = tmp_path / "moments"
+    cache.mkdir()
+    (old,) = OLD.glob("*.h5")
+    shutil.copy(old, cache)
     network, images = load(OLD / "plain.pt").network, MnistMini(limit=300).load(0).train.sample(200)
     request, cpu = find(network, ("conv1", "conv2"), IMAGES).request, torch.device("cpu")
-    kept = CachedMoments(MomentCache(OLD, "fail", cpu), 1e9, 256, cpu, Group())
-    monkeypatch.setattr(cached_moments, "collect", lambda *args, **kwargs: pytest.fail("the data were read again"))
+    kept = CachedMoments(MomentCache(cache, "fail", cpu), 1e9, 256, cpu, Group())
     moments = kept.gather(network, [request], images)[request.name]
-    assert moments.count == 200 * 14 * 14
-    torch.testing.assert_close(moments.cxx[0].read().diagonal(), moments.cxx[0].diagonal(), rtol=0, atol=0)
+    with h5py.File(old) as file:
+        torch.testing.assert_close(moments.cxx[0].read(), torch.from_numpy(file["cxx"][0]), rtol=1e-5, atol=1e-6)

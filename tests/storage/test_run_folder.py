@@ -1,19 +1,35 @@
 """Run folders: what is refused, what is cleared, what is resumed; and that files appear whole or not at all."""
 
 import json
+import os
+import platform
+import shutil
 import subprocess
+import sys
 
 import pytest
 
 from compresskit.errors import ResourceError, RunFolderError
+from compresskit.storage import run_folder
 from compresskit.storage.atomic import atomic_write
+from compresskit.storage.lock import Lock, Owner, is_lock
 from compresskit.storage.run_folder import RECORD, check_disk, open_run_folder
 
 RECIPE = {"seed": 0, "train": {"epochs": 3}}
 
 
-def opened(path, recipe=RECIPE, verb="train", **options):
+def opening(path, recipe=RECIPE, verb="train", **options):
     return open_run_folder(path, verb, recipe, **({"force": False, "resume": False} | options))
+
+
+def opened(path, recipe=RECIPE, verb="train", **options):
+    """The folder of a run that has ended."""
+    with opening(path, recipe, verb, **options) as folder:
+        return folder
+
+
+def content(path):
+    return sorted(entry.name for entry in path.iterdir() if not is_lock(entry))
 
 
 def test_a_new_folder_records_what_is_needed_to_repeat_the_run(tmp_path):
@@ -35,7 +51,7 @@ def test_force_clears_an_earlier_run_and_only_that(tmp_path):
     opened(run).write_text("report.md", "old")
     (run / "trial-1").mkdir()
     opened(run, force=True)
-    assert [path.name for path in run.iterdir()] == [RECORD]
+    assert content(run) == [RECORD]
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderError, match="it holds files, but no run of compresskit"):
@@ -68,7 +84,7 @@ def test_resume_with_force_goes_on_or_starts_over(tmp_path):
     opened(tmp_path, resume=True, force=True)
     assert (tmp_path / "metrics.csv").read_text() == "kept"
     opened(tmp_path, {"seed": 1}, resume=True, force=True)
-    assert [path.name for path in tmp_path.iterdir()] == [RECORD]
+    assert content(tmp_path) == [RECORD]
     assert json.loads((tmp_path / RECORD).read_text())["made_of"]["seed"] == 1
 
 
@@ -86,9 +102,123 @@ def test_input_and_output_never_share_a_folder(tmp_path):
     assert (run / "model.pt").read_text() == "weights"
 
 
+def test_one_run_at_a_time_writes_into_a_folder(tmp_path):
+    with opening(tmp_path) as folder:
+        folder.write_text("metrics.csv", "mine")
+        for options in ({"force": True}, {"resume": True}, {}):
+            with (
+                pytest.raises(RunFolderError, match=rf"process {os.getpid()} on .* is writing there; wait for it"),
+                opening(tmp_path, **options),
+            ):
+                pass
+        assert (tmp_path / "metrics.csv").read_text() == "mine"
+    opened(tmp_path, resume=True)
+
+
+def test_a_lock_goes_with_its_process_and_its_last_workers(tmp_path):
+    holds = """import os, sys, time
+from pathlib import Path
+from compresskit.storage.lock import Lock
+lock = Lock(Path(sys.argv[1]))
+assert lock.acquire()
+worker = os.fork()
+if worker:
+    print(end="x", flush=True)
+time.sleep(60 if worker else 2)
+"""
+    path = tmp_path / ".lock"
+    process = subprocess.Popen([sys.executable, "-c", holds, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout.read(1) == b"x"
+    lock = Lock(path)
+    assert not lock.acquire()
+    assert lock.owner().pid == process.pid
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert lock.acquire()  # the child that was forked off holds it for two seconds more
+    assert lock.owner().pid == os.getpid()
+    lock.release()
+    assert lock.owner() is None
+
+
+def test_of_another_machine_nothing_is_known():
+    assert Owner(2**22 + 1, platform.node(), "", "").has_ended
+    assert not Owner(os.getpid(), platform.node(), "", "").has_ended
+    assert not Owner(2**22 + 1, "another", "", "").has_ended
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"resume": True, "force": True}, {"force": True}, {}])
+def test_a_kill_while_the_record_is_first_written_leaves_no_run(tmp_path, options):
+    (tmp_path / f".{RECORD}.123.tmp").write_text('{"verb"')
+    Lock(tmp_path / ".lock").acquire()
+    (tmp_path / ".lock").unlink()  # as if its process were gone
+    opened(tmp_path, **options)
+    assert content(tmp_path) == [RECORD]
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"resume": True, "force": True}, {"force": True}, {}])
+def test_a_kill_while_a_run_is_cleared_is_made_up_for(tmp_path, monkeypatch, options):
+    folder = opened(tmp_path)
+    folder.write_text("metrics.csv", "old")
+    (tmp_path / "trial-1").mkdir()
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path, {"seed": 1}, force=True)
+    monkeypatch.undo()
+    opened(tmp_path, **options)
+    assert content(tmp_path) == [RECORD]
+    assert json.loads((tmp_path / RECORD).read_text())["made_of"]["seed"] == RECIPE["seed"]
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path):
+    opened(tmp_path)
+    (tmp_path / "trial-1").mkdir()
+    (tmp_path / "trial-1" / ".state.pt.77.tmp").write_text("half")
+    opened(tmp_path, resume=True)
+    assert list((tmp_path / "trial-1").iterdir()) == []
+
+
+def test_a_folder_of_somebody_elses_is_left_as_it_is(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for options in ({}, {"force": True}, {"resume": True}):
+        with pytest.raises(RunFolderError, match="it holds files, but no run"):
+            opened(tmp_path, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_is_removed_in_mid_run_is_named_and_not_made_again(tmp_path):
+    path = tmp_path / "run"
+    with opening(path) as folder:
+        shutil.rmtree(path)
+        with pytest.raises(RunFolderError, match=r"run: somebody has removed it while this run was writing there"):
+            folder.write_text("report.md", "x")
+    assert not path.exists()
+    opened(path, resume=True)
+
+
+def test_a_dangling_link_is_no_folder(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with pytest.raises(RunFolderError, match="it is a file, not a folder"):
+        opened(tmp_path / "run")
+
+
+def test_an_error_of_the_run_itself_is_not_the_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"), opening(tmp_path):
+        (tmp_path / "gone").read_text()
+
+
+def test_a_name_that_is_too_long_is_said(tmp_path):
+    with pytest.raises(RunFolderError, match=r"it cannot be written \(File name too long\)"):
+        opened(tmp_path / ("x" * 300))
+
+
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(RunFolderError, match=r"it cannot be made \(Not a directory\); write elsewhere with --out"):
+    with pytest.raises(RunFolderError, match=r"it cannot be written \(Not a directory\); write elsewhere with --out"):
         opened(tmp_path / "run" / "below")
     with pytest.raises(RunFolderError, match="it is a file, not a folder"):
         opened(tmp_path / "run")

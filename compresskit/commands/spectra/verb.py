@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,21 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         planned = plan_result(source.title, source.weights, source.others, options)
         planned.tables += isometries.plan() if isometries is not None else []
         return planned
-    folder = _folder(arguments, recipe, source)
+    with ExitStack() as own:
+        folder = (arguments.held or own).enter_context(_folder(arguments, recipe, source))
+        return _measured(folder, source, recipe, device, progress, alike, isometries)
+
+
+def _measured(
+    folder: RunFolder,
+    source: Source,
+    recipe: Recipe,
+    device: torch.device,
+    progress: Progress,
+    alike: "_Similarity | None",
+    isometries: Isometries | None,
+) -> Result:
+    options: SpectraOfNetwork = recipe.section("spectra")
 
     def take(weights: Sequence[Weight], label: str) -> tuple[list[Spectrum], dict[str, str]]:
         progress.start(label, len(weights))
@@ -180,18 +195,19 @@ def _of_epoch(source: Source, path: Path) -> list[Weight]:
     ]
 
 
-def _folder(arguments: Arguments, recipe: Recipe, source: Source) -> RunFolder:
+@contextmanager
+def _folder(arguments: Arguments, recipe: Recipe, source: Source) -> Iterator[RunFolder]:
     plain = recipe.plain()
-    folder = open_run_folder(
+    with open_run_folder(
         arguments.out or Path("runs") / f"{recipe.name}-spectra",
         "spectra",
         plain,
         force=arguments.force,
         resume=arguments.resume,
         inputs=() if source.path is None else (in_folder(source.path) if source.path.is_dir() else (source.path,)),
-    )
-    folder.write_text("recipe.yaml", to_yaml(plain))
-    return folder
+    ) as folder:
+        folder.write_text("recipe.yaml", to_yaml(plain))
+        yield folder
 
 
 def _write(folder: RunFolder, found: Sequence[Spectrum]) -> None:

@@ -2,9 +2,11 @@
 
 import logging
 import os
-import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from importlib import import_module
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from compresskit import __version__
+from compresskit import __version__, process
 from compresskit.errors import CompresskitError, ResourceError, TargetMissed
+from compresskit.process import INTERRUPTED
 
 if TYPE_CHECKING:
     from compresskit.commands.result import Result
@@ -28,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-INTERRUPTED = 130
+_RESUME = "; --resume goes on from the last saved state"
 
 _Recipe = Annotated[Path, typer.Argument(help="Recipe file, YAML.", show_default=False)]
 _Overrides = Annotated[
@@ -51,6 +54,7 @@ _Force = Annotated[bool, typer.Option("--force", help="Remove the run in the fol
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Neither progress nor table.")]
 _Json = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")]
+_Debug = Annotated[bool, typer.Option("--debug", help="The whole traceback of an error.")]
 
 _File = Annotated[Path, typer.Argument(help="A checkpoint.", show_default=False)]
 
@@ -68,18 +72,23 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {  # annotation, default
     "dry_run": (_DryRun, False),
     "quiet": (_Quiet, False),
     "json": (_Json, False),
+    "debug": (_Debug, False),
 }
 
 
 def _add_verb(verb: str, does: str, *, without: Collection[str] = ()) -> None:
     """Adds a command that runs commands.VERB.verb with the shared parameters, but for those that it goes without."""
 
-    def command(quiet: bool, json: bool, overrides: list[str] | None, **given: Any) -> None:
-        from compresskit.commands.session import Arguments
+    def command(quiet: bool, json: bool, debug: bool, overrides: list[str] | None, **given: Any) -> None:
+        def run(progress: "Progress", held: ExitStack) -> "Result":
+            from compresskit.commands.session import Arguments
 
-        arguments = Arguments(overrides=tuple(overrides or ()), **given)
-        run = import_module(f"compresskit.commands.{verb}.verb").run
-        _run(lambda progress: run(arguments, progress), quiet, json)
+            arguments = Arguments(overrides=tuple(overrides or ()), held=held, **given)
+            found: Result = import_module(f"compresskit.commands.{verb}.verb").run(arguments, progress)
+            return found
+
+        resumable = "resume" in given and not given["dry_run"]
+        _run(verb, run, quiet, json, debug, resumable=resumable)
 
     taken = {name: kind for name, kind in PARAMETERS.items() if name not in without}
     command.__doc__ = does
@@ -112,23 +121,31 @@ _add_verb(
 
 
 @app.command()
-def inspect(file: _File, quiet: _Quiet = False, json: _Json = False) -> None:
+def inspect(file: _File, quiet: _Quiet = False, json: _Json = False, debug: _Debug = False) -> None:
     """What a checkpoint holds and how it came to be."""
-    from compresskit.commands.inspect import verb as command
 
-    _run(lambda progress: command.run(file), quiet, json)
+    def run(progress: "Progress", held: ExitStack) -> "Result":
+        from compresskit.commands.inspect import verb as command
+
+        return command.run(file)
+
+    _run("inspect", run, quiet, json, debug)
 
 
 @app.command()
 def show(
     topic: Annotated[str, typer.Argument(help="models, datasets, recipes or layers.", show_default=False)],
     section: Annotated[str | None, typer.Argument(help="Of recipes: one section.", show_default=False)] = None,
-    checkpoint: _Checkpoint = None, quiet: _Quiet = False, json: _Json = False,
+    checkpoint: _Checkpoint = None, quiet: _Quiet = False, json: _Json = False, debug: _Debug = False,
 ) -> None:  # fmt: skip
     """What a recipe can name, and the layers of a checkpoint."""
-    from compresskit.commands.show import verb as command
 
-    _run(lambda progress: command.run(topic, section, checkpoint), quiet, json)
+    def run(progress: "Progress", held: ExitStack) -> "Result":
+        from compresskit.commands.show import verb as command
+
+        return command.run(topic, section, checkpoint)
+
+    _run("show", run, quiet, json, debug)
 
 
 @app.command()
@@ -139,12 +156,16 @@ def export(
         str, typer.Option("--layout", help="masked: as it is. grouped: sparse layers of blocks as grouped layers.")
     ] = "masked",
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
-    quiet: _Quiet = False, json: _Json = False,
+    quiet: _Quiet = False, json: _Json = False, debug: _Debug = False,
 ) -> None:  # fmt: skip
     """Write a checkpoint in another layout, or as a file that torch or ONNX alone can run."""
-    from compresskit.commands.export import verb as command
 
-    _run(lambda progress: command.run(model, out, layout, force=force), quiet, json)
+    def run(progress: "Progress", held: ExitStack) -> "Result":
+        from compresskit.commands.export import verb as command
+
+        return command.run(model, out, layout, force=force)
+
+    _run("export", run, quiet, json, debug)
 
 
 @app.callback(invoke_without_command=True)
@@ -154,31 +175,62 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-def _run(command: "Callable[[Progress], Result]", quiet: bool, as_json: bool) -> None:
-    """Runs a command, publishes its result, and ends with the exit status that tells how it went."""
-    from compresskit.report import TerminalProgress, publish
+def _run(
+    verb: str,
+    command: "Callable[[Progress, ExitStack], Result]",
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+    *,
+    resumable: bool = False,
+) -> None:
+    """Runs a command, publishes its result, and ends with the exit status that tells how it went.
 
+    The command puts on the stack what must be held until its report is written.
+    """
     quiet = quiet or not _is_main_process()
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)
+    logging.raiseExceptions = False
     try:
-        with TerminalProgress(quiet=quiet) as progress:
-            result = command(progress)
-        if _is_main_process():
-            publish(result, as_json=as_json, quiet=quiet)
+        from compresskit.report import TerminalProgress, publish
+
+        with ExitStack() as held:
+            with TerminalProgress(quiet=quiet) as progress:
+                result = command(progress, held)
+            if _is_main_process():
+                _print(lambda: publish(result, as_json=as_json, quiet=quiet))
         missed = [target for target in result.targets if not target.met]
         if missed:
             raise TargetMissed("; ".join(f"{t.name}: {t.asked} was asked for, {t.got} was reached" for t in missed))
-    except CompresskitError as error:
-        _fail(error)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
-            raise
-        advice = "use a smaller batch_size (train, moments), or lower moments.memory"
-        _fail(ResourceError(f"the device has too little memory ({str(error).splitlines()[0]}); {advice}"))
     except KeyboardInterrupt:
-        typer.echo("interrupted; --resume goes on from the last saved state", err=True)
-        sys.exit(INTERRUPTED)
+        lost = _lost_process()
+        _end(lost or f"interrupted{_RESUME if resumable else ''}", 1 if lost else INTERRUPTED)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, CompresskitError):
+            _end(f"error: {error}", error.exit_status)
+        from compresskit.mishaps import explained
+
+        text, status = explained(error, verb)
+        lost = _lost_process()
+        _end(lost or f"error: {text}", 1 if lost else status)
+
+
+def _print(publish: Callable[[], None]) -> None:
+    """To standard output, where nobody may be reading any more (`| head`), which is no error, or nobody can."""
+    try:
+        publish()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        process.abandon_stdout()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        process.abandon_stdout()
+        raise ResourceError(f"standard output cannot be written ({error.strerror}); the files are all there") from error
 
 
 def _is_main_process() -> bool:
@@ -186,14 +238,32 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _lost_process() -> str:
+    """What to say where another process of the run has ended, for which torchrun stops this one; "" where none has."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ""
+    from compresskit.distributed import ended_peers
+
+    ended = ", ".join(f"{peer.rank} of {os.environ['WORLD_SIZE']} (pid {peer.pid})" for peer in ended_peers())
+    reason = "it was killed, ran out of memory, or says above what stopped it"
+    return f"error: process {ended} has ended: {reason}{_RESUME}" if ended else ""
 
 
-def _fail(error: CompresskitError) -> NoReturn:
-    if _is_main_process():
-        typer.echo(f"error: {error}", err=True)
-    sys.exit(error.exit_status)
+def _end(text: str, status: int) -> NoReturn:
+    """Says why, once for all processes, and ends."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        typer.echo(text, err=True)
+        sys.exit(status)
+    from compresskit.distributed import speaker
+
+    rank, first = int(os.environ["RANK"]), speaker()
+    if rank != (first.rank if first else 0):
+        time.sleep(1)
+        if first is None or first.has_ended:  # all met the same error, and it has said so
+            sys.exit(status)
+        text = f"process {rank}: {text}"
+    typer.echo(text, err=True)
+    sys.exit(status)
 
 
 def main() -> None:
@@ -207,6 +277,4 @@ def main() -> None:
     except SystemExit as end:
         if os.environ.get("WORLD_SIZE", "1") == "1" or not isinstance(end.code, int | None):
             raise
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code or 0)
+        process.leave(end.code or 0)

@@ -1,8 +1,10 @@
 """Several processes as one: who am I, and sums over all. Started by torchrun, or alone."""
 
 import os
+import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -101,4 +103,40 @@ def connect(kind: str) -> Group:
             )
         torch.cuda.set_device(group.local_rank)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    _peers.extend(group.gather([Peer(group.rank, platform.node(), os.getpid())]))
     return group
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A process of the run, as the others know it."""
+
+    rank: int
+    host: str
+    pid: int
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known to be gone, or dead and not buried yet; of another machine nothing is known."""
+        if self.host != platform.node():
+            return False
+        try:
+            os.kill(self.pid, 0)
+            return ") Z " in Path(f"/proc/{self.pid}/stat").read_text()
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+
+
+_peers: list[Peer] = []
+
+
+def ended_peers() -> list[Peer]:
+    """Processes of this run on this machine that are no more."""
+    return [peer for peer in _peers if peer.has_ended]
+
+
+def speaker() -> Peer | None:
+    """The process that tells the user: the first one that lives; None before the processes have met."""
+    return next((peer for peer in _peers if not peer.has_ended), None)

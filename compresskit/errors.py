@@ -14,7 +14,8 @@ CompresskitError          exit status 1 unless said otherwise
 A message says where, what was given, what is allowed and what to do next, in one line.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -66,6 +67,16 @@ class TargetMissed(CompresskitError):
     """The work is done and saved, but a target stated in the recipe was not reached."""
 
     exit_status = 3
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Notes of any error that comes through here at which layer or file it was, for the line that the user sees."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(place)
+        raise
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from torch import nn
+
 from compresskit.commands.recipe import Recipe
 from compresskit.data.dataset import DataSet
 from compresskit.errors import CheckpointError, RecipeError
@@ -62,6 +64,16 @@ def check_fits(checkpoint: Checkpoint, path: Path, data: DataSet) -> None:
             raise CheckpointError(
                 f"{path}: trained on inputs of mean {mean} and deviation {std}, the recipe normalises by "
                 f"{list(data.mean)} and {list(data.std)}; give `data.normalize` as it was"
+            )
+
+
+def check_finite(network: nn.Module, path: Path) -> None:
+    """Raises CheckpointError at weights that are not finite: nothing that is made of them is worth anything."""
+    for name, tensor in network.state_dict().items():
+        if not (whole := tensor.isfinite()).all():
+            raise CheckpointError(
+                f"{path}: {name} holds NaN or infinity ({int((~whole).sum()):,} of {tensor.numel():,} numbers); take a "
+                "checkpoint from before the training went wrong"
             )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from compresskit.commands.figures import Figures, figures
-from compresskit.commands.parents import check_contracted, check_fits, check_unmasked, find_parents
+from compresskit.commands.parents import check_contracted, check_finite, check_fits, check_unmasked, find_parents
 from compresskit.commands.recipe import Recipe, load_recipe
 from compresskit.data.dataset import DataSet, Split
 from compresskit.distributed import Group, connect
@@ -99,9 +99,12 @@ class Session:
     def parent(self, trial: int) -> Start:
         """The trained network that a trial starts from: a checkpoint, or the recipe's model with weights of its own."""
         if not self.parents:
-            return replace(self.fresh(trial), path=Path(self.recipe.section("model").weights))
+            start = replace(self.fresh(trial), path=Path(self.recipe.section("model").weights))
+            check_finite(start.network, start.path or Path())
+            return start
         path = self.parents[trial if len(self.parents) > 1 else 0]
         checkpoint = load(path, self.device)
+        check_finite(checkpoint.network, path)
         check_fits(checkpoint, path, self.data)
         if self.verb in ("fuse", "reconstruct", "prune"):
             check_contracted(checkpoint, path, self.verb)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import fx
 
-from compresskit.commands.parents import check_fits, in_folder
+from compresskit.commands.parents import check_finite, check_fits, in_folder
 from compresskit.commands.session import Session, run_path
 from compresskit.errors import CheckpointError, RecipeError, RunFolderError
 from compresskit.storage.checkpoint import load
@@ -27,6 +27,7 @@ def teacher_for(current: Session, student: fx.GraphModule, options: Training) ->
     try:
         path = in_folder(path)[0] if path.is_dir() else path
         checkpoint = load(path, current.device)
+        check_finite(checkpoint.network, path)
         check_fits(checkpoint, path, current.data)
     except CheckpointError as error:
         raise RecipeError(f"distill.teacher: {error}") from error

@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from compresskit.graph.chains import Chain
+from compresskit.models.parts.initialisation import Initialisation, initialise
 
 
 def replace_chain(
@@ -66,8 +67,8 @@ def put_two(network: fx.GraphModule, name: str, first: nn.Module, second: nn.Mod
     network.recompile()
 
 
-def reset_parameters(network: fx.GraphModule, seed: int) -> list[str]:
-    """Draws each layer of `network` anew, in place, by torch's default initialisation from `seed`.
+def reset_parameters(network: fx.GraphModule, seed: int, how: Initialisation = "torch") -> list[str]:
+    """Draws each layer of `network` anew, in place, from `seed`; as torch makes its layers, or as `how` says.
 
     Returns the names of the parameters that no layer draws (a bare class token, say), which stay as they were.
     """
@@ -79,4 +80,5 @@ def reset_parameters(network: fx.GraphModule, seed: int) -> list[str]:
             if callable(reset):
                 reset()
                 drawn |= {id(parameter) for parameter in module.parameters()}
+        initialise(network, how)
     return [name for name, parameter in network.named_parameters() if id(parameter) not in drawn]

@@ -236,3 +236,42 @@ def test_a_device_that_is_not_there(call, recipe, tmp_path):
     refused(call("train", recipe, "--device", "cuda"), 1, "--device cuda: torch finds no GPU here")
     refused(call("train", recipe, "--device", "gpu"), 2, "allowed: auto, cpu, cuda")
     assert nothing_written(tmp_path)
+
+
+@pytest.fixture
+def ruined(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint with two numbers that are none."""
+    found = load(checkpoint)
+    with torch.no_grad():
+        found.network.conv2.weight[0, 0, 0, :2] = torch.tensor([torch.nan, torch.inf])
+    path = tmp_path / "ruined.pt"
+    save(found, path)
+    return path
+
+
+SECTIONS = "prune: {target: {macs: 60%}}\nreconstruct: {keep: 60%}\nexpand: {init: from_checkpoint}\n"
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("finetune", ()),
+        ("fuse", ()),
+        ("prune", ()),
+        ("prune", ("prune={kind: weights, target: {sparsity: 50%}}",)),
+        ("reconstruct", ()),
+        ("expand", ()),
+        ("evaluate", ()),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused_by_name(call, recipe, ruined, tmp_path, verb, options):
+    recipe.write_text(recipe.read_text() + SECTIONS)
+    words = ("ruined.pt: conv2.weight holds NaN or infinity (2 of 288 numbers); take a checkpoint from before",)
+    refused(call(verb, recipe, *options, "-c", ruined), 1, *words)
+    assert nothing_written(tmp_path)
+
+
+def test_export_and_teachers_refuse_weights_that_are_not_finite(call, recipe, ruined, tmp_path):
+    refused(call("export", ruined, "--out", tmp_path / "net.pt2"), 1, "ruined.pt: conv2.weight holds NaN")
+    taught = f"train.distill={{kind: kd, teacher: {ruined}}}"
+    refused(call("train", recipe, taught), 2, "distill.teacher: ", "conv2.weight holds NaN")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compresskit.commands.figures import NONZERO, SPARSE
 from compresskit.commands.inspect.verb import normalisation
-from compresskit.commands.parents import in_folder
+from compresskit.commands.parents import check_finite, in_folder
 from compresskit.commands.result import Figure, Result, Table, alike, by
 from compresskit.errors import RecipeError, RunFolderError, UnsupportedModelError
 from compresskit.graph.counting import count
@@ -28,6 +28,7 @@ def run(model: Path, out: Path, layout: str, *, force: bool) -> Result:
     (path,) = in_folder(model) if model.is_dir() else (model,)
     _check(path, out, layout, force=force)
     original = load(path)
+    check_finite(original.network, path)
     exported, grouped = _laid_out(original, path, layout)
     inputs = torch.randn(_BATCH, *original.input_shape, generator=torch.Generator().manual_seed(0))
     read = _write(exported, inputs, out)

@@ -1,6 +1,7 @@
 """What `fuse` reports: the fused networks beside the document's tables, each layer's error, and the candidates."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTri
     after = [trial.after for trial in trials if trial.after is not None]
     batch = current.recipe.report.latency_batch
     result.figures = compared([trial.before for trial in trials], after, batch, current.device)
-    result.notes = slower(result.figures)
+    result.notes = [*slower(result.figures), *_worse_than_constants(trials)]
     result.tables = [_networks(trials, metric), _layers(trials)]
     if trials[0].ranking.rows:
         result.tables.append(candidate_table(trials[0].ranking.rows))
@@ -181,6 +182,7 @@ def _layers(trials: list[FusedTrial]) -> Table:
         "fused",
         "weights",
         "rank",
+        "ridge",
         "solver",
         "Corollary 1",
         "expected",
@@ -199,12 +201,33 @@ def _layers(trials: list[FusedTrial]) -> Table:
             ),
             strict=True,
         )
-        rows.append((" + ".join(row.layers), shapes, _rank(row.rank, row.features), row.solver, *values))
+        rows.append((" + ".join(row.layers), shapes, _rank(row.rank, row.features), row.ridge, row.solver, *values))
     return Table(
         "fused layers: mean squared error by Corollary 1, expected on new images, measured on held-out ones",
         columns,
         rows,
     )
+
+
+def _worse_than_constants(trials: list[FusedTrial]) -> list[str]:
+    """Notes on fused layers that stand in no better than the mean of the outputs would."""
+    notes = []
+    for found in _by_step(trials).values():
+        row = found[0].row
+        expected = max(step.row.unexplained for step in found)
+        measured = max(step.row.measured_unexplained or 0.0 for step in found)
+        if max(expected, measured) >= 1:
+            shares = f"{_number(expected)} expected, {_number(measured)} measured"
+            notes.append(
+                f"{' + '.join(row.layers)}: the fused layer is no better than a constant (share of variance that it "
+                f"misses: {shares}; {row.count:,} samples for {row.features:,} inputs): take more `samples`, "
+                "`solver.ridge: auto`, a smaller `kernel`, or other layers"
+            )
+    return notes
+
+
+def _number(share: float) -> str:
+    return f"{share:.2f}" if math.isfinite(share) else "unknown"
 
 
 def _by_step(trials: list[FusedTrial]) -> dict[tuple[int, tuple[str, ...]], list[Step]]:

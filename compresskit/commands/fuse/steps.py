@@ -1,7 +1,7 @@
 """The steps of `fuse`: which chain comes next, what it is fused to, and what retraining makes of it."""
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from compresskit.commands.trials import train_network
 from compresskit.errors import ConvergenceError
 from compresskit.graph.edit import reset_parameters
 from compresskit.graph.selectors import select
+from compresskit.models.parts.initialisation import Initialisation
 from compresskit.passes.fuse.auto import Candidate, choose, find_candidates, rank, reached, size
 from compresskit.passes.fuse.fusible import Fusible, apply, find
 from compresskit.passes.fuse.network import FusedLayer, describe, measure, solve
@@ -79,7 +80,7 @@ class FuseSteps:
         label = f"seed {self.seed}, {step.widths}"
         if (settings := self._baseline()) is not None:
             random = copy.deepcopy(fused)
-            step.not_random = reset_parameters(random, self.seed)
+            step.not_random = reset_parameters(random, self.seed, self._initialisation())
             history = train_network(current, random, settings, self.seed, stage / "random", f"random {label}")
             step.random = current.evaluate(random)
             step.random_curve = [row[history.monitor] for row in history.rows]
@@ -109,6 +110,13 @@ class FuseSteps:
         batches = split.batches(current.recipe.moments.batch_size, current.device)
         error, share = measure(network, fusible, fusion, batches)
         return replace(describe(network, fusible, fusion), measured_error=error, measured_unexplained=share)
+
+    def _initialisation(self) -> Initialisation:
+        """How the net that is fused was drawn, where its model says so."""
+        made_as = (
+            self.start.checkpoint.model if self.start.checkpoint else asdict(self._current.recipe.section("model"))
+        )
+        return "gaussian" if made_as.get("initialisation") == "gaussian" else "torch"
 
     def _baseline(self) -> Training | None:
         if self._options.baseline == "random":

@@ -35,6 +35,7 @@ def prune_channels(
     """Cuts and repairs the start's network, into pruned.pt. moments: folder of those that the repair takes."""
     pruned = pruner(current, options, start.network).prune(_data(current, options), seed)
     bare = cut(start.network, pruned.channels, pruned.alive)
+    difference = _difference(current, start.network, bare, pruned)  # before the repair, which may change it in place
     cut_metrics = current.evaluate(bare)
     share = pruned.got / pruned.whole
     current.progress.log(f"seed {seed}: cut to {share:.1%} of the {options.target.goal}, {said(cut_metrics)}")
@@ -48,7 +49,7 @@ def prune_channels(
     ]
     return PruneStep(
         options.target.goal, pruned.asked, pruned.got, pruned.whole, cut_metrics, repaired, groups, pruned.skipped,
-        unrepaired, unexplained, _difference(current, start.network, bare, pruned),
+        unrepaired, unexplained, difference,
     )  # fmt: skip
 
 

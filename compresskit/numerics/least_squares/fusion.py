@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compresskit.numerics.least_squares.solvers import Solution, Solver
+from compresskit.numerics.least_squares.solvers import Samples, Solution, Solver
 from compresskit.numerics.moments.matrix import Matrix, dense
 from compresskit.numerics.moments.moments import Moments
 
@@ -43,6 +43,11 @@ class Fusion:
         return None if None in ranks else sum(rank for rank in ranks if rank is not None)
 
     @property
+    def ridge(self) -> float:
+        """The largest of its solutions, in units of the mean diagonal."""
+        return max(solution.ridge for solution in self.solutions)
+
+    @property
     def converged(self) -> bool:
         return all(solution.converged for solution in self.solutions)
 
@@ -53,8 +58,10 @@ def fuse(moments: Moments, solver: Solver, channels: Channels = "joint", taps: i
     channels: `joint` solves for all input channels together; `independent` solves each channel's `taps` features on
     their own, as if channels were uncorrelated, which is never better.
     The error is tr(Cyy) - 2 tr(W Cxy) + tr(W Cxx W^T), which is Corollary 1 where W is optimal and right for any W.
-    The expected error divides it by (1 - (rank + 1) / n)^2 (generalised cross-validation, Golub, Heath and Wahba 1979),
-    since least squares fits part of the noise of the samples it sees; `inf` with fewer samples than unknowns.
+    The expected error divides it, group by group, by (1 - (d + 1) / n)^2 (generalised cross-validation, Golub, Heath
+    and Wahba 1979) with d degrees of freedom, since least squares fits part of the noise of the samples it sees; `inf`
+    where there is not one sample more than d + 1. Neighbouring positions of a convolution are counted as samples of
+    their own, which they are not quite.
 
     Raises ValueError if the moments are not finite.
     Source: FuseInit, Theorems 1 and 2, Corollary 1. Ours takes one bias for each output channel, the mean over
@@ -62,31 +69,28 @@ def fuse(moments: Moments, solver: Solver, channels: Channels = "joint", taps: i
     """
     if not moments.finite:
         raise ValueError("the moments are not finite")
-    weights, solutions, error = [], [], moments.variance
+    weights, solutions, error, expected = [], list[Solution](), 0.0, 0.0
+    spread = moments.cyy.view(len(moments.cyx), -1).sum(1)
     for group, cyx in enumerate(moments.cyx):
-        cxx = moments.cxx[group]
-        found = _by_channel(cxx, cyx, solver, taps) if channels == "independent" else [solver(cxx, cyx)]
+        cxx, samples = moments.cxx[group], Samples(moments.count, float(spread[group]))
+        if channels == "independent":
+            found = _by_channel(cxx, cyx, solver, taps, samples)
+        else:
+            found = [solver(cxx, cyx, samples)]
         weight = torch.cat([solution.weight for solution in found], dim=1)
-        error += float(((cxx @ weight.T).T * weight).sum() - 2 * (weight * cyx).sum())
+        missed = samples.variance + float(((cxx @ weight.T).T * weight).sum() - 2 * (weight * cyx).sum())
+        left = moments.count - 1 - sum(solution.freedom for solution in found)
+        error += max(missed, 0.0)
+        expected += max(missed, 0.0) * (moments.count / left) ** 2 if left > 0.999 else float("inf")  # rounded
         weights.append(weight)
         solutions += found
     weight = torch.cat(weights)
     mean_x = moments.mean_x.repeat_interleave(len(weight) // len(moments.mean_x), dim=0)
     bias = moments.mean_y - (weight * mean_x).sum(1)
-    error = max(error, 0.0)
-    expected = _expected(error, moments, solutions)
     return Fusion(weight, bias, moments.count, moments.variance, error, expected, tuple(solutions))
 
 
-def _by_channel(cxx: Matrix, cyx: Tensor, solver: Solver, taps: int) -> list[Solution]:
+def _by_channel(cxx: Matrix, cyx: Tensor, solver: Solver, taps: int, samples: Samples) -> list[Solution]:
     whole = dense(cxx)
     blocks = [slice(start, start + taps) for start in range(0, len(whole), taps)]
-    return [solver(whole[block, block], cyx[:, block]) for block in blocks]
-
-
-def _expected(error: float, moments: Moments, solutions: list[Solution]) -> float:
-    groups, features = moments.mean_x.shape
-    ranks = [solution.rank for solution in solutions]
-    freedom = features if None in ranks else sum(rank for rank in ranks if rank is not None) / groups
-    unseen = 1 - (freedom + 1) / moments.count
-    return error / unseen**2 if unseen > 0 else float("inf")
+    return [solver(whole[block, block], cyx[:, block], samples) for block in blocks]

@@ -12,14 +12,28 @@ from compresskit.options import option
 
 # Share of the largest eigenvalue below which sums in float64 of activations in float32 hold rounding alone.
 CUT = 1e-12
+PLENTY = 50  # samples for each unknown, with which least squares fits 2 % of the noise: no ridge gains more than that
+PROBES = 8  # random vectors that the trace of an operator is estimated with
+
+Ridge = Annotated[float, Ge(0)] | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What `ridge: auto` has to know beside the moments. count: of samples. variance: tr(Cyy) of these outputs."""
+
+    count: int
+    variance: float
 
 
 @dataclass(frozen=True)
 class Solution:
     """Weight (out, in) of a least-squares problem, and what is known of its quality.
 
-    residual: ||W Cxx - Cyx||_F / ||Cyx||_F. rank: of Cxx, None where the method does not know it. method: what was
-    really used, which differs from what was asked when a factorisation had to give way to another.
+    residual: ||W (Cxx + ridge) - Cyx||_F / ||Cyx||_F. rank: of Cxx, None where the method does not know it. method:
+    what was really used, which differs from what was asked when a factorisation had to give way to another.
+    freedom: degrees of freedom, tr(Cxx (Cxx + lambda I)^-1), the rank where there is no ridge.
+    ridge: that was used, in units of the mean diagonal.
     """
 
     weight: Tensor
@@ -28,29 +42,39 @@ class Solution:
     n_iter: int
     converged: bool
     method: str
+    freedom: float
+    ridge: float = 0.0
 
 
 @option
 class Cholesky:
-    """Factorisation of Cxx; where it is singular to rounding, gives way to `eigh` and says so."""
+    """Factorisation of Cxx; where it is singular to rounding, or `auto` needs eigenvalues, gives way to `eigh`."""
 
     kind: Literal["cholesky"] = "cholesky"
-    ridge: Annotated[float, Ge(0)] = 0.0  # added to the diagonal, in units of its mean
+    ridge: Ridge = "auto"  # added to the diagonal, in units of its mean; auto: what promises the least error
 
-    def __call__(self, cxx: Matrix, cyx: Tensor) -> Solution:
+    def __call__(self, cxx: Matrix, cyx: Tensor, samples: Samples | None = None) -> Solution:
         """Solution of W (Cxx + ridge mean(diag Cxx) I) = Cyx; cxx (in, in) and cyx (out, in), float64.
 
         Inputs of variance zero get weight zero (the minimum norm), so a dead pixel does not spoil the factorisation.
+        samples: for `ridge: auto`, which is no ridge where there is plenty of them. Raises ValueError without.
         """
-        cxx = _ridged(dense(cxx), self.ridge)
-        alive = _alive(cxx.diagonal())
-        block = cxx if bool(alive.all()) else cxx[alive][:, alive]
+        whole = dense(cxx)
+        if self.ridge == "auto" and _known(samples).count <= PLENTY * (len(whole) + 1):
+            return EigenDecomposition()(whole, cyx, samples)
+        ridge = 0.0 if self.ridge == "auto" else self.ridge
+        shift = ridge * float(whole.diagonal().mean())
+        ridged = whole + shift * torch.eye(len(whole), dtype=whole.dtype, device=whole.device) if shift else whole
+        alive = _alive(ridged.diagonal())
+        block = ridged if bool(alive.all()) else ridged[alive][:, alive]
         factor, failed = torch.linalg.cholesky_ex(block)
         if block.numel() == 0 or bool(failed) or _nearly_singular(factor):
-            return EigenDecomposition()(cxx, cyx)
+            return EigenDecomposition(ridge=ridge)(whole, cyx)
         weight = torch.zeros_like(cyx)
         weight[:, alive] = torch.cholesky_solve(cyx[:, alive].T, factor).T
-        return Solution(weight, int(alive.sum()), _residual(cxx, cyx, weight), 1, True, "cholesky")
+        count = int(alive.sum())
+        lost = shift * float(torch.cholesky_inverse(factor).trace()) if shift else 0.0
+        return Solution(weight, count, _residual(ridged, cyx, weight), 1, True, "cholesky", count - lost, ridge)
 
 
 @option
@@ -58,17 +82,26 @@ class EigenDecomposition:
     """Minimum-norm solution on the eigenvectors of Cxx whose eigenvalue exceeds a stated cut."""
 
     kind: Literal["eigh"] = "eigh"
-    ridge: Annotated[float, Ge(0)] = 0.0  # added to the diagonal, in units of its mean
+    ridge: Ridge = "auto"  # added to the diagonal, in units of its mean; auto: what promises the least error
     cut: Annotated[float, Gt(0)] = CUT  # share of the largest eigenvalue
 
-    def __call__(self, cxx: Matrix, cyx: Tensor) -> Solution:
-        """W = Cyx V diag(1/s) V^T over the eigenpairs (s, V) with s > cut max(s); cxx (in, in), cyx (out, in)."""
-        cxx = _ridged(dense(cxx), self.ridge)
+    def __call__(self, cxx: Matrix, cyx: Tensor, samples: Samples | None = None) -> Solution:
+        """W = Cyx V diag(1/(s + lambda)) V^T over the eigenpairs (s, V) with s > cut max(s).
+
+        cxx: (in, in). cyx: (out, in). lambda: ridge mean(diag Cxx). samples: for `ridge: auto`. Raises ValueError
+        without them.
+        """
+        cxx = dense(cxx)
         values, vectors = torch.linalg.eigh(cxx)
         kept = values > self.cut * values[-1].clamp(min=0)
-        basis = vectors[:, kept]
-        weight = (cyx @ basis / values[kept]) @ basis.T
-        return Solution(weight, int(kept.sum()), _residual(cxx, cyx, weight), 1, True, "eigh")
+        values, basis = values[kept], vectors[:, kept]
+        along = cyx @ basis
+        mean = float(cxx.diagonal().mean())
+        shift = best_shift(values, along, _known(samples), mean) if self.ridge == "auto" else self.ridge * mean
+        weight = (along / (values + shift)) @ basis.T
+        residual = float((weight @ cxx + shift * weight - cyx).norm()) / _scale(cyx)
+        freedom, ridge = float((values / (values + shift)).sum()), shift / mean if shift else 0.0
+        return Solution(weight, len(values), residual, 1, True, "eigh", freedom, ridge)
 
 
 @option
@@ -80,20 +113,27 @@ class ConjugateGradient:
     tol: Annotated[float, Gt(0)] = 1e-8  # on the residual of every output, relative to its right-hand side
     max_iter: Annotated[int, Gt(0)] | None = None  # default 10 x in
 
-    def __call__(self, cxx: Matrix, cyx: Tensor) -> Solution:
+    def __call__(self, cxx: Matrix, cyx: Tensor, samples: Samples | None = None) -> Solution:
         """Solves all outputs at once, each with step lengths of its own; cxx (in, in), cyx (out, in).
 
         Stops when max_i ||r_i|| / ||b_i|| <= tol, which is the certificate; a row that has arrived stands still.
-        Started from zero, so that inputs of variance zero keep weight zero. Source: Hestenes and Stiefel 1952.
+        Started from zero, so that inputs of variance zero keep weight zero. With a ridge, random signs z are solved
+        for beside the outputs: z^T Cxx (Cxx + lambda I)^-1 z has the degrees of freedom as its mean (Hutchinson 1989).
+        Source: Hestenes and Stiefel 1952.
         """
         diagonal = cxx.diagonal()
         shift = self.ridge * diagonal.mean()
+        probes = cyx.new_zeros(0, len(diagonal))
+        if self.ridge:
+            draws = torch.Generator().manual_seed(0)
+            probes = torch.randint(2, (PROBES, len(diagonal)), generator=draws).to(cyx) * 2 - 1
+        sides = torch.cat([cyx, (cxx @ probes.T).T])
         inverse = torch.where(_alive(diagonal), 1 / (diagonal + shift), 0.0)
-        bound = self.tol * cyx.norm(dim=1)
-        weight, residual = torch.zeros_like(cyx), cyx.clone()
+        bound = self.tol * sides.norm(dim=1)
+        weight, residual = torch.zeros_like(sides), sides.clone()
         direction = residual * inverse
         slope = (residual * direction).sum(1)
-        limit = self.max_iter or 10 * cyx.shape[1]
+        limit = self.max_iter or 10 * sides.shape[1]
         n_iter = 0
         while n_iter < limit and bool((active := residual.norm(dim=1) > bound).any()):
             image = (cxx @ direction.T).T + shift * direction
@@ -109,16 +149,40 @@ class ConjugateGradient:
             direction = scaled + torch.where(active, new_slope / slope, 0.0).unsqueeze(1) * direction
             slope, n_iter = new_slope, n_iter + 1
         arrived = bool((residual.norm(dim=1) <= bound).all())
-        return Solution(weight, None, float(residual.norm()) / _scale(cyx), n_iter, arrived, "cg")
+        weight, answers = weight.split([len(cyx), len(probes)])
+        freedom = float((answers * probes).sum(1).mean()) if self.ridge else float(len(diagonal))
+        remains = float(residual[: len(cyx)].norm()) / _scale(cyx)
+        return Solution(weight, None, remains, n_iter, arrived, "cg", freedom, self.ridge)
+
+
+def best_shift(values: Tensor, along: Tensor, samples: Samples, unit: float) -> float:
+    """The lambda whose expected error on new samples is the least, by generalised cross-validation.
+
+    values: (rank,) eigenvalues s of Cxx. along: (out, rank) Cyx V = c. unit: the mean diagonal of Cxx; lambda is 0, or
+    1e-12 to 100 times that. Minimises E / (1 - (d + 1) / n)^2, where d = sum_j s_j / (s_j + lambda) are the degrees of
+    freedom and E = tr Cyy - sum_j |c_j|^2 / s_j + sum_j |c_j|^2 / s_j (lambda / (s_j + lambda))^2 is the error on the
+    samples. One sample more than d + 1 is asked for at least, since E is 0 and says nothing without any.
+    Source: Golub, Heath and Wahba 1979; d + 1, since the mean is fitted, too.
+    """
+    if values.numel() == 0 or unit <= 0:
+        return 0.0
+    exponents = torch.linspace(-12, 2, 141, dtype=values.dtype, device=values.device)
+    shifts = torch.cat([values.new_zeros(1), unit * 10**exponents])[:, None]
+    lost = shifts / (values + shifts)
+    explained = along.square().sum(0) / values
+    error = max(samples.variance - float(explained.sum()), 0.0) + (explained * lost.square()).sum(1)
+    unseen = (samples.count - 1 - len(values) + lost.sum(1)) / samples.count
+    expected = torch.where(unseen * samples.count >= 1, error / unseen.square(), torch.inf)
+    return float(shifts[expected.argmin()])
 
 
 Solver = Cholesky | EigenDecomposition | ConjugateGradient
 
 
-def _ridged(cxx: Tensor, ridge: float) -> Tensor:
-    if ridge == 0:
-        return cxx
-    return cxx + ridge * cxx.diagonal().mean() * torch.eye(len(cxx), dtype=cxx.dtype, device=cxx.device)
+def _known(samples: Samples | None) -> Samples:
+    if samples is None:
+        raise ValueError("ridge: auto is chosen by the number of samples and the variance of the target; give them")
+    return samples
 
 
 def _alive(diagonal: Tensor) -> Tensor:

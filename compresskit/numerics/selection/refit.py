@@ -16,7 +16,7 @@ def refit(part: Part, kept: Tensor) -> tuple[Tensor, int]:
     columns = kept[part.groups]
     if not bool(columns.any()):
         return torch.zeros_like(part.cyx), 0
-    solution = Cholesky()(part.cxx[columns][:, columns], part.cyx[:, columns])
+    solution = Cholesky(ridge=0.0)(part.cxx[columns][:, columns], part.cyx[:, columns])
     weight = torch.zeros_like(part.cyx)
     weight[:, columns] = solution.weight
     return weight, int(solution.rank or 0)

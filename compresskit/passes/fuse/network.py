@@ -26,8 +26,9 @@ from compresskit.passes.moments import Batches, collect
 class FusedLayer:
     """A row of the report: what was fused, into what, and with which error.
 
-    count: positions that the moments were taken from. error: Corollary 1, on these samples. expected_error: its
-    estimate for new samples, and unexplained the share of the target's variance that this is. measured_error and
+    count: positions that the moments were taken from. ridge: in units of the mean variance of an input. error:
+    Corollary 1, on these samples. expected_error: its estimate for new samples, and unexplained the share of the
+    target's variance that this is. measured_error and
     measured_unexplained: the same on held-out images.
     """
 
@@ -47,6 +48,7 @@ class FusedLayer:
     unexplained: float
     saved_params: int
     saved_macs: int
+    ridge: float = 0.0
     measured_error: float | None = None
     measured_unexplained: float | None = None
 
@@ -141,4 +143,5 @@ def describe(network: fx.GraphModule, fusible: Fusible, fusion: Fusion) -> Fused
         unexplained=fusion.unexplained,
         saved_params=fusible.saved_params,
         saved_macs=fusible.saved_macs,
+        ridge=fusion.ridge,
     )

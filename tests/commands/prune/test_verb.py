@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from compresskit.commands.prune import channels as prune_channels
+from compresskit.graph.channels.cut import cut
 from compresskit.storage.checkpoint import Checkpoint, load
 from tests.commands.conftest import RECIPE, program
 from tests.commands.test_bad_input import refused
@@ -52,6 +54,25 @@ def test_every_stage_is_reported(call, recipe, trained):
     assert macs["after"][0] <= 0.6 * macs["before"][0]
     assert {path.name for path in Path("out").iterdir()} >= {"model.pt", "pruned.pt", "pruning-ratios.png", "moments"}
     assert [entry["verb"] for entry in load(Path("out/model.pt")).history] == ["train", "prune"]
+
+
+def test_an_exact_cut_is_exact_whatever_becomes_of_the_norms_afterwards(call, recipe, tmp_path, monkeypatch):
+    assert program("train", recipe, "model.batch_norm=true", "train.epochs=1", "--quiet", cwd=tmp_path).status == 0
+    options = ("model.batch_norm=true", "prune.repair=none", "prune.norms=true", "-c", "runs/net-train", "--quiet")
+    check = "cut against the whole net that does not see what is cut"
+    assert call("prune", recipe, *options, "--out", "out").status == 0
+    assert report("out")["checks"][check] < 1e-4
+
+    def wrong(network, channels, alive):
+        """Cuts other channels than those that were chosen."""
+        found = cut(network, channels, alive)
+        with torch.no_grad():
+            found.conv2.weight.copy_(found.conv2.weight.flip(1))
+        return found
+
+    monkeypatch.setattr(prune_channels, "cut", wrong)
+    assert call("prune", recipe, *options, "--out", "broken").status == 0
+    assert report("broken")["checks"][check] > 1e-2
 
 
 @pytest.mark.parametrize("criterion", ["hydra", "taylor", "augprune", "random", "spectral-energy"])

@@ -1,0 +1,80 @@
+"""The program as a process: signals end it with its state kept, and no stream that is closed or full stops it."""
+
+import os
+import signal
+import sys
+from typing import Any, NoReturn, TextIO
+
+INTERRUPTED = 130
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_asked = False  # to end
+
+
+def prepare() -> None:
+    """To be called before anything else is imported, which takes a while in which a signal may come.
+
+    The first signal raises KeyboardInterrupt, the second ends the process at once: files are whole at any time.
+    Signals that are ignored (nohup) stay so. What cannot be written to standard error is dropped.
+    """
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)  # SIGHUP: not on Windows
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None: it was closed by the shell
+    sys.stderr = _Forgiving(sys.stderr or open(os.devnull, "w"))
+    sys.unraisablehook = _unraisable
+
+
+def abandon_stdout() -> None:
+    """Nobody reads it any more: what is left to write goes nowhere, at the end of the process, too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process without tearing anything down."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    os._exit(status)
+
+
+class _Forgiving:
+    """A stream whose write never fails: a terminal that was closed is no reason to lose a night's work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):  # ValueError: it was closed
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    global _asked
+    if _asked:
+        os._exit(INTERRUPTED)
+    _asked = True
+    raise KeyboardInterrupt
+
+
+def _unraisable(what: "sys.UnraisableHookArgs") -> None:
+    """An error where nobody can catch it, in a destructor say: an interruption must not be lost there."""
+    if isinstance(what.exc_value, KeyboardInterrupt):
+        sys.stderr.write("interrupted\n")
+        leave(INTERRUPTED)
+    sys.stderr.write(f"in cleaning up: {type(what.exc_value).__name__}: {what.exc_value}\n")

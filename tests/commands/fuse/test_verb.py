@@ -1,0 +1,68 @@
+"""`compresskit fuse`: what it reports of layers that least squares does not find well, and its random baseline."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from compresskit.commands.fuse import steps
+from compresskit.graph.edit import reset_parameters
+from compresskit.models.parts.initialisation import VARIANCE
+from compresskit.storage.checkpoint import load
+from tests.commands.conftest import program
+
+TRAINING = "{epochs: 1, batch_size: 64, optimizer: {kind: adam, lr: 1e-3}}"
+
+
+def report(folder: str) -> dict:
+    return json.loads((Path(folder) / "report.json").read_text())
+
+
+def test_few_images_get_a_ridge_and_are_told_what_to_expect(call, recipe, trained):
+    found = {}
+    for ridge in ("0.0", "auto"):
+        solver = f"fuse.solver={{kind: cholesky, ridge: {ridge}}}"
+        outcome = call("fuse", recipe, solver, "fuse.samples=300", "-c", trained / "runs/net-train", "--out", ridge)
+        assert outcome.status == 0, outcome.err
+        found[ridge] = report(ridge)["details"]["trials"][0]["steps"][0]["row"]
+    assert found["auto"]["ridge"] > 0
+    assert found["auto"]["measured_unexplained"] < 0.7 * found["0.0"]["measured_unexplained"]
+    expected, measured = found["auto"]["unexplained"], found["auto"]["measured_unexplained"]
+    assert 0.7 * measured < expected < 1.4 * measured  # of 200 held-out images
+    (note,) = [note for note in report("0.0")["notes"] if "no better than a constant" in note]
+    assert "conv2 + head" in note
+    assert "unknown expected" in note  # fewer images than inputs, all of whose noise is fitted
+    assert not any("no better than a constant" in note for note in report("auto")["notes"])
+
+
+def test_the_random_baseline_is_drawn_as_the_model_was(call, recipe, tmp_path, monkeypatch):
+    gaussian = "model.initialisation=gaussian"
+    assert program("train", recipe, gaussian, "train.epochs=1", "--quiet", cwd=tmp_path).status == 0
+    drawn = []
+
+    def watched(network, seed, how="torch"):
+        left = reset_parameters(network, seed, how)
+        drawn.append(torch.cat([layer.weight.flatten() for layer in network.children() if hasattr(layer, "weight")]))
+        return left
+
+    monkeypatch.setattr(steps, "reset_parameters", watched)
+    options = (f"fuse.retrain={TRAINING}", "fuse.baseline=random", "-c", "runs/net-train", "--quiet")
+    assert call("fuse", recipe, *options).status == 0
+    (weights,) = drawn
+    assert float(weights.detach().square().mean()) == pytest.approx(VARIANCE, rel=0.1)
+
+
+def test_a_checkpoint_that_reads_back_otherwise_is_seen(call, recipe, trained, monkeypatch):
+    from compresskit.commands import session
+
+    def off(path, device="cpu"):
+        found = load(path, device)
+        with torch.no_grad():
+            next(found.network.parameters()).mul_(1.5)
+        return replace(found)
+
+    monkeypatch.setattr(session, "load", off)
+    assert call("fuse", recipe, "-c", trained / "runs/net-train", "--out", "out", "--quiet").status == 0
+    assert report("out")["checks"]["model.pt read back"] > 0.01

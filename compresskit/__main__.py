@@ -12,6 +12,10 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         process.leave(process.INTERRUPTED)
+    except SystemExit as end:
+        if process.is_asked_to_end() and isinstance(end.code, int):
+            process.leave(end.code)  # at once: while Python tears itself down, another signal would count as a crash
+        raise
 
 
 if __name__ == "__main__":

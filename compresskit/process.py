@@ -25,6 +25,11 @@ def prepare() -> None:
     sys.unraisablehook = _unraisable
 
 
+def is_asked_to_end() -> bool:
+    """Whether a signal has come."""
+    return _asked
+
+
 def abandon_stdout() -> None:
     """Nobody reads it any more: what is left to write goes nowhere, at the end of the process, too."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -28,8 +28,15 @@ def publish(result: Result, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         sys.stdout.write(to_json(result))
     elif not quiet:
-        console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+        console = _Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
         show(result, console)
+
+
+class _Console(Console):
+    """Leaves it to the command line what becomes of a pipe that nobody reads any more; rich would end with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def to_json(result: Result) -> str:

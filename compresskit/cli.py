@@ -5,8 +5,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -189,14 +189,16 @@ def _run(
     The command puts on the stack what must be held until its report is written.
     """
     quiet = quiet or not _is_main_process()
-    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level if _is_main_process() else logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.raiseExceptions = False
     try:
         from compresskit.report import TerminalProgress, publish
 
         with ExitStack() as held:
-            with TerminalProgress(quiet=quiet) as progress:
+            with TerminalProgress(quiet=quiet) as progress, _warnings() as warned:
                 result = command(progress, held)
+            result.notes += [text for text in dict.fromkeys(warned) if text not in result.notes]
             if _is_main_process():
                 _print(lambda: publish(result, as_json=as_json, quiet=quiet))
         missed = [target for target in result.targets if not target.met]
@@ -217,6 +219,23 @@ def _run(
         text, status = explained(error, verb)
         lost = _lost_process()
         _end(lost or f"error: {text}", 1 if lost else status)
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What is warned of meanwhile: it belongs into the report, too."""
+    found: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    logger, handler = logging.getLogger("compresskit"), Kept(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 def _print(publish: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from compresskit.graph.masks import Masks
 from compresskit.storage.checkpoint import Checkpoint, save
 from compresskit.storage.run_folder import check_disk
 from compresskit.training.layer_rates import owners
-from compresskit.training.loop import History, check, fit
+from compresskit.training.loop import ON_TEST_SET, History, check, fit
 from compresskit.training.options import Training
 from compresskit.training.tasks.evaluation import METRICS
 
@@ -186,7 +186,7 @@ def _result(current: Session, options: Training, trials: list[Trial]) -> Result:
     result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
     result.tables = [Table(f"{current.verb}: {options.epochs} epochs", columns, rows)]
     if current.data.validation is None:
-        result.notes.append("best epoch chosen on the test set; set `data.validation` for an honest choice")
+        result.notes.append(ON_TEST_SET)
     if len(trials) > 1:
         seed = trials[best_trial([trial.history for trial in trials], current.data.task)].seed
         result.notes.append(f"model.pt is that of seed {seed}, the best by {trials[0].history.monitor}")

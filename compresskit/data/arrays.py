@@ -1,5 +1,6 @@
 """Sets of the user's own arrays, in one HDF5 or NPZ file."""
 
+import logging
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +14,14 @@ from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 
 from compresskit.data.dataset import DataSet, generator
+from compresskit.data.labels import check_labels
 from compresskit.data.memory import Examples, InMemory, assemble
 from compresskit.errors import DataError
 from compresskit.options import option
+
+log = logging.getLogger("compresskit")
+
+_IMAGE = 8  # pixels that an image has at least, each way: what is less may be channels
 
 
 @option
@@ -53,11 +59,14 @@ class Arrays(InMemory):
         stored = _read(self)
         task = self.task
         if task == "auto":
-            task = "classification" if stored["train"].targets.dtype.kind in "iu" else "regression"
+            task = _task_of(stored["train"], self)
         parts = {role: _checked(pair, task, self) for role, pair in stored.items()}
         outputs = _outputs(parts, task, self)
         if "test" not in parts:
             parts["train"], parts["test"] = _divided(parts["train"], self)
+        if task == "classification":
+            labels = {role: part.targets for role, part in parts.items()}
+            check_labels(self.path, labels, outputs, counted=self.classes is None)
         return assemble(
             self, parts["train"], parts["test"], parts.get("validation"), task=task, outputs=outputs, seed=seed
         )
@@ -75,7 +84,7 @@ def _read(options: Arrays) -> dict[str, _Stored]:
     """The pairs under "train", "test" and perhaps "validation"; only under "train" when the file has no groups."""
     path = Path(options.path).expanduser()
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file; check data.path")
+        raise DataError(f"{path}: there is no such file, or it is none (a folder, a pipe); check data.path")
     groups = {"train": options.train, "test": options.test, "validation": options.validation_group}
     named = {role: group for role, group in groups.items() if group is not None}
     with _opened(path) as arrays:
@@ -95,12 +104,17 @@ def _opened(path: Path) -> Iterator[Mapping[str, Any]]:
                 file.visit(names.append)
                 yield {name: file[name] for name in names if isinstance(file[name], h5py.Dataset)}
         elif zipfile.is_zipfile(path):
-            with np.load(path) as arrays:
+            with path.open("rb") as file, np.load(file) as arrays:  # numpy leaves a damaged one open
                 yield arrays
         else:
             raise DataError(f"{path}: neither an HDF5 nor an NPZ file, or a damaged one; check data.path")
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read ({error}); write the file anew, as plain arrays of numbers") from error
+    except DataError:
+        raise
+    except Exception as error:  # what a damaged file makes of these libraries is not told anywhere
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise DataError(
+            f"{path}: cannot be read ({reason}); write the file anew, as plain arrays of numbers"
+        ) from error
 
 
 def _pair(path: Path, arrays: Mapping[str, Any], group: str | None, options: Arrays) -> _Stored:
@@ -120,6 +134,39 @@ def _names(group: str | None, name: str) -> set[str]:
     return {name} if group is None else {f"{group}/{name}", f"{group}_{name}"}
 
 
+def _task_of(stored: _Stored, options: Arrays) -> Literal["classification", "regression"]:
+    """By the targets. Raises DataError for one-hot rows, which are classes that look like numbers to fit."""
+    where, targets = f"{stored.where} {options.targets}", stored.targets
+    if targets.dtype.kind in "iu":
+        return "classification"
+    if targets.dtype.kind == "f" and targets.size:
+        if targets.ndim == 2 and targets.shape[1] > 1 and _one_hot(targets):
+            raise DataError(
+                f"{where}: of shape {targets.shape}, one 1 in each row and else 0, which are classes; store their "
+                "numbers (argmax over the last axis), or set data.task: regression if they are to be fitted"
+            )
+        if targets.size == len(targets) and bool((targets == targets.round()).all()):
+            log.warning(
+                "%s: whole numbers of type %s are taken for values to fit; set data.task: classification if they "
+                "are classes", where, targets.dtype,
+            )  # fmt: skip
+    return "regression"
+
+
+def _one_hot(targets: NDArray[Any]) -> bool:
+    return bool(((targets == 0) | (targets == 1)).all() and (targets.sum(1) == 1).all())
+
+
+def _check_channels(where: str, inputs: NDArray[Any]) -> None:
+    """Images of (N, height, width, channels) would be taken for as many channels as they are high."""
+    if inputs.ndim != 4 or inputs.shape[3] not in (1, 3, 4) or min(inputs.shape[1:3]) < _IMAGE:
+        return
+    text = f"{where}: of shape {inputs.shape}, which looks like (N, height, width, channels)"
+    if inputs.dtype == np.uint8 or inputs.shape[1] == inputs.shape[2]:
+        raise DataError(f"{text}; store (N, channels, height, width): x.transpose(0, 3, 1, 2)")
+    log.warning("%s, and is read as (N, channels, height, width)", text)
+
+
 def _checked(stored: _Stored, task: str, options: Arrays) -> Examples:
     """The pair as tensors of the types that MemorySplit serves."""
     where, inputs, targets = stored
@@ -133,6 +180,7 @@ def _checked(stored: _Stored, task: str, options: Arrays) -> Examples:
             raise DataError(f"{where} {name}: empty, of shape {array.shape}; give at least one sample")
     if options.add_channel:
         inputs = np.expand_dims(inputs, 1)
+    _check_channels(f"{where} {options.inputs}", inputs)
     if inputs.ndim < 2 or inputs.shape[0] != targets.shape[0]:
         raise DataError(
             f"{where}: {options.inputs} of shape {inputs.shape} and {options.targets} of shape {targets.shape} do not "
@@ -161,7 +209,11 @@ def _finite(where: str, array: NDArray[Any]) -> NDArray[np.float32]:
 def _labels(stored: _Stored, options: Arrays) -> NDArray[np.int64]:
     where, targets = f"{stored.where} {options.targets}", stored.targets
     if targets.size != len(targets):
-        raise DataError(f"{where}: of shape {targets.shape}; classification needs one class number for each sample")
+        one_hot = targets.ndim == 2 and _one_hot(targets)
+        raise DataError(
+            f"{where}: of shape {targets.shape}; classification needs one class number for each sample"
+            + (", which is the argmax of these one-hot rows over their last axis" if one_hot else "")
+        )
     if targets.dtype.kind == "f":
         targets = _finite(where, targets)
     labels = targets.reshape(-1).astype(np.int64)

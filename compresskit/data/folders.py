@@ -13,6 +13,7 @@ from compresskit.data.augmentation.augmix import AugMix
 from compresskit.data.augmentation.auto_augment import Policy
 from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
+from compresskit.data.labels import check_labels
 from compresskit.data.normalization import Normalization
 from compresskit.errors import DataError
 from compresskit.options import option
@@ -64,6 +65,8 @@ class ImageFolder(AnySet):
             if part is not None and part.classes != train.classes:
                 odd = sorted(set(part.classes) ^ set(train.classes))
                 raise DataError(f"{self.root}: {self.train} and {name} differ in the classes {', '.join(odd[:5])}")
+        labels = {"train": train.labels, "test": test.labels}
+        check_labels(self.root, labels, len(train.classes), counted=False)
         kept, held = partition(len(train.paths), self)
         if len(held):
             held_out = train.take(held)

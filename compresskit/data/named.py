@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compresskit.data.dataset import DataSet
+from compresskit.data.labels import check_labels
 from compresskit.data.memory import Examples, InMemory, assemble
 from compresskit.data.normalization import Normalization
 from compresskit.errors import DataError
@@ -76,6 +77,7 @@ class CIFAR100(NamedSet):
 
 def _load(options: NamedSet, name: str, classes: int, normalization: Normalization, seed: int) -> DataSet:
     train, test = (_read(options, name, train=train) for train in (True, False))
+    check_labels(f"{options.root}: {name}", {"train": train.targets, "test": test.targets}, classes, counted=False)
     return assemble(
         options, train, test, task="classification", outputs=classes, seed=seed, normalization=normalization
     )
@@ -88,14 +90,14 @@ def _read(options: NamedSet, name: str, *, train: bool) -> Examples:
     root = Path(options.root).expanduser()
     try:
         found = reader(root, train=train, download=options.download)
-    except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
+    except Exception as error:  # what a damaged file makes of torchvision's readers is not told anywhere
         remedy = (
             "check the network and that the folder can be written"
             if options.download
             else f"set data.download: true, or data.root to the folder that holds {_layout(reader)}"
         )
         raise DataError(f"{root}: torchvision cannot read {name} there ({error}); {remedy}") from error
-    return Examples(_channels_first(found.data), torch.as_tensor(found.targets))
+    return Examples(_channels_first(found.data), torch.as_tensor(found.targets).long())
 
 
 def _layout(reader: Any) -> str:

@@ -177,7 +177,7 @@ def _values(path: str, image: str) -> Tensor:
     try:
         with Image.open(path) as mask, Image.open(image) as pixels:
             values, fits = np.array(mask), mask.size == pixels.size
-    except (OSError, ValueError, SyntaxError) as error:  # as for images
+    except Exception as error:  # as for images
         raise DataError(f"{path}: cannot be read as a mask ({error}); mend or remove it") from error
     if values.dtype != np.uint8 or values.ndim != 2 or not fits:
         raise DataError(f"{path}: no mask of its image; give an indexed or grey PNG of 8 bits, of the image's size")

@@ -26,6 +26,8 @@ from compresskit.training.trainer import Trainer, count_steps
 
 log = logging.getLogger("compresskit")
 
+ON_TEST_SET = "best epoch chosen on the test set; set `data.validation` for an honest choice"
+
 
 class Progress(Protocol):
     """Who wants to hear how far a run is; called in the main process alone."""
@@ -92,7 +94,7 @@ def fit(
     if keeps_all and first == 0:
         state.save_epoch(folder, network, 0)
     if first == 0 and data.validation is None and group.is_main:
-        log.warning("no validation split: the best epoch is picked by the test set; set data.validation")
+        log.warning(ON_TEST_SET)
     with closing(
         MetricsLog(folder, tensorboard=options.tensorboard and group.is_main, first_epoch=first + 1)
     ) as metrics:

@@ -1,5 +1,6 @@
 """Nonsense gets one line that says where, what and what next, the right exit status, and leaves nothing behind."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -137,16 +138,6 @@ def test_another_normalisation_than_in_training(call, recipe, checkpoint):
     refused(call("evaluate", recipe, "data.normalize=none", "-c", checkpoint), 1, "give `data.normalize` as it was")
 
 
-@pytest.mark.parametrize("layers", ["auto", "[[conv2, head]]"])
-def test_a_net_with_nan_is_no_perfect_fusion(call, recipe, checkpoint, tmp_path, layers):
-    broken = load(checkpoint)
-    with torch.no_grad():
-        broken.network.get_submodule("conv2").weight[0, 0, 0, 0] = float("nan")
-    save(broken, tmp_path / "nan.pt")
-    arguments = [f"fuse.layers={layers}"] + (["fuse.until={layers: 1}"] if layers == "auto" else [])
-    refused(call("fuse", recipe, *arguments, "-c", "nan.pt"), 1, "the moments are not finite")
-
-
 @pytest.mark.parametrize(
     ("verb", "override", "words"),
     [
@@ -185,7 +176,7 @@ def test_resuming_with_another_checkpoint(call, recipe, checkpoint, tmp_path):
 
 
 def test_a_folder_below_a_file(call, recipe):
-    refused(call("train", recipe, "--out", "net.yaml/run"), 1, "it cannot be made (Not a directory)")
+    refused(call("train", recipe, "--out", "net.yaml/run"), 1, "it cannot be written (Not a directory)")
 
 
 def test_output_equal_to_input(call, recipe, trained):
@@ -275,3 +266,15 @@ def test_export_and_teachers_refuse_weights_that_are_not_finite(call, recipe, ru
     refused(call("export", ruined, "--out", tmp_path / "net.pt2"), 1, "ruined.pt: conv2.weight holds NaN")
     taught = f"train.distill={{kind: kd, teacher: {ruined}}}"
     refused(call("train", recipe, taught), 2, "distill.teacher: ", "conv2.weight holds NaN")
+
+
+def test_what_the_data_make_suspicious_stands_in_the_report(call, recipe, tmp_path):
+    images = np.random.default_rng(0).normal(size=(48, 1, 12, 12)).astype(np.float32)
+    labels = np.arange(48) % 3 + 1
+    np.savez(tmp_path / "odd.npz", train_inputs=images, train_targets=labels, test_inputs=images, test_targets=labels)
+    data = ("data={kind: arrays, path: odd.npz}", "train.epochs=1")
+    outcome = call("train", recipe, *data, "--out", "out", "--json")
+    assert outcome.status == 0, outcome.err
+    note = "odd.npz: labels start from 1, so that output 0 of the net has nothing to learn; subtract 1 from them"
+    assert note in json.loads((tmp_path / "out/report.json").read_text())["notes"]
+    assert note in call("validate", recipe, *data).out.replace("\n", " ")

@@ -1,9 +1,13 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from compresskit.data.augmentation.augmix import AugMix
+from compresskit.data.files import decode
 from compresskit.data.folders import ImageFolder
 from compresskit.errors import DataError
 
@@ -187,3 +191,81 @@ def test_auto_augment_changes_what_is_trained_on(root):
     assert torch.equal(served(changed.test)[0], served(plain.test)[0])
     with pytest.raises(ValueError, match="auto: augmix is set as well"):
         options(root, auto="svhn", augmix=AugMix())
+
+
+def grey(root, values, part="train", name="cat", mode=None, end="png"):
+    """Replaces the first image of a class."""
+    image = Image.fromarray(values) if mode is None else Image.fromarray(values).convert(mode)
+    path = root / part / name / f"0.{end}"
+    (root / part / name / "0.png").unlink()
+    image.save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (257, 1), (2_000, 8), (40_000, 156), (65_535, 255)])
+@pytest.mark.parametrize("end", ["png", "tif"])
+def test_grey_of_16_bits_keeps_its_shades(root, value, expected, end):
+    path = grey(root, np.full((8, 8), value, np.uint16), end=end)
+    found = np.asarray(decode(path))
+    assert found.shape == (8, 8, 3)
+    assert (found == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_numbers_whose_range_is_not_known_are_refused(root, dtype):
+    path = grey(root, np.full((8, 8), 200, dtype), end="tif")
+    with pytest.raises(DataError, match=rf"{path}: its pixels are numbers of 32 bits \(mode .\).*8 or 16 bits"):
+        decode(path)
+
+
+def test_every_mode_of_pil_is_read_or_refused(tmp_path):
+    """As PIL converts them where it does: nothing comes out white that was not."""
+    colour = Image.fromarray(np.full((4, 4, 3), (200, 100, 50), np.uint8))
+    for mode, end in [("1", "png"), ("L", "png"), ("LA", "png"), ("P", "png"), ("RGB", "png"), ("RGBA", "png"),
+                      ("CMYK", "tif"), ("YCbCr", "jpg"), ("LAB", "tif")]:  # fmt: skip
+        path = tmp_path / f"{mode}.{end}"
+        try:
+            colour.convert(mode).save(path)
+        except ValueError:  # PIL makes no LAB
+            Image.new(mode, (4, 4)).save(path)
+        try:
+            found = np.asarray(decode(str(path)))
+        except DataError as error:
+            assert mode == "LAB"  # noqa: PT017
+            assert str(path) in str(error)  # noqa: PT017
+            continue
+        assert found.shape == (4, 4, 3)
+        assert found.mean() < 255
+        if mode in ("RGB", "RGBA", "CMYK"):
+            assert np.abs(found.astype(int) - (200, 100, 50)).max() <= 2
+
+
+def test_links_to_nothing_and_pipes_are_refused_before_any_work(root):
+    (root / "train" / "cat" / "gone.png").symlink_to("/nowhere/gone.png")
+    with pytest.raises(DataError, match=r"gone.png: No such file or directory, or a link to nothing; mend or remove"):
+        options(root).load(seed=0)
+    (root / "train" / "cat" / "gone.png").unlink()
+    os.mkfifo(root / "train" / "cat" / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe.png: it is no file but a folder, a pipe or a device; remove it"):
+        options(root).load(seed=0)
+
+
+def test_damaged_and_huge_images_are_refused_by_name(root, monkeypatch):
+    path = root / "train" / "cat" / "0.png"
+    whole = path.read_bytes()
+    for place in range(8, len(whole) - 30, 7):
+        path.write_bytes(whole[:place])
+        with pytest.raises(DataError, match=r"0.png: cannot be read as an image"):
+            decode(str(path))
+    path.write_bytes(whole)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match=r"0.png: cannot be read as an image \(Image size .* exceeds limit"):
+        decode(str(path))
+
+
+def test_one_class_is_refused(root):
+    for name in ("dog", "owl"):
+        for part in ("train", "val"):
+            shutil.rmtree(root / part / name)
+    with pytest.raises(DataError, match="nothing can be learnt from one class"):
+        options(root).load(seed=0)

@@ -16,7 +16,7 @@ from compresskit.commands.trials import BEST, best_trial
 from compresskit.graph.counting import Counts
 from compresskit.passes.expand.network import Expansion
 from compresskit.plots.training import training_curves
-from compresskit.training.loop import History
+from compresskit.training.loop import ON_TEST_SET, History
 
 EXPANDED = "expanded.pt"
 
@@ -143,7 +143,7 @@ def _notes(current: Session, trials: Sequence[ExpandedTrial], *, contracted: boo
         differing = sum(trial.differing or 0 for trial in trials)
         notes.append(f"{differing} predictions on the test set differ between the contracted and the expanded net")
     if trials[0].history is not None and current.data.validation is None:
-        notes.append("best epoch chosen on the test set; set `data.validation` for an honest choice")
+        notes.append(ON_TEST_SET)
     if len(trials) > 1:
         best, monitor = _best(current, trials)
         notes.append(f"model.pt is that of seed {best.seed}, {monitor}")

@@ -3,20 +3,24 @@
 import hashlib
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from compresskit.errors import CheckpointError, UnsupportedModelError
+from compresskit.graph.format.rehearsal import rehearse
 from compresskit.graph.format.table import from_table, named_tensors, to_table
 from compresskit.storage import masked
 from compresskit.storage.atomic import write_tensors
+from compresskit.storage.content import check_content
 
 FORMAT = "compresskit checkpoint"
 VERSION = 2  # 1: masks beside whole tensors; still written where there are no masks
@@ -75,16 +79,18 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """
     content = _read(path, device)
     try:
+        check_content(content)
         network = from_table(content["graph"])
         tensors, masks = _unpacked(network, content)
         plain = {name: content[name] for name in _PLAIN}
         plain["input_shape"] = tuple(plain["input_shape"])
         if problems := _misfits(network, tensors):
             raise CheckpointError(f"its tensors do not fit its graph: {problems}; take another copy of the file")
+        rehearse(network, plain["input_shape"])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: the checkpoint is incomplete ({error!r}); take another copy of it") from error
+    except Exception as error:  # nothing that a damaged file makes of this is worth a line of its own
+        raise CheckpointError(f"{path}: it is damaged ({error!r}); {_OTHER_COPY}") from error
     _fill(network, tensors)
     return Checkpoint(network, masks=masks, **plain)
 
@@ -148,18 +154,31 @@ def _fill(network: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
 def _misfits(network: fx.GraphModule, tensors: Mapping[str, Any]) -> str:
     """What is missing, superfluous or of another shape or kind of number than the network has it; "" if nothing."""
     wanted = dict(named_tensors(network))
-    strange = {name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)}
+    strange = {name for name, tensor in tensors.items() if not _is_plain(tensor)}
     both = [name for name in wanted if name in tensors.keys() - strange]
     wrong = [name for name in both if tensors[name].shape != wanted[name].shape]
     kinds = [name for name in both if tensors[name].is_floating_point() != wanted[name].is_floating_point()]
     found = {
         "missing": [name for name in wanted if name not in tensors],
         "not in the graph": [name for name in tensors if name not in wanted],
-        "no tensor": sorted(strange & wanted.keys()),
+        "no plain tensor": sorted(strange & wanted.keys()),
         "wrong shape": [f"{name} {tuple(tensors[name].shape)} for {tuple(wanted[name].shape)}" for name in wrong],
         "wrong type": [f"{name} {tensors[name].dtype}" for name in kinds],
     }
     return "; ".join(f"{what}: {_shorten(names)}" for what, names in found.items() if names)
+
+
+def _is_plain(value: Any) -> bool:
+    """A dense tensor with its numbers, of a type that layers compute in."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type != "meta"
+        and not value.is_quantized
+        and not value.is_complex()
+        and value.element_size() > (1 if value.is_floating_point() else 0)  # no float8
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()  # no strides of 0
+    )
 
 
 def _shorten(names: list[str]) -> str:
@@ -170,7 +189,8 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     """Everything in the file, of which nothing was looked at yet but where it comes from and its version."""
     _check_archive(path)
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused below
+            content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: it holds Python objects, which are never run; save its state_dict() with torch.save and give "
@@ -179,7 +199,8 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # what torch.save did not write can fail in any way when it is read as if it had
-        raise CheckpointError(f"{path}: it cannot be read ({error}); {_OTHER_COPY}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: it cannot be read ({reason}); {_OTHER_COPY}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: it is no compresskit checkpoint; a plain state dict goes into `weights` of a torchvision or "
@@ -203,8 +224,12 @@ def _check_archive(path: Path) -> None:
         start = file.read(2)
         try:
             with zipfile.ZipFile(file) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise CheckpointError(f"{path}: its parts are compressed, as torch never does; {_OTHER_COPY}")
                 damaged = archive.testzip()
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # what a damaged file makes of zipfile is not told anywhere
             if start == b"PK":
                 raise CheckpointError(f"{path}: {_OTHER_COPY}") from error
             raise CheckpointError(f"{path}: it is no compresskit checkpoint; name the model.pt of a run") from error
@@ -215,6 +240,9 @@ def _check_archive(path: Path) -> None:
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:
+        mode = path.stat().st_mode
+        if not S_ISREG(mode) and not S_ISDIR(mode):  # to open a pipe would wait for ever
+            raise CheckpointError(f"{path}: it is no file but a pipe or a device; name the model.pt of a run")
         yield
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; name the model.pt of a run that has ended") from error

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,13 @@ from tests.graph.nets import INPUTS, Plain, batch, make
 from tests.storage.zoo import all_names, load_elsewhere, store
 
 HISTORY = [{"verb": "train", "recipe": {"epochs": 3, "lr": 1e-3}, "metrics": {"accuracy": 0.1 + 0.2}, "parent": None}]
+
+
+def nested(levels: int) -> list:
+    found: list = []
+    for _ in range(levels):
+        found = [found]
+    return found
 
 
 def checkpoint(kind=Plain, **changes) -> Checkpoint:
@@ -157,7 +165,7 @@ def test_same_content_gives_the_same_bytes(path, tmp_path):
 def test_tied_weights_stay_tied_and_are_stored_once(tmp_path):
     net = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50))
     net[1].weight = net[0].weight
-    save(checkpoint(network=trace(net)), tmp_path / "model.pt")
+    save(checkpoint(network=trace(net), input_shape=(50,)), tmp_path / "model.pt")
     back = load(tmp_path / "model.pt").network
     assert back.get_submodule("0").weight is back.get_submodule("1").weight
     assert len(list(back.parameters())) == 3
@@ -167,7 +175,7 @@ def test_tied_weights_stay_tied_and_are_stored_once(tmp_path):
 def test_a_part_of_a_larger_tensor_is_stored_alone(tmp_path):
     net = nn.Sequential(nn.Linear(10, 3))
     net[0].weight = nn.Parameter(torch.randn(100000, 10)[:3])
-    save(checkpoint(network=trace(net)), tmp_path / "model.pt")
+    save(checkpoint(network=trace(net), input_shape=(10,)), tmp_path / "model.pt")
     assert (tmp_path / "model.pt").stat().st_size < 20000
     assert torch.equal(load(tmp_path / "model.pt").network.get_submodule("0").weight, net[0].weight)
 
@@ -253,14 +261,29 @@ def test_a_pickle_that_would_run_code_does_not(path, tmp_path, monkeypatch):
     [
         (lambda c: c.update(version=3), "newer compresskit .format 3, this one reads up to 2.; update compresskit"),
         (lambda c: c.update(version=None), "newer compresskit"),
-        (lambda c: c.pop("history"), "incomplete .KeyError..history"),
-        (lambda c: c.update(input_shape=3), "incomplete"),
-        (lambda c: c.update(tensors=None), "incomplete"),
+        (lambda c: c.pop("history"), r"it is damaged \(history: Field required\)"),
+        (lambda c: c.update(input_shape=3), r"it is damaged \(input_shape: Input should be a valid list\)"),
+        (lambda c: c.update(input_shape=[1, -8, 8]), r"input_shape.1: Input should be greater than or equal to 1"),
+        (lambda c: c.update(input_shape=[2, 10**6, 10**6]), "samples would have 2,000,000,000,000 numbers"),
+        (lambda c: c.update(tensors=None), r"it is damaged \(tensors: Input should be a valid dictionary\)"),
+        (lambda c: c.update(model="convnet"), "model: Input should be a valid dictionary"),
+        (lambda c: c.update(preprocessing={"mean": [float("nan")]}), "preprocessing.mean.0: Input should be a finite"),
+        (lambda c: c["history"][0].update(metrics=[]), "history.0.metrics: Input should be a valid dictionary"),
+        (lambda c: c.update(task="guessing"), "task: Input should be 'classification'"),
+        (lambda c: c["history"][0].update(recipe=nested(100)), "nested 41 levels deep or more, 40 are allowed"),
+        (lambda c: c["tensors"].update({"fc1.bias": torch.ones(5).to_sparse()}), "no plain tensor: fc1.bias"),
+        (lambda c: c["tensors"].update({"fc1.bias": torch.empty(5, device="meta")}), "no plain tensor: fc1.bias"),
+        (lambda c: c["tensors"].update({"fc1.bias": torch.ones(1).expand(5)}), "no plain tensor: fc1.bias"),
+        (
+            lambda c: c["tensors"].update({"fc1.bias": torch.ones(5, dtype=torch.complex64)}),
+            "no plain tensor: fc1.bias",
+        ),
+        (lambda c: c["tensors"].update({"fc1.bias": torch.ones(5).to(torch.float8_e4m3fn)}), "no plain tensor: fc1.b"),
         (lambda c: c["tensors"].pop("fc1.bias"), "missing: fc1.bias"),
         (lambda c: c["tensors"].update(extra=torch.ones(1)), "not in the graph: extra"),
         (lambda c: c["tensors"].update({"fc1.bias": torch.ones(6)}), r"wrong shape: fc1.bias \(6,\) for \(5,\)"),
         (lambda c: c["tensors"].update({"fc1.bias": torch.ones(5).int()}), "wrong type: fc1.bias torch.int32"),
-        (lambda c: c["tensors"].update({"fc1.bias": [1]}), "no tensor: fc1.bias"),
+        (lambda c: c["tensors"].update({"fc1.bias": [1]}), "no plain tensor: fc1.bias"),
         (lambda c: c["tensors"].clear(), "missing: conv1.weight, .* and 8 more"),
         (lambda c: c["graph"]["nodes"][3].update(target="os.system"), "'os.system', which is not in the list"),
     ],
@@ -318,3 +341,77 @@ def test_every_torchvision_classifier_loads_without_torchvision(name, tmp_path):
     store(name, tmp_path / name)
     load_elsewhere(tmp_path / name)
     (tmp_path / name / "model.pt").unlink()  # the largest take gigabytes
+
+
+def broken(tmp_path, change) -> Path:
+    """A file whose graph is changed: by the row of the node `relu`, or that of the output."""
+    path = tmp_path / "model.pt"
+    save(checkpoint(), path)
+    content = torch.load(path, weights_only=True)
+    rows = {row["name"]: row for row in content["graph"]["nodes"]}
+    change(content["graph"]["nodes"], rows)
+    torch.save(content, path)
+    return path
+
+
+def call(name, target, *args):
+    return {"op": "call_function", "name": name, "target": target, "args": list(args), "kwargs": {}, "scope": ""}
+
+
+def behind_input(*rows):
+    """Puts rows behind the input; the last one's value goes nowhere."""
+    return lambda nodes, _: nodes.__setitem__(slice(1, 1), rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (behind_input(call("n", "operator.pow", 7, 10**9)), r"node n \(pow\) cannot run: a power of 1000000000 is not"),
+        (
+            behind_input(call("n", "operator.mul", [0, 1], 10**9)),
+            r"node n \(mul\) cannot run: a list is not",
+        ),
+        (behind_input(call("n", "operator.mul", 2**62, 2**62)), r"node n \(mul\) makes a whole number of more than 64"),
+        (
+            behind_input(call("n", "torch.zeros", 10**5, 10**5)),
+            r"node n \(zeros\) makes 10,000,000,000 numbers of one sample, at most",
+        ),
+        (behind_input(call("n", "torch.cat", [1, 2])), r"node n \(cat\) cannot run: "),
+        (
+            lambda nodes, rows: rows["output"].update(args=[{"node": nodes[0]["name"]}]),
+            None,  # the input itself is a batch
+        ),
+        (behind_input(call("n", "torch.zeros", 10**4, 10**4)), None),  # large, and allowed
+    ],
+)
+def test_a_graph_that_cannot_run_is_refused_by_its_node(tmp_path, change, message):
+    path = broken(tmp_path, change)
+    if message is None:
+        load(path)
+        return
+    with pytest.raises(CheckpointError, match=rf"model.pt: .*{message}"):
+        load(path)
+
+
+def test_an_output_without_a_batch_is_refused(tmp_path):
+    def whole(nodes, rows):
+        nodes[-1:-1] = [call("n", "torch.sum", rows["output"]["args"][0])]
+        rows["output"]["args"] = [{"node": "n"}]
+
+    with pytest.raises(CheckpointError, match=r"its output for one sample is \(\), and a batch of outputs is wanted"):
+        load(broken(tmp_path, whole))
+
+
+def test_a_file_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
+    save(checkpoint(), tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
+        for member in whole.infolist():
+            bomb.writestr(member.filename, whole.read(member), zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="bomb.pt: its parts are compressed, as torch never does"):
+        load(tmp_path / "bomb.pt")
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="it is no file but a pipe or a device"):
+        load(tmp_path / "model.pt")

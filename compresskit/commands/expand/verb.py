@@ -196,10 +196,13 @@ def _keep_best(
 def _compared(current: Session, expanded: fx.GraphModule, compact: fx.GraphModule) -> tuple[float, int]:
     """Over the test set: largest difference of outputs, relative to the largest one, and how many predictions differ.
 
+    The expanded net runs its factors one after another, so that this is no comparison of a product with itself.
     A prediction is the class with the highest score, of an image or of a pixel.
     """
     largest = scale = 0.0
     differing = 0
+    expanded = copy.deepcopy(expanded)
+    set_factors(expanded, mode="sequential")
     with torch.inference_mode(), evaluating(expanded), evaluating(compact):
         for inputs, _ in current.data.test.batches(current.recipe.moments.batch_size, current.device):
             one, other = expanded(inputs), compact(inputs)

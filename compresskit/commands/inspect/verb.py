@@ -25,8 +25,9 @@ def run(path: Path) -> Result:
     rows = [_entry(entry) for entry in checkpoint.history]
     history = Table("history", ("verb", "seed", "metrics", "command", "torch", "git"), rows)
     result.tables = [layer_table(checkpoint.network, checkpoint.input_shape, checkpoint.masks), history]
+    model = checkpoint.model.get("kind", "unknown")
     result.notes = [
-        f"{checkpoint.task} of inputs {'×'.join(map(str, checkpoint.input_shape))}, model {checkpoint.model['kind']}",
+        f"{checkpoint.task} of inputs {'×'.join(map(str, checkpoint.input_shape))}, model {model}",
         f"sha256 {file_hash(path)}",
         *normalisation(checkpoint),
     ]
@@ -40,7 +41,7 @@ def run(path: Path) -> Result:
 
 def normalisation(checkpoint: Checkpoint) -> list[str]:
     """A line on how inputs are normalised, where they are."""
-    if not checkpoint.preprocessing:
+    if not checkpoint.preprocessing.get("mean"):
         return []
     return [f"inputs are normalised: mean {_short('mean', checkpoint)}, std {_short('std', checkpoint)}"]
 
@@ -52,16 +53,15 @@ def _of_masks(checkpoint: Checkpoint, counts: Counts) -> list[Figure]:
 
 
 def _entry(entry: dict[str, Any]) -> tuple[Any, ...]:
-    revision = (entry["git"] or "")[:8]
     return (
-        entry["verb"],
-        entry["seed"],
-        said(entry["metrics"]),
-        " ".join(entry["command"]),
-        entry["versions"]["torch"],
-        revision,
+        entry.get("verb", ""),
+        entry.get("seed"),
+        said(entry.get("metrics", {})),
+        " ".join(entry.get("command", [])),
+        entry.get("versions", {}).get("torch", ""),
+        (entry.get("git") or "")[:8],
     )
 
 
 def _short(key: str, checkpoint: Checkpoint) -> str:
-    return " ".join(f"{value:.4g}" for value in checkpoint.preprocessing[key])
+    return " ".join(f"{value:.4g}" for value in checkpoint.preprocessing.get(key, []))

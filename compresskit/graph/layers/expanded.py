@@ -87,7 +87,8 @@ class Expanded(nn.Module):
         if self.nonlinear:
             raise ValueError("factors with activations between them have no product")
         kernels, biases = [], []
-        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+        device = next(self.parameters()).device.type
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             for factors, order in zip(self.by_branch(), self._orders, strict=True):
                 weights = [to_kernel(factor.weight, self.groups) for factor in factors]
                 kernel, bias = contract(weights, [factor.bias for factor in factors], order)

@@ -48,14 +48,14 @@ def fit_factors(kernel: Tensor, start: Sequence[Tensor], tol: float = 1e-8) -> F
 
 
 def orthogonal(factor: Tensor) -> Tensor:
-    """The nearest factor of one tap with orthogonal rows, or columns if it has fewer, and of the same norm.
+    """The nearest factor of one tap with orthonormal rows, or columns if it has fewer.
 
-    One that is drawn can be nearly singular, and its neighbour, which makes up for it, too large for float32.
+    One that is drawn can be nearly singular, or a single number near 0, and its neighbour, which makes up for it, too
+    large to learn.
     """
     matrices = factor.flatten(2, -2).squeeze(2) if factor.ndim > 3 else factor
-    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
-    scale = values.square().mean(-1).sqrt()[:, None, None]
-    nearest: Tensor = scale * (left @ right)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    nearest: Tensor = left @ right
     return nearest.reshape(factor.shape)
 
 

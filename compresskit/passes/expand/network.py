@@ -13,6 +13,7 @@ from compresskit.errors import RecipeError
 from compresskit.graph.layers.expanded import Expanded, Layer
 from compresskit.graph.selectors import select
 from compresskit.graph.trace import trace
+from compresskit.numerics.expansion.balance import balanced
 from compresskit.numerics.expansion.composition import cost, to_kernel
 from compresskit.numerics.expansion.fit import fit_factors, orthogonal
 from compresskit.passes.expand.options import Expand
@@ -222,7 +223,8 @@ def _start_from(expanded: Expanded, layer: Layer) -> float:
             rest = to_kernel(expanded.contracted()[0], expanded.groups)
         drawn = [to_kernel(factor.weight, expanded.groups).double() for factor in first]
         start = [orthogonal(factor) if prod(factor.shape[2:-1]) == 1 and len(drawn) > 1 else factor for factor in drawn]
-        for factor, found in zip(first, fit_factors(kernel - rest, start).kernels, strict=True):
+        kernels = balanced(fit_factors(kernel - rest, start).kernels)
+        for factor, found in zip(first, kernels, strict=True):
             factor.weight.copy_(found.movedim(-1, 2).flatten(0, 1))
             if factor.bias is not None:
                 factor.bias.zero_()

@@ -107,7 +107,7 @@ def _width(shape: LayerShape, rate: float) -> int:
 
 
 def _first_width(shape: LayerShape, rate: float) -> int:
-    if shape.reads_input and shape.inputs in IMAGE_CHANNELS:
+    if shape.reads_input and shape.groups * shape.inputs in IMAGE_CHANNELS:
         return shape.groups * shape.inputs
     return shape.groups * _scaled(rate, shape.inputs)
 

@@ -56,7 +56,7 @@ _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Neither progress no
 _Json = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")]
 _Debug = Annotated[bool, typer.Option("--debug", help="The whole traceback of an error.")]
 
-_File = Annotated[Path, typer.Argument(help="A checkpoint.", show_default=False)]
+_File = Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.", show_default=False)]
 
 _REQUIRED = Parameter.empty
 # Of the verbs that read a recipe, in the order of --help: the names are those of session.Arguments.

@@ -70,6 +70,11 @@ def add_rates(current: Session, result: Result, history: History, metric: str) -
     rows = [(name, measured[name][0], measured[name][-1], factors[name][-1]) for name in factors]
     columns = ("layer", f"{metric}, first epoch", "last epoch", "rate by the schedule's, last epoch")
     result.tables.append(Table("layerwise rates", columns, rows))
+    missing = [name for name, values in measured.items() if not math.isfinite(values[-1])]
+    if missing:
+        result.notes.append(
+            f"layerwise rates: {', '.join(missing)} keep the schedule's, having no {metric} of their own"
+        )
     seconds = sum(row[SECONDS] for row in history.rows)
     share = seconds / history.seconds
     result.notes.append(f"layerwise rates: measuring {metric} took {100 * share:.1f} % of the time ({seconds:.1f} s)")

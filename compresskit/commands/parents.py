@@ -67,14 +67,18 @@ def check_fits(checkpoint: Checkpoint, path: Path, data: DataSet) -> None:
             )
 
 
+def not_finite(network: nn.Module) -> dict[str, str]:
+    """By tensor, how many of its numbers are NaN or infinite, in words."""
+    found = {name: tensor.isfinite().logical_not() for name, tensor in network.state_dict().items()}
+    return {name: f"{int(bad.sum()):,} of {bad.numel():,} numbers" for name, bad in found.items() if bool(bad.any())}
+
+
 def check_finite(network: nn.Module, path: Path) -> None:
     """Raises CheckpointError at weights that are not finite: nothing that is made of them is worth anything."""
-    for name, tensor in network.state_dict().items():
-        if not (whole := tensor.isfinite()).all():
-            raise CheckpointError(
-                f"{path}: {name} holds NaN or infinity ({int((~whole).sum()):,} of {tensor.numel():,} numbers); take a "
-                "checkpoint from before the training went wrong"
-            )
+    for name, told in not_finite(network).items():
+        raise CheckpointError(
+            f"{path}: {name} holds NaN or infinity ({told}); take a checkpoint from before the training went wrong"
+        )
 
 
 def check_contracted(checkpoint: Checkpoint, path: Path, verb: str) -> None:

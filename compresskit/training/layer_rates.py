@@ -21,6 +21,7 @@ Metric = Literal[
     "alpha", "rand_distance", "stable_rank", "entropy", "norm", "log_norm", "spectral_norm", "log_spectral_norm",
     "alpha_weighted", "log_alpha_norm", "frobenius", "spectral",
 ]  # fmt: skip
+FROM_ONE = ("alpha", "stable_rank")  # metrics that are never below 1
 METRIC, RATE, SECONDS = "metric ", "rate ", "spectra_seconds"  # columns of an epoch, the first two of each layer
 
 
@@ -29,7 +30,9 @@ class LayerwiseRates:
     """Each layer's rate is the schedule's times n map(metric) / sum of map(metric) over the n layers."""
 
     metric: Metric = "alpha"  # of the spectra: see `spectra`
-    map: Map = "sqrt"  # negative-powers-of-two: by rank alone; bounded: TempBalance's, linear between `bounds`
+    # negative-powers-of-two: by rank alone; bounded: TempBalance's, linear between `bounds`; log2: of alpha and
+    # stable_rank alone, which are 1 at least
+    map: Map = "sqrt"
     inverse: bool = False  # the larger the metric, the smaller the rate
     noise: Noise = "none"  # in the place of what was measured, draws about it
     every: Annotated[int, Ge(1)] = 1  # epochs between two measurements
@@ -41,6 +44,12 @@ class LayerwiseRates:
     def __post_init__(self) -> None:
         if self.bounds is not None and self.bounds[0] > self.bounds[1]:
             raise ValueError(f"bounds: {list(self.bounds)} are in the wrong order; write [smallest, largest]")
+        if self.map == "log2" and (self.metric not in FROM_ONE or self.inverse):
+            given = f"the inverse of {self.metric}" if self.inverse else self.metric
+            raise ValueError(
+                f"map: log2 is 0 and no rate for values up to 1, which {given} can have; use it with "
+                f"{' or '.join(FROM_ONE)}, or take sqrt or bounded"
+            )
         if self.noise == "normal-rate" and self.map != "linear":
             raise ValueError("map: noise: normal-rate draws the shares themselves; use map: linear with it")
 
@@ -93,7 +102,8 @@ class LayerRates:
     ) -> None:
         """Sets the factors for epoch `epoch`, counted from 0, if their time has come.
 
-        rate: of the schedule, at the start of the epoch. A layer whose metric cannot be found keeps the schedule's.
+        rate: of the schedule, at the start of the epoch. A layer whose metric cannot be found, or has no place in the
+        map (0, where inverses are taken), keeps the schedule's.
         """
         began = time.perf_counter()
         if epoch % self._options.every == 0:
@@ -116,9 +126,13 @@ class LayerRates:
         rows, _ = spectra(weights_of(self._network)[0], options.spectra, seed=seed, device=device)
         values = {row.name: float(getattr(row, options.metric)) for row in rows}
         values = {name: value for name, value in values.items() if np.isfinite(value)}
+        if options.inverse and min(values.values(), default=1.0) >= 0:
+            values = {name: value for name, value in values.items() if value > 0}  # 0 has no inverse
         if not values:
             return {}, {}
         drawn = disturbed(np.array(list(values.values())), options.noise, rate, np.random.default_rng(seed))
+        if options.inverse and drawn.min() == 0:  # draws that were negative
+            drawn = np.maximum(drawn, drawn[drawn > 0].min(initial=1.0))
         shares = factors(drawn, options.map, inverse=options.inverse, bounds=options.bounds)
         return values, dict(zip(values, shares.tolist(), strict=True))
 

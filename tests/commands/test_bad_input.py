@@ -278,3 +278,16 @@ def test_what_the_data_make_suspicious_stands_in_the_report(call, recipe, tmp_pa
     note = "odd.npz: labels start from 1, so that output 0 of the net has nothing to learn; subtract 1 from them"
     assert note in json.loads((tmp_path / "out/report.json").read_text())["notes"]
     assert note in call("validate", recipe, *data).out.replace("\n", " ")
+
+
+def test_inspect_and_spectra_report_weights_that_are_not_finite(call, recipe, ruined):
+    recipe.write_text(recipe.read_text() + "spectra: {min_eigenvalues: 2}\n")
+    assert "conv2.weight holds NaN or infinity: 2 of 288 numbers" in call("inspect", ruined).out
+    outcome = call("spectra", recipe, "-c", ruined, "--json")
+    assert outcome.status == 0, outcome.err
+    assert json.loads(outcome.out)["skipped"]["conv2"] == "weights are not finite"
+
+
+def test_inspect_takes_the_folder_of_a_run(call, trained):
+    folder, file = (call("inspect", trained / "runs/net-train" / name).out for name in ("", "model.pt"))
+    assert folder == file

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from compresskit.graph.weights import weights_of
 from compresskit.passes.spectra.weights import spectra
-from compresskit.training.layer_rates import LayerwiseRates, owners
+from compresskit.training.layer_rates import LayerRates, LayerwiseRates, owners
 from compresskit.training.optimizers import SGD
 from compresskit.training.schedules import Step
 from compresskit.training.seeds import epoch_seed
@@ -126,3 +126,29 @@ def test_what_contradicts_itself_is_refused():
         LayerwiseRates(bounds=(2.0, 1.0))
     with pytest.raises(ValueError, match="use map: linear"):
         LayerwiseRates(noise="normal-rate")
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [({"metric": "entropy"}, "entropy"), ({"metric": "log_norm"}, "log_norm"), ({"inverse": True}, "inverse of alpha")],
+)
+def test_a_map_outside_of_its_domain_is_refused(options, given):
+    with pytest.raises(ValueError, match=rf"map: log2 is 0 and no rate for values up to 1, which .*{given} can have"):
+        LayerwiseRates(map="log2", **options)
+    LayerwiseRates(map="log2", metric="stable_rank")
+
+
+def test_an_orthogonal_layer_keeps_the_schedules_rate(tiny, tmp_path):
+    """Its exponent was 1e8 by rounding, and its rate 1e-8 of the others'."""
+    network = tiny.network()
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    nn.init.orthogonal_(layers[0].weight)
+    optimizer = torch.optim.SGD(
+        [{"params": [layer.weight], "layer": name, "weight_decay": 0.0}
+         for name, layer in network.named_modules() if isinstance(layer, nn.Linear)], lr=0.1
+    )  # fmt: skip
+    rates = LayerRates(network, LayerwiseRates(map="linear", inverse=True), 0.0)
+    rates.measure(optimizer, 0, 0.1, 0, torch.device("cpu"))
+    first = optimizer.param_groups[0]
+    assert math.isnan(first["metric"])
+    assert first["factor"] == 1.0

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.commands.figures import NONZERO, SPARSE, said
+from compresskit.commands.parents import in_folder, not_finite
 from compresskit.commands.plan import layer_table
 from compresskit.commands.result import Figure, Result, Table
 from compresskit.graph.counting import Counts, count
@@ -12,7 +13,8 @@ from compresskit.storage.checkpoint import Checkpoint, file_hash, load
 
 
 def run(path: Path) -> Result:
-    """Sizes, layers and history; no data set is needed."""
+    """Sizes, layers and history of a checkpoint, or of that in the folder of a run; no data set is needed."""
+    path = in_folder(path)[0] if path.is_dir() else path
     checkpoint = load(path)
     counts = count(checkpoint.network, checkpoint.input_shape)
     result = Result("inspect", str(path))
@@ -30,6 +32,7 @@ def run(path: Path) -> Result:
         f"{checkpoint.task} of inputs {'×'.join(map(str, checkpoint.input_shape))}, model {model}",
         f"sha256 {file_hash(path)}",
         *normalisation(checkpoint),
+        *(f"{name} holds NaN or infinity: {told}" for name, told in not_finite(checkpoint.network).items()),
     ]
     result.details = {
         "model": checkpoint.model,

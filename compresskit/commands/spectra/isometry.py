@@ -39,6 +39,7 @@ class Isometries:
     def __init__(self, start: Start, arguments: Arguments, recipe: Recipe, data: DataSet, device: torch.device) -> None:
         self._options: IsometryOfNetworks = recipe.section("spectra").isometry
         self._data, self._device, self._seed = data, device, recipe.seed
+        self._trained = arguments.checkpoint is not None
         if recipe.name in self._options.compare:
             raise RecipeError(f"{_WHERE}.compare: {recipe.name!r} is the recipe's own network; take another name")
         self._subjects = {recipe.name: self._subject(start, _WHERE)}
@@ -82,6 +83,12 @@ class Isometries:
             measured = isometry(plan, images, self._seed, Counter(progress))
             found[name] = Measured(measured, *self._reached(subject.start))
         add_isometry(result, found, self._options, len(images))
+        if self._trained and len(found) > 1:
+            own, *others = found
+            result.notes.append(
+                f"isometry: {own} is as its checkpoint has it, trained, and {', '.join(others)} as training would "
+                "start it; leave --checkpoint out to compare starts with each other"
+            )
         folder.write_text("isometry.csv", figures_of(found))
         _save(folder.path / "singular-values.npz", found)
         if drawn:

@@ -23,7 +23,7 @@ MAPS: dict[Map, Callable[[Floats], Floats]] = {
     "sqrt": np.sqrt,  # (2.18)
     "cbrt": np.cbrt,
     "fourth-root": lambda v: v**0.25,
-    "log2": lambda v: np.log2(np.maximum(v, 1)),  # no rate below 0: alpha is above 1 by definition
+    "log2": lambda v: np.log2(np.maximum(v, 1)),  # of metrics of 1 and more; what noise draws below 1 counts as 1
     "softmax": lambda v: np.exp(v - v.max()),  # (2.19)
     "negative-powers-of-two": lambda v: _powers_of_two(len(v))[_ranks(v)],  # (2.20) to (2.22)
 }
@@ -34,15 +34,20 @@ def factors(values: Floats, how: Map, *, inverse: bool = False, bounds: tuple[fl
 
     "bounded" is TempBalance's map (Zhou et al. 2023, equation 4): linear from lo at the smallest value to hi at the
     largest, (0.5, 1.5) by default, whose mean need not be 1. inverse: the larger the metric, the smaller the rate, by
-    1 / v. Where some values are not positive, as logarithms may be, all are shifted to start from 1.
+    1 / v. Domains: softmax, bounded and negative-powers-of-two take any values, log2 those of 1 and more, the others
+    those of 0 and more. Where some values are negative, as logarithms may be, all are shifted to start from 1; a 0
+    among others that are positive stays 0, and so does its rate.
+    Raises ValueError for inverse values where one is 0.
     """
     if values.max() == values.min():
         return np.ones(len(values))
+    if inverse and values.min() == 0:
+        raise ValueError("0 has no inverse; leave out what measures 0")
     if how == "bounded":
         low, high = bounds or (0.5, 1.5)
         place = (values - values.min()) / (values.max() - values.min())
         return np.asarray(low + (high - low) * (1 - place if inverse else place))
-    shifted = positive(values)
+    shifted = positive(values) if values.min() < 0 else values
     mapped = np.asarray(MAPS[how](1 / shifted if inverse else shifted), np.float64)
     found = len(values) * mapped / mapped.sum() if mapped.sum() > 0 else np.ones(len(values))
     return found if bounds is None else found.clip(*bounds)

@@ -98,10 +98,10 @@ def spectrum(weight: Weight, options: Spectra, seed: int, device: torch.device |
         max(sides) if options.defined.averaged else 1
     )
     by_matrix = scale * eigenvalues(stack, device=device)
-    law, status = _fit(by_matrix, options, max(sides))
+    law, status = _fit(by_matrix, options, max(sides), equal := _rounding(weight, min(sides)))
     if law is not None and law.xmin < _STEEP * by_matrix.max():
         by_matrix = scale * eigenvalues(stack, exact=True)
-        law, status = _fit(by_matrix, options, max(sides))
+        law, status = _fit(by_matrix, options, max(sides), equal)
     values = np.sort(by_matrix, axis=None)
     figures = _figures(values, max(sides)) | {"sv_min": math.sqrt(by_matrix.min(1).max())}
     if law is not None:
@@ -126,11 +126,24 @@ def _seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8]) >> 1
 
 
-def _fit(by_matrix: Floats, options: Spectra, longer: int) -> tuple[power_law.PowerLaw | None, str]:
+def _fit(by_matrix: Floats, options: Spectra, longer: int, equal: float) -> tuple[power_law.PowerLaw | None, str]:
+    """equal: relative difference up to which eigenvalues are one and the same, as those of an orthogonal matrix are."""
     try:
-        return options.fit(by_matrix.ravel(), longer), "success"
+        law = options.fit(by_matrix.ravel(), longer)
     except NoTail as error:
         return None, f"no power law: {error}"
+    if by_matrix.max() <= law.xmin * (1 + equal):
+        return None, f"no power law: the {law.tail} eigenvalues of its tail are equal but for rounding"
+    return law, "success"
+
+
+def _rounding(weight: Weight, shorter: int) -> float:
+    """Relative error of eigenvalues of weights that were rounded to their type, or, somewhere on their way, to float32:
+    entries that are off by eps / 2 of themselves move singular values by eps / 2 ||W||_F at most, which is
+    sqrt(shorter) times the largest one."""
+    kind = weight.tensor.dtype
+    eps = max(torch.finfo(torch.float32).eps, torch.finfo(kind).eps if kind.is_floating_point else 0.0)
+    return 2 * eps * math.sqrt(shorter)
 
 
 def _figures(values: Floats, longer: int) -> dict[str, Any]:

@@ -216,3 +216,14 @@ def test_layers_of_a_stack_are_looked_at_one_by_one(call, tmp_path):
 def test_starts_that_cannot_be_looked_at(call, tmp_path, overrides, words):
     (tmp_path / "sao.yaml").write_text(SAO)
     refused(call("spectra", "sao.yaml", *overrides), 2, *words)
+
+
+def test_a_trained_net_beside_untrained_ones_is_said_to_be_one(call, net, tmp_path):
+    assert program("train", net, "train={epochs: 1, batch_size: 64}", "--quiet", cwd=tmp_path).status == 0
+    said = "isometry: net is as its checkpoint has it, trained, and wide, relu as training would start it"
+    notes = {}
+    for name, source in {"trained": ("-c", "runs/net-train"), "fresh": ()}.items():
+        assert call("spectra", net, *source, "--out", name, "--quiet").status == 0
+        notes[name] = json.loads(Path(f"{name}/report.json").read_text())["notes"]
+    assert any(note.startswith(said) for note in notes["trained"])
+    assert not any("trained" in note and note.startswith("isometry") for note in notes["fresh"])

@@ -89,3 +89,23 @@ def test_noise_has_the_distributions_of_the_document():
     assert exponential.mean() == pytest.approx(30, rel=0.02)
     assert exponential.std() == pytest.approx(math.hypot(30, 1), rel=0.02)  # (2.31)
     np.testing.assert_array_equal(disturbed(ALPHAS, "none", 0.1, generator), ALPHAS)
+
+
+@pytest.mark.parametrize("how", [name for name in FORMULAS if name not in ("log2",)])
+def test_a_zero_among_others_is_mapped_as_the_formula_has_it(how):
+    """It moves no other value."""
+    values = np.array([0.0, 0.5, 3.0])
+    mapped = [FORMULAS[how](float(value)) for value in values]
+    np.testing.assert_allclose(factors(values, how), [3 * value / sum(mapped) for value in mapped], rtol=1e-12)
+
+
+def test_draws_below_zero_have_no_rate_and_change_none():
+    """(2.28) with a small rate, where some of the draws are cut off at 0."""
+    drawn = disturbed(ALPHAS, "normal-rate", 0.1, np.random.default_rng(0))
+    assert (drawn == 0).any()
+    np.testing.assert_allclose(factors(drawn, "linear"), len(drawn) * drawn / drawn.sum(), rtol=1e-12)
+
+
+def test_zero_has_no_inverse():
+    with pytest.raises(ValueError, match="0 has no inverse"):
+        factors(np.array([0.0, 1.0]), "linear", inverse=True)

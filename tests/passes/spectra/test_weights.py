@@ -207,3 +207,27 @@ def test_networks_and_state_dicts_have_the_same_layers():
 def test_regimes(alpha, regime):
     assert regime_of(alpha) == regime
     assert regime_of(math.inf) == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("estimator", ["search", "median", "hill", "peak"])
+def test_eigenvalues_that_are_equal_but_for_rounding_are_no_power_law(dtype, estimator):
+    layer = nn.Linear(40, 60, bias=False)
+    nn.init.orthogonal_(layer.weight)
+    layer.weight.data = (0.3 * layer.weight.data).to(dtype)
+    (row,) = taken(nn.Sequential(layer), alpha=estimator).values()
+    assert math.isnan(row.alpha)
+    assert row.regime == ""
+    assert row.status.startswith("no power law: the ")
+
+
+def test_a_true_power_law_in_single_precision_stays_one():
+    """Eigenvalues of a Pareto law of exponent 3, between orthogonal matrices."""
+    draws = np.random.default_rng(0)
+    values = (1 - np.arange(1, 61) / 61) ** (-1 / 2)
+    left, right = (np.linalg.qr(draws.normal(size=(60, 60)))[0] for _ in range(2))
+    layer = nn.Linear(60, 60, bias=False)
+    layer.weight.data = torch.from_numpy(left * np.sqrt(values) @ right).float()
+    (row,) = taken(nn.Sequential(layer)).values()
+    assert row.alpha == pytest.approx(search(np.sort(values)).alpha, rel=1e-3)  # of squares in single precision
+    assert row.status == "success"

@@ -55,6 +55,7 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, prin
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Neither progress nor table.")]
 _Json = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")]
 _Debug = Annotated[bool, typer.Option("--debug", help="The whole traceback of an error.")]
+_NoCode = Annotated[bool, typer.Option("--no-code", help="Refuse recipes that name code, as a model of your own does.")]
 
 _File = Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.", show_default=False)]
 
@@ -73,16 +74,20 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {  # annotation, default
     "quiet": (_Quiet, False),
     "json": (_Json, False),
     "debug": (_Debug, False),
+    "no_code": (_NoCode, False),
 }
 
 
 def _add_verb(verb: str, does: str, *, without: Collection[str] = ()) -> None:
     """Adds a command that runs commands.VERB.verb with the shared parameters, but for those that it goes without."""
 
-    def command(quiet: bool, json: bool, debug: bool, overrides: list[str] | None, **given: Any) -> None:
+    def command(quiet: bool, json: bool, debug: bool, no_code: bool, overrides: list[str] | None, **given: Any) -> None:
         def run(progress: "Progress", held: ExitStack) -> "Result":
             from compresskit.commands.session import Arguments
+            from compresskit.models.factory import NO_CODE
 
+            if no_code:
+                os.environ[NO_CODE] = "1"
             arguments = Arguments(overrides=tuple(overrides or ()), held=held, **given)
             found: Result = import_module(f"compresskit.commands.{verb}.verb").run(arguments, progress)
             return found

@@ -15,6 +15,8 @@ from compresskit.errors import RecipeError, near_names
 from compresskit.models.weights import check_fit, load_weights
 from compresskit.options import option
 
+NO_CODE = "COMPRESSKIT_NO_CODE"  # in the environment: recipes may name no code
+
 
 @option
 class Factory:
@@ -48,14 +50,15 @@ class Factory:
             raise RecipeError(f"model.arguments: {self.target}{signature} does not take them: {error}") from error
         try:
             return factory(**arguments)
-        except TypeError as error:
-            raise RecipeError(f"model.target: {self.target} raised TypeError: {error}") from error
+        except (Exception, SystemExit) as error:  # it is the user's code
+            raise RecipeError(f"model.target: {self.target} raised {_said(error)}") from error
 
 
 def _find(target: str) -> Callable[..., Any]:
     module_name, colon, name = target.partition(":")
     if not (module_name and colon and name):
         raise RecipeError(f"model.target: {target!r} was given; write 'package.module:factory'")
+    _check_allowed(target, module_name)
     if os.getcwd() not in sys.path:  # an installed program, unlike `python -m`, does not look there
         sys.path.insert(0, os.getcwd())
     try:
@@ -67,6 +70,8 @@ def _find(target: str) -> Callable[..., Any]:
                 "install its package"
             ) from error
         raise RecipeError(f"model.target: {module_name} imports {error.name!r}, which is not installed") from error
+    except (Exception, SystemExit) as error:  # it is the user's code
+        raise RecipeError(f"model.target: to import {module_name} raised {_said(error)}") from error
     factory = getattr(module, name, None)
     if factory is None:
         raise RecipeError(f"model.target: {module_name} has no {name!r}; {near_names(name, vars(module))}")
@@ -74,3 +79,18 @@ def _find(target: str) -> Callable[..., Any]:
         raise RecipeError(f"model.target: {target} is a {type(factory).__name__}; it must be a function or a class")
     found: Callable[..., Any] = factory
     return found
+
+
+def _check_allowed(target: str, module: str) -> None:
+    """Before anything is imported. Raises RecipeError for code that makes no models, and for any where none may run."""
+    package = module.partition(".")[0]
+    own = package in (*sys.stdlib_module_names, "compresskit")
+    if own or (package == "torch" and not f"{module}.".startswith("torch.nn.")):
+        whose = {"compresskit": "compresskit's own", "torch": "torch's"}.get(package, "Python's own")
+        raise RecipeError(f"model.target: {target}: {module} is {whose} and makes no models; name a module of yours")
+    if os.environ.get(NO_CODE):
+        raise RecipeError(f"model.target: {target} would be imported and run, which --no-code or {NO_CODE}=1 forbids")
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['nothing more'])[0]}"

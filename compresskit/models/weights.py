@@ -1,6 +1,8 @@
 """Weights that a model from outside starts with, and whether it fits the data."""
 
+import warnings
 from pathlib import Path
+from stat import S_ISREG
 
 import torch
 from safetensors.torch import load_file
@@ -19,11 +21,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     state = read_state(path)
     wanted = model.state_dict()
-    wrong = [n for n in wanted if n in state and state[n].shape != wanted[n].shape]
+    both = [name for name in wanted if name in state]
+    wrong = [n for n in both if state[n].shape != wanted[n].shape]
+    kinds = [n for n in both if state[n].is_floating_point() != wanted[n].is_floating_point()]
     found = {
         "missing": [name for name in wanted if name not in state],
         "not in the model": [name for name in state if name not in wanted],
         "wrong shape": [f"{n} {tuple(state[n].shape)} for {tuple(wanted[n].shape)}" for n in wrong],
+        "wrong type": [f"{n} {state[n].dtype} for {wanted[n].dtype}" for n in kinds],
     }
     if problems := [f"{what}: {', '.join(names[:_SHOWN])}" for what, names in found.items() if names]:
         raise CheckpointError(f"{path}: the weights do not fit the model; {'; '.join(problems)}")
@@ -36,10 +41,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises CheckpointError for a file that cannot be read or that holds no state dict.
     """
     try:
+        if not S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            raise CheckpointError(f"{path}: it is no file but a folder, a pipe or a device; name a state dict")
         if path.suffix == ".safetensors":
             state: object = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused below
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; `weights` is a path to a state dict") from error
     except Exception as error:  # what is no state dict can fail in any way when it is read as one
@@ -49,12 +59,38 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(state, dict):
         state = next((state[key] for key in _KEYS if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise CheckpointError(
             f"{path}: it holds more than a state dict; save model.state_dict() alone, and give a checkpoint of "
             "compresskit to --checkpoint"
         )
+    if strange := [f"{name} ({told(value)})" for name, value in state.items() if not is_plain(value)]:
+        raise CheckpointError(
+            f"{path}: layers take dense numbers of 16, 32 or 64 bits, not {', '.join(strange[:_SHOWN])}; convert them "
+            "before saving"
+        )
     return state
+
+
+def is_plain(value: object) -> bool:
+    """Whether it is a dense tensor with all of its numbers, of a type that layers compute in."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type != "meta"
+        and not value.is_quantized
+        and not value.is_complex()
+        and value.element_size() > (1 if value.is_floating_point() else 0)  # no float8
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()  # no strides of 0
+    )
+
+
+def told(tensor: Tensor) -> str:
+    """Its type and kind in a few words."""
+    kind = "on meta" if tensor.device.type == "meta" else str(tensor.layout).removeprefix("torch.")
+    return f"{str(tensor.dtype).removeprefix('torch.')}, {kind}"
 
 
 def check_fit(model: nn.Module, name: str, input_shape: tuple[int, ...], outputs: int) -> None:
@@ -64,7 +100,7 @@ def check_fit(model: nn.Module, name: str, input_shape: tuple[int, ...], outputs
     try:
         with torch.no_grad():
             value = model.eval()(torch.zeros(1, *input_shape, dtype=parameter.dtype))
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+    except Exception as error:  # it is the user's code
         reason = " ".join(str(error).split())
         raise RecipeError(f"model: {name} does not take the data's inputs of shape {input_shape}: {reason}") from error
     finally:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import yaml
@@ -43,6 +44,11 @@ def read_text(path: Path) -> str:
     """Text of the file at `path`. Raises UnreadableError if it is missing, a folder or not UTF-8."""
     content = b""
     try:
+        status = path.stat()
+        if not S_ISREG(status.st_mode) and not S_ISDIR(status.st_mode):  # to read a pipe or a device may have no end
+            raise UnreadableError(Problem("is no file but a pipe or a device; name a recipe file"))
+        if status.st_size > _BYTES:
+            raise UnreadableError(Problem(f"has {status.st_size:,} bytes, at most {_BYTES:,} are allowed; shorten it"))
         content = path.read_bytes()
         return content.decode("utf-8")
     except FileNotFoundError as error:
@@ -79,6 +85,8 @@ def to_yaml(data: dict[str, Any]) -> str:
     return text
 
 
+_BYTES = 2**18  # of a recipe
+_VALUES = 20_000  # of a recipe, those of an alias counted wherever it is used
 _DEPTH = 100  # levels of lists and mappings; far below what the recursions here and in build.py bear
 _TAG = "tag:yaml.org,2002:"
 
@@ -128,6 +136,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self._read = 0
         self._open: set[int] = set()  # nodes being read: meeting one again is an alias inside itself
 
     def read(self, node: yaml.Node, key: tuple[str | int, ...]) -> Node:
@@ -135,6 +144,9 @@ class _Reader:
             raise _refusal(node, "an alias stands inside what it names")
         if len(self._open) == _DEPTH:
             raise _refusal(node, "nested too deeply")
+        self._read += 1
+        if self._read > _VALUES:
+            raise _refusal(node, f"more than {_VALUES:,} values, counting those of aliases each time; leave some out")
         self._open.add(id(node))
         line = node.start_mark.line + 1
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from compresskit.errors import CheckpointError, UnsupportedModelError
 from compresskit.graph.format.rehearsal import rehearse
 from compresskit.graph.format.table import from_table, named_tensors, to_table
+from compresskit.models.weights import is_plain
 from compresskit.storage import masked
 from compresskit.storage.atomic import write_tensors
 from compresskit.storage.content import check_content
@@ -154,7 +155,7 @@ def _fill(network: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
 def _misfits(network: fx.GraphModule, tensors: Mapping[str, Any]) -> str:
     """What is missing, superfluous or of another shape or kind of number than the network has it; "" if nothing."""
     wanted = dict(named_tensors(network))
-    strange = {name for name, tensor in tensors.items() if not _is_plain(tensor)}
+    strange = {name for name, tensor in tensors.items() if not is_plain(tensor)}
     both = [name for name in wanted if name in tensors.keys() - strange]
     wrong = [name for name in both if tensors[name].shape != wanted[name].shape]
     kinds = [name for name in both if tensors[name].is_floating_point() != wanted[name].is_floating_point()]
@@ -166,19 +167,6 @@ def _misfits(network: fx.GraphModule, tensors: Mapping[str, Any]) -> str:
         "wrong type": [f"{name} {tensors[name].dtype}" for name in kinds],
     }
     return "; ".join(f"{what}: {_shorten(names)}" for what, names in found.items() if names)
-
-
-def _is_plain(value: Any) -> bool:
-    """A dense tensor with its numbers, of a type that layers compute in."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.device.type != "meta"
-        and not value.is_quantized
-        and not value.is_complex()
-        and value.element_size() > (1 if value.is_floating_point() else 0)  # no float8
-        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()  # no strides of 0
-    )
 
 
 def _shorten(names: list[str]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from compresskit.models.factory import NO_CODE
 from compresskit.storage.checkpoint import load, save
 
 
@@ -291,3 +292,12 @@ def test_inspect_and_spectra_report_weights_that_are_not_finite(call, recipe, ru
 def test_inspect_takes_the_folder_of_a_run(call, trained):
     folder, file = (call("inspect", trained / "runs/net-train" / name).out for name in ("", "model.pt"))
     assert folder == file
+
+
+def test_no_code_is_an_option_of_every_verb_that_takes_a_recipe(call, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv(NO_CODE, "")  # and put back afterwards
+    (tmp_path / "user_net.py").write_text("open('pwned', 'w')\n")
+    for verb in ("train", "validate"):
+        outcome = call(verb, recipe, "model={kind: 'user_net:make'}", "--no-code")
+        refused(outcome, 2, "user_net:make would be imported and run, which --no-code")
+    assert not (tmp_path / "pwned").exists()

@@ -1,5 +1,6 @@
 """Models of torchvision and of the user's, and the weights that they start with."""
 
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from compresskit.errors import CheckpointError, RecipeError
-from compresskit.models.factory import Factory
+from compresskit.models.factory import NO_CODE, Factory
 from compresskit.models.torchvision_zoo import Torchvision
 
 SHAPE = (3, 32, 32)
@@ -145,3 +146,83 @@ def test_a_damaged_safetensors_file(tmp_path):
 def test_the_registry_does_not_import_torchvision():
     code = "import sys, compresskit.models.registry; assert 'torchvision' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "whose"),
+    [
+        ("os:system", "os is Python's own"),
+        ("subprocess:run", "subprocess is Python's own"),
+        ("builtins:exec", "builtins is Python's own"),
+        ("os.path:join", "os.path is Python's own"),
+        ("compresskit.cli:main", "compresskit.cli is compresskit's own"),
+        ("torch.hub:load", "torch.hub is torch's"),
+        ("torch:load", "torch is torch's"),
+    ],
+)
+def test_code_that_makes_no_models_is_refused_before_it_is_imported(target, whose, monkeypatch):
+    monkeypatch.setattr("compresskit.models.factory.import_module", lambda name: pytest.fail("it was imported"))
+    with pytest.raises(RecipeError, match=rf"model.target: {target}: {whose} and makes no models; name a module"):
+        Factory(target=target, arguments={"command": "touch pwned"}).build(SHAPE, 3)
+
+
+def test_where_no_code_may_run_none_is_imported(monkeypatch):
+    monkeypatch.setenv(NO_CODE, "1")
+    with pytest.raises(
+        RecipeError, match="user_nets:net would be imported and run, which --no-code or COMPRESS"
+    ):
+        Factory(target="user_nets:net").build((8,), 3)
+    assert "user_nets" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("1 +", "SyntaxError: invalid syntax"),
+        ("raise ValueError('not today')", "ValueError: not today"),
+        ("import sys; sys.exit('usage')", "SystemExit: usage"),
+    ],
+)
+def test_what_the_users_module_raises_is_said_in_one_line(tmp_path, source, said):
+    (tmp_path / "failing.py").write_text(source)
+    with pytest.raises(RecipeError, match=f"model.target: to import failing raised {said}"):
+        Factory(target="failing:net").build(SHAPE, 3)
+
+
+def test_torchs_layers_are_models():
+    found = Factory(target="torch.nn:Linear", arguments={"in_features": 8, "out_features": 3}).build((8,), 3)
+    assert isinstance(found, torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s | {3: torch.ones(1)}, "it holds more than a state dict"),
+        (lambda s: s | {"1.bias": torch.ones(4).to_sparse()}, r"not 1.bias \(float32, sparse_coo\)"),
+        (lambda s: s | {"1.bias": torch.empty(4, device="meta")}, r"not 1.bias \(float32, on meta\)"),
+        (lambda s: s | {"1.bias": torch.ones(4).cfloat()}, r"not 1.bias \(complex64, strided\)"),
+        (lambda s: s | {"1.bias": torch.ones(4).to(torch.float8_e4m3fn)}, r"not 1.bias \(float8_e4m3fn, strided\)"),
+        (lambda s: s | {"1.bias": torch.ones(1).expand(4)}, r"not 1.bias \(float32, strided\)"),
+        (lambda s: s | {"1.bias": torch.ones(4).long()}, "wrong type: 1.bias torch.int64 for torch.float32"),
+        (lambda s: s | {"1.bias": torch.ones(())}, r"wrong shape: 1.bias \(\) for \(4,\)"),
+    ],
+)
+def test_weights_that_no_layer_takes_are_refused_by_name(tmp_path, change, message):
+    state = Factory(target="user_nets:net").build((8,), 3).state_dict()
+    torch.save(change(dict(state)), tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=rf"odd.pt: .*{message}"):
+        Factory(target="user_nets:net", weights="odd.pt").build((8,), 3)
+
+
+def test_weights_in_half_precision_are_taken(tmp_path):
+    state = Factory(target="user_nets:net").build((8,), 3).state_dict()
+    torch.save({name: tensor.half() for name, tensor in state.items()}, tmp_path / "half.pt")
+    found = Factory(target="user_nets:net", weights="half.pt").build((8,), 3).state_dict()
+    torch.testing.assert_close(found["1.weight"], state["1.weight"], rtol=1e-3, atol=1e-3)  # 11 bits
+    assert found["1.weight"].dtype == torch.float32
+
+
+def test_a_pipe_is_no_state_dict(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(CheckpointError, match="pipe.pt: it is no file but a folder, a pipe or a device"):
+        Factory(target="user_nets:net", weights="pipe.pt").build((8,), 3)

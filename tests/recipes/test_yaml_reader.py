@@ -1,3 +1,4 @@
+import os
 from math import isnan
 from pathlib import Path
 
@@ -168,3 +169,23 @@ def test_what_is_written_is_read_again(data):
 @given(st.lists(texts))
 def test_other_readers_see_the_same_texts(data):
     assert yaml.safe_load(to_yaml({"texts": data})) == {"texts": data}
+
+
+def test_aliases_that_grow_without_end_are_refused_at_once():
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+    with pytest.raises(UnreadableError, match="more than 20,000 values, counting those of aliases each time"):
+        read_yaml("\n".join(lines))
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    (tmp_path / "big.yaml").write_text("a: [1]\n" * 1_500_000)
+    with pytest.raises(UnreadableError, match="has 10,500,000 bytes, at most 262,144 are allowed; shorten it"):
+        read_text(tmp_path / "big.yaml")
+
+
+def test_pipes_and_devices_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", Path("/dev/zero")):
+        with pytest.raises(UnreadableError, match="is no file but a pipe or a device"):
+            read_text(path)

@@ -68,7 +68,7 @@ class Record:
         """A new label that must stay, everywhere."""
         label = self.labels.fresh(1)
         self.labels.freeze(label, reason)
-        return label.expand(tuple(shape))
+        return label.squeeze().expand(tuple(shape))  # a value of no dimensions has no room for one
 
 
 def _by_module(tensors: Iterable[str]) -> dict[str, list[str]]:

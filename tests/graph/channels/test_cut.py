@@ -23,6 +23,10 @@ class Odd(nn.Module):
         self.gate, self.slope = nn.Conv2d(8, 1, 1), nn.PReLU()
         self.shuffle, self.unflatten = nn.ChannelShuffle(2), nn.Unflatten(1, (2, 4))
         self.temperature, self.place = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1, 1, 6, 6))
+        self.gain, self.shift = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(0.7))
+        self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+        self.register_buffer("quarter", torch.tensor(0.25))
+        self.register_buffer("three", torch.tensor(3))
         self.register_buffer("mask", (torch.arange(8) % 3 > 0).view(8, 1, 1))
         self.register_buffer("number", 100 + torch.arange(8).view(8, 1, 1))
         self.register_buffer("order", torch.tensor([7, 0, 3, 2, 5]))
@@ -39,6 +43,13 @@ ODD = {
     "mask of booleans": lambda net, x: x * net.mask,
     "scale of integers": lambda net, x: x * net.number,
     "number as a parameter": lambda net, x: x * net.temperature.exp(),
+    "gain of no dimensions": lambda net, x: x + net.gain * F.relu(x - 1),
+    "two numbers": lambda net, x: torch.mul(x, net.gain) + net.shift,
+    "number of two numbers": lambda net, x: x * (net.gain * net.shift).exp() * torch.stack([net.gain, net.shift]).sum(),
+    "numbers in buffers": lambda net, x: x * net.quarter / net.three,
+    "number that stops a value": lambda net, x: torch.lerp(torch.clamp(x, min=net.gain), x, net.quarter),
+    "number out of a scale": lambda net, x: x * net.scale.mean(),
+    "scale to a power": lambda net, x: net.scale * (1 + x) ** net.gain - 1,
     "parameter of positions": lambda net, x: x + net.place,
     "gate of one channel": lambda net, x: x * torch.sigmoid(net.gate(x)),
     "slope called twice": lambda net, x: net.slope(net.slope(x) - 1),
@@ -62,6 +73,8 @@ FROZEN = {
         "it picks channels by their number",
     ),
     "indices in brackets": (lambda net, x: net.right(x[:, net.order]), "it picks channels by their number"),
+    "mean of everything": (lambda net, x: x / x.mean(), "it mixes channels"),
+    "choice by value": (lambda net, x: torch.where(x > 1, x, net.gain), "gt mixes channels, or is not known"),
     "constant maps": (lambda net, x: x + torch.cat([x, net.zeros + x], 1).chunk(2, 1)[1], "a tensor of 3 dimensions"),
 }
 

@@ -90,8 +90,8 @@ def _executed(record: Record, call: Call) -> Any:
 
 def _view(record: Record, call: Call) -> Any:
     """As a reshape: labels that repeat have no memory of their own to be viewed."""
-    source, *shape = call.args
-    return moved(record, call.node, source.reshape(*shape, **call.kwargs), call.touched)
+    source, *sizes = call.args
+    return moved(record, call.node, source.reshape(*call.kwargs.get("size", sizes)), call.touched)
 
 
 def _cat(record: Record, call: Call) -> Any:
@@ -102,12 +102,13 @@ def _cat(record: Record, call: Call) -> Any:
 
 
 def _spatial(record: Record, call: Call) -> Tensor | Unknown:
-    return spatial(record, call.node, call.args[0])
+    return spatial(record, call.node, call.touched[0])
 
 
 def _selected(record: Record, call: Call) -> Tensor | Unknown:
     args, kwargs, n = call.args, call.kwargs, call.node
-    source, dim, index = args if len(args) == 3 else (args[0], kwargs["dim"], kwargs["index"])
+    given = dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs
+    source, dim, index = given["input"], given["dim"], given["index"]
     channels = along(source, dim)
     table = n.all_input_nodes[-1]
     if channels is None or table.op != "get_attr" or record.calls[table.target] + len(table.users) > 2:
@@ -119,7 +120,7 @@ def _selected(record: Record, call: Call) -> Tensor | Unknown:
 
 def _reduced(record: Record, call: Call) -> Tensor | Unknown:
     """Mean, sum or maximum over dimensions along which the labels repeat."""
-    x, args = call.args[0], call.args
+    x, args = call.touched[0], call.args
     dims = call.kwargs.get("dim", args[1] if len(args) > 1 else tuple(range(x.ndim)))
     dims = [dims] if isinstance(dims, int) else list(dims)
     if not all(x.shape[dim] == 1 or repeats(x, dim) for dim in dims):

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.layers.grouped import ChannelPermutation
-from compresskit.graph.operations import NORMS
+from compresskit.graph.operations import NORMS, called
 from compresskit.graph.shapes import node_shapes
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -122,24 +122,38 @@ def _resize(network: fx.GraphModule, node: fx.Node, results: list[Tensor]) -> No
         if isinstance(module, nn.Unflatten):
             module.unflattened_size = tuple(_sizes(module.unflattened_size, results[0], module.dim))
         return
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    arguments: list[Any] = list(node.args)
+    name = called(node)
     if name in ("split", "split_with_sizes"):
         _resize_split(node, results)
     elif name in ("view", "reshape", "expand", "unflatten"):
-        first = 2 if name == "unflatten" else 1
-        written = arguments[first:]
-        nested = len(written) == 1 and isinstance(written[0], list | tuple)
-        sizes = _sizes(written[0] if nested else written, results[0], arguments[1] if name == "unflatten" else 0)
-        node.args = (*arguments[:first], *([tuple(sizes)] if nested else sizes))
+        _resize_shape(node, name, results[0])
+
+
+def _resize_shape(node: fx.Node, name: str, alive: Tensor) -> None:
+    """The sizes may be arguments of their own, one sequence, or given by keyword."""
+    arguments: list[Any] = list(node.args)
+    keyword = next((key for key in ("shape", "size", "sizes") if key in node.kwargs), None)
+    offset: Any = 0
+    if name == "unflatten":
+        offset = node.kwargs["dim"] if "dim" in node.kwargs else arguments[1]
+    if keyword:
+        given: Any = node.kwargs[keyword]
+        node.kwargs = {**node.kwargs, keyword: tuple(_sizes(given, alive, offset))}
+        return
+    first = 2 if name == "unflatten" else 1
+    written = arguments[first:]
+    nested = len(written) == 1 and isinstance(written[0], list | tuple)
+    sizes = _sizes(written[0] if nested else written, alive, offset)
+    node.args = (*arguments[:first], *([tuple(sizes)] if nested else sizes))
 
 
 def _sizes(written: Sequence[Any], alive: Tensor, offset: int) -> list[Any]:
-    """The sizes from dimension `offset` on. Where a reshape splits channels, those that are computed (half of the
-    channels, say) become numbers as well: what is cut need not be in proportion."""
+    """The sizes from dimension `offset` on, which is one of what is reshaped. Where a reshape splits channels, those
+    that are computed (half of the channels, say) become numbers as well: what is cut need not be in proportion."""
     sizes, splits = list(written), sum(size > 1 for size in alive.shape) > 1
+    first = offset % (alive.ndim - len(sizes) + 1)
     for place, size in enumerate(sizes):
-        left = _left(alive, place + offset % alive.ndim)
+        left = _left(alive, place + first)
         told = size > 1 if isinstance(size, int) else splits and isinstance(size, fx.Node)
         if told and left is not None:
             sizes[place] = left

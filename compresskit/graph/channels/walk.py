@@ -19,6 +19,8 @@ from compresskit.graph.operations import (
 )
 from compresskit.graph.shapes import Interpreter, node_shapes
 
+_NOT_FOLLOWED = (IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
 
 @dataclass(frozen=True)
 class Channels:
@@ -86,9 +88,12 @@ class _Walk(Interpreter):
         call = Call(n, args, kwargs, touched, lambda: super(_Walk, self).run_node(n))
         if not found:
             return item(self._record, call) if called(n) == "getitem" else self._constant(n, call.run())
-        if n.op == "call_module":
-            return apply_module(self._record, n, self.fetch_attr(str(n.target)), touched)
-        return apply_call(self._record, call)
+        try:
+            if n.op == "call_module":
+                return apply_module(self._record, n, self.fetch_attr(str(n.target)), touched)
+            return apply_call(self._record, call)
+        except _NOT_FOLLOWED:  # a call that is written in a way that its rule does not know
+            return self._record.stop(n, touched, f"{n.name}: labels cannot be followed through {called(n)}")
 
     def _constant(self, n: fx.Node, made: Any) -> Any:
         """A number, or a tensor that does not depend on the input."""

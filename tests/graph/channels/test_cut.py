@@ -61,6 +61,13 @@ ODD = {
     "computed rows": lambda net, x: x.view(x.shape[0], x.shape[1] // 4, 4, 6, 6).transpose(1, 2).reshape(x.shape),
     "computed columns": lambda net, x: x.view(x.shape[0], 4, x.shape[1] // 4, 6, 6).transpose(1, 2).reshape(x.shape),
     "unflattened": lambda net, x: net.unflatten(x).transpose(1, 2).flatten(1, 2),
+    "unflattened, counted from the end": lambda net, x: x.unflatten(-3, (2, 4)).transpose(1, 2).flatten(1, 2),
+    "unflattened by keyword": lambda net, x: torch.unflatten(x, dim=1, sizes=(2, 4)).flatten(1, 2),
+    "reshaped by keyword": lambda net, x: torch.reshape(x, shape=(-1, 8, 36)).view(size=(-1, 8, 6, 6)),
+    "expanded by keyword": lambda net, x: x * net.scale.expand(size=(1, 8, 6, 6)),
+    "mean by keyword": lambda net, x: x + torch.mean(input=x, dim=(2, 3), keepdim=True),
+    "pooled by keyword": lambda net, x: x + F.adaptive_avg_pool2d(input=x, output_size=1),
+    "selected by keyword": lambda net, x: net.right(torch.index_select(input=x, dim=1, index=net.order)),
     "shuffled": lambda net, x: net.shuffle(x),
     "size of a map": lambda net, x: x / (x.shape[2] * x.shape[3]),
 }
@@ -75,6 +82,7 @@ FROZEN = {
     "indices in brackets": (lambda net, x: net.right(x[:, net.order]), "it picks channels by their number"),
     "mean of everything": (lambda net, x: x / x.mean(), "it mixes channels"),
     "choice by value": (lambda net, x: torch.where(x > 1, x, net.gain), "gt mixes channels, or is not known"),
+    "written in another way": (lambda net, x: x.view(x.dtype), "labels cannot be"),
     "constant maps": (lambda net, x: x + torch.cat([x, net.zeros + x], 1).chunk(2, 1)[1], "a tensor of 3 dimensions"),
 }
 

@@ -8,6 +8,7 @@ from math import copysign
 import torch
 from torch import Tensor
 
+from compresskit.errors import ConvergenceError
 from compresskit.numerics.least_squares.solvers import CUT
 
 Weights = list[Tensor]  # one (out, in) for each part
@@ -16,11 +17,15 @@ Weights = list[Tensor]  # one (out, in) for each part
 @dataclass(frozen=True)
 class Part:
     """One layer that reads the groups. cxx: (in, in), the R of the document. cyx: (out, in), its W R. groups: (in,),
-    the group of each input, counted over the whole problem."""
+    the group of each input, counted over the whole problem. Raises ConvergenceError for moments that are not finite."""
 
     cxx: Tensor
     cyx: Tensor
     groups: Tensor
+
+    def __post_init__(self) -> None:
+        if not (bool(self.cxx.isfinite().all()) and bool(self.cyx.isfinite().all())):
+            raise ConvergenceError("its moments are not finite; check the checkpoint and the data for NaN")
 
 
 @dataclass(frozen=True)
@@ -135,13 +140,14 @@ class Reduction:
 def reduce(problem: Problem) -> Reduction:
     """Without inputs that never vary, and with outputs rotated where there are more of them than inputs.
 
-    The first have R = 0, so their weight is 0. Only the row space of B matters: with B = U B', U^T U = 1, the minimum
+    The first have R = 0, so their weight is 0. An R that the cancellation of large means left indefinite becomes the
+    nearest one that is not, for P would have no minimum. Only the row space of B matters: with B = U B', U^T U = 1, the minimum
     is M = U M', and the norms of groups are the same.
     """
     parts, alive, bases = [], [], []
     for part in problem.parts:
         varies = part.cxx.diagonal() > CUT * part.cxx.diagonal().max()
-        cxx, cyx = part.cxx[varies][:, varies], part.cyx[:, varies]
+        cxx, cyx = _semidefinite(part.cxx[varies][:, varies]), part.cyx[:, varies]
         basis = None
         if len(cyx) > cyx.shape[1]:
             basis, cyx = torch.linalg.qr(cyx)
@@ -150,3 +156,15 @@ def reduce(problem: Problem) -> Reduction:
         bases.append(basis)
     shapes = tuple((part.cyx.shape[0], part.cyx.shape[1]) for part in problem.parts)
     return Reduction(Problem(tuple(parts), problem.variance, problem.n_groups), tuple(alive), tuple(bases), shapes)
+
+
+def _semidefinite(cxx: Tensor) -> Tensor:
+    """The matrix, without its negative eigenvalues where they are more than the rounding of a sum."""
+    if not len(cxx):
+        return cxx
+    shifted = cxx.clone()
+    shifted.diagonal().add_(CUT * cxx.diagonal().max())
+    if not bool(torch.linalg.cholesky_ex(shifted).info):
+        return cxx
+    values, vectors = torch.linalg.eigh(cxx)
+    return vectors * values.clamp(min=0) @ vectors.T

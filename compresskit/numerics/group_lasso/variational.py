@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from compresskit.errors import ConvergenceError
 from compresskit.numerics.group_lasso.problem import Problem, Weights
 
 
@@ -27,13 +28,16 @@ class Inner:
 
     @classmethod
     def at(cls, problem: Problem, eta: Tensor, lam: float) -> Self:
+        """Raises ConvergenceError where lam is lost in the rounding of R."""
         value, weights, products, factors = problem.variance / 2 + lam / 2 * float(eta.sum()), [], [], []
         for part in problem.parts:
             (columns,) = (eta[part.groups] > 0).nonzero(as_tuple=True)
             root = eta[part.groups[columns]].sqrt()
             kernel = part.cxx[columns][:, columns] * root * root[:, None]
             kernel.diagonal().add_(lam)
-            factor = torch.linalg.cholesky(kernel)
+            factor, failed = torch.linalg.cholesky_ex(kernel)
+            if bool(failed):
+                raise ConvergenceError(f"lambda {lam:.3g} is less than the moments are exact to; give a larger one")
             scaled = part.cyx[:, columns] * root
             half = torch.linalg.solve_triangular(factor, scaled.T, upper=False)
             weight = torch.linalg.solve_triangular(factor.T, half, upper=True).T * root

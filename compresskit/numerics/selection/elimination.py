@@ -32,7 +32,8 @@ def eliminate(problem: Problem) -> Elimination:
     tr(M_g Q_gg^-1 M_g^T), summed over the parts, when all others are fitted again; then Q and M become
     Q - Q_:g Q_gg^-1 Q_g: and M - M_g Q_gg^-1 Q_g: (Schur complements). That is the optimal brain surgeon (document 5.1)
     for groups of weights and with the layer's own quadratic loss, where it is exact. O(in^2 (in + out)) for the whole
-    order. R has a ridge of 1e-8 of its mean diagonal; whenever half of the groups have left, Q is inverted anew.
+    order. R has a ridge of 1e-8 of its mean diagonal, and where rounding made it indefinite by more than that, its
+    eigenvalues count as the ridge at least; whenever half of the groups have left, Q is inverted anew.
     """
     device = problem.parts[0].cxx.device
     left = torch.ones(problem.n_groups, dtype=torch.bool, device=device)
@@ -66,13 +67,11 @@ class _State:
 
     def __init__(self, part: Part, left: Tensor) -> None:
         (kept,) = left[part.groups].nonzero(as_tuple=True)
-        ridge = RIDGE * part.cxx.diagonal().mean()
         gram = part.cxx[kept][:, kept]
-        gram.diagonal().add_(ridge)
         size = len(kept)
         cyx = part.cyx[:, kept]
         self.inverse = torch.zeros(size + 1, size + 1, dtype=gram.dtype, device=gram.device)
-        self.inverse[:size, :size] = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        self.inverse[:size, :size] = _inverse(gram, _ridge(part.cxx))
         self.weight = torch.cat([cyx @ self.inverse[:size, :size], cyx.new_zeros(len(cyx), 1)], dim=1)
         self.explained = float((self.weight[:, :size] * cyx).sum())
         self.columns = _columns(part.groups[kept], len(left), size)
@@ -85,8 +84,7 @@ class _State:
             place = self.columns[:, 0]
             squares = self.weight.square().sum(0)[place]
             return squares / torch.where(squares > 0, self.inverse.diagonal()[place], 1.0)
-        factor = torch.linalg.cholesky(self._blocks())
-        half: Tensor = torch.linalg.solve_triangular(factor, self.weight.T[self.columns], upper=False)
+        half = _whitened(self._blocks(), self.weight.T[self.columns])
         return half.square().sum((1, 2))
 
     def remove(self, group: Tensor) -> None:
@@ -108,6 +106,34 @@ class _State:
         """(n_groups, s, s) Q_gg, with 1 on the diagonal where there is no column."""
         blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
         return blocks + torch.diag_embed(self._padding)
+
+
+def _ridge(cxx: Tensor) -> float:
+    """Above 0 also where no input varies."""
+    mean = float(cxx.diagonal().mean())
+    return RIDGE * mean if mean > 0 else 1.0
+
+
+def _inverse(gram: Tensor, ridge: float) -> Tensor:
+    """(gram + ridge)^-1 of a symmetric matrix that is positive semidefinite but for rounding."""
+    shifted = gram.clone()
+    shifted.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    if not bool(failed):
+        return torch.cholesky_inverse(factor)
+    values, vectors = torch.linalg.eigh(gram)
+    return vectors / values.clamp(min=ridge) @ vectors.T
+
+
+def _whitened(blocks: Tensor, weights: Tensor) -> Tensor:
+    """L^-1 weights with L L^T = blocks, (n, s, s), which updates may have left indefinite by rounding."""
+    factor, failed = torch.linalg.cholesky_ex(blocks)
+    if not bool(failed.any()):
+        solved: Tensor = torch.linalg.solve_triangular(factor, weights, upper=False)
+        return solved
+    values, vectors = torch.linalg.eigh(blocks)
+    least = torch.finfo(values.dtype).eps * values[:, -1:]
+    return vectors.mT @ weights / values.clamp(min=least).sqrt()[:, :, None]
 
 
 def _columns(groups: Tensor, n_groups: int, empty: int) -> Tensor:

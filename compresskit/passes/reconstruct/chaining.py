@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx
 
+from compresskit.errors import ConvergenceError
 from compresskit.graph.channels.walk import Channels
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.moments import Request
@@ -47,7 +48,10 @@ class Job:
     def __call__(self) -> Choice:
         relative = self.options.lam is None or self.options.lam_scale == "energy"
         problem = self.site.problem(self.moments, self.rows, relative=relative)
-        return choose(problem, self.rule, self.options.chosen_selection, self.options.min_channels)
+        try:
+            return choose(problem, self.rule, self.options.chosen_selection, self.options.min_channels)
+        except ConvergenceError as error:
+            raise ConvergenceError(f"{self.site.name}: {error}") from error
 
 
 def parallel(

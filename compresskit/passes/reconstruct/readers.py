@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
-from compresskit.errors import RecipeError
+from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.chains import Weighted, weighted
 from compresskit.graph.channels.walk import Channels, find_channels
 from compresskit.graph.selectors import select
@@ -83,7 +83,10 @@ class Plan:
 
 
 def reader_parts(reader: Reader, moments: Moments, rows: Rows | None = None) -> list[tuple[Part, float]]:
-    """A part of a problem for each group of the layer's convolution, and the variance of its outputs."""
+    """A part of a problem for each group of the layer's convolution, and the variance of its outputs.
+
+    Raises ConvergenceError, with the layer's name, where moments are not finite.
+    """
     outputs = moments.cyx.shape[1]
     alive = (
         torch.ones_like(moments.cyy, dtype=torch.bool) if rows is None else rows[reader.layer].to(moments.cyy.device)
@@ -92,7 +95,10 @@ def reader_parts(reader: Reader, moments: Moments, rows: Rows | None = None) -> 
     for group, cyx in enumerate(moments.cyx):
         own = slice(group * outputs, (group + 1) * outputs)
         kept = alive[own]
-        part = Part(dense(moments.cxx[group]), cyx[kept], reader.groups[group].to(cyx.device))
+        try:
+            part = Part(dense(moments.cxx[group]), cyx[kept], reader.groups[group].to(cyx.device))
+        except ConvergenceError as error:
+            raise ConvergenceError(f"{reader.layer}: {error}") from error
         found.append((part, float(moments.cyy[own][kept].sum())))
     return found
 

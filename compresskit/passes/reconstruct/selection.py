@@ -118,7 +118,12 @@ def _by_group_lasso(problem: Problem, rule: Rule, selection: GroupLasso, least: 
 
 
 def _descend(problem: Problem, rule: Rule, selection: GroupLasso) -> list[Solution]:
-    """The path from lam_max down to where the rule is reached, then nearer and nearer to where that happens."""
+    """The path from lam_max down to where the rule is reached, then nearer and nearer to where that happens.
+
+    Where nothing can be explained (no input varies, or no output does) the path is the one point at which it starts.
+    """
+    if problem.lam_max == 0 or problem.variance == 0:
+        return [Solution(problem.zeros(), rule.lam or 0.0, problem.variance / 2, 0.0, 0, True)]
     descent, largest = Descent(problem, selection.solver), problem.lam_max
     last = selection.smallest * largest if rule.lam is None else rule.lam
     lams = geometric(largest, last, selection.points)[1:] if last < largest else [last]
@@ -166,7 +171,7 @@ def relative_error(problem: Problem, kept: Tensor) -> float:
 
 
 def _curve(problem: Problem, found: list[Solution], least: int) -> Curve:
-    """The best point of each number of inputs."""
+    """The best point of each number of inputs; where none keeps enough, the last one filled up."""
     best: dict[int, tuple[float, Solution]] = {}
     for solution in found:
         kept = _support(problem, solution)
@@ -175,12 +180,14 @@ def _curve(problem: Problem, found: list[Solution], least: int) -> Curve:
         if count >= least and (count not in best or error < best[count][0]):
             best[count] = (error, solution)
     points = sorted(best.items(), reverse=True)
+    supports = [_support(problem, s) for _, (_, s) in points]
+    if not points:
+        supports = [_filled(problem, found[-1], least)]
+        points = [(least, (relative_error(problem, supports[0]), found[-1]))]
     return Curve(
         tuple(count for count, _ in points),
         tuple(error for _, (error, _) in points),
-        torch.stack([_support(problem, s) for _, (_, s) in points])
-        if points
-        else torch.zeros(0, problem.n_groups).bool(),
+        torch.stack(supports),
         tuple(s.lam for _, (_, s) in points),
         tuple(s.gap for _, (_, s) in points),
     )

@@ -141,8 +141,8 @@ def reduce(problem: Problem) -> Reduction:
     """Without inputs that never vary, and with outputs rotated where there are more of them than inputs.
 
     The first have R = 0, so their weight is 0. An R that the cancellation of large means left indefinite becomes the
-    nearest one that is not, for P would have no minimum. Only the row space of B matters: with B = U B', U^T U = 1, the minimum
-    is M = U M', and the norms of groups are the same.
+    nearest one that is not, for P would have no minimum. Only the row space of B matters: with B = U B', U^T U = 1, the
+    minimum is M = U M', and the norms of groups are the same.
     """
     parts, alive, bases = [], [], []
     for part in problem.parts:

@@ -10,7 +10,7 @@ from annotated_types import Ge
 from torch import Tensor, fx, nn
 
 from compresskit.data.augmentation.augmix import AugMix
-from compresskit.errors import RecipeError
+from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.chains import weighted
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.operations import NORMS
@@ -34,9 +34,18 @@ class Scored:
     take_responses: Callable[[fx.GraphModule, Sequence[str], AugMix], Responses]
 
     def filters(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(layer, atoms of its outputs, weight)."""
+        """(layer, atoms of its outputs, weight). Raises ConvergenceError for a weight that is not finite."""
         for layer, atoms in self.channels.writes.items():
-            yield layer, atoms, weighted(self.network, layer).weight.detach()
+            weight = weighted(self.network, layer).weight.detach()
+            if not bool(weight.isfinite().all()):
+                raise ConvergenceError(f"{layer}.weight: it holds NaN or infinity; take a checkpoint that is whole")
+            yield layer, atoms, weight
+
+    def makers(self, atoms: Tensor) -> str:
+        """The layers that make these atoms, or read them where none does."""
+        own = [name for name, made in self.channels.writes.items() if bool(torch.isin(made, atoms).any())]
+        others = [name for name, read in self.channels.reads.items() if bool(torch.isin(read, atoms).any())]
+        return " and ".join((own or others)[:3])
 
     @cached_property
     def gradients(self) -> dict[str, Tensor]:
@@ -177,11 +186,17 @@ def atom_scores(criterion: Criterion, scored: Scored, combine: Literal["mean", "
     """(n_atoms,) float64: scores of all places that an atom has, combined; 0 where it has none.
 
     Criteria whose scores do not compare among layers are taken in units of the mean over the place first.
+    Raises ConvergenceError, with the layer, for scores that are not finite, by which nothing can be put in order.
     """
     n = scored.channels.n_atoms
     places = torch.zeros(n, dtype=torch.float64)
     found = torch.full((n,), -torch.inf if combine == "max" else 0.0, dtype=torch.float64)
     for atoms, scores in criterion(scored):
+        if not bool((finite := scores.isfinite()).all()):
+            raise ConvergenceError(
+                f"{scored.makers(atoms[~finite.cpu()])}: criterion {criterion.kind} gives NaN or infinity for "
+                f"{int((~finite).sum())} of {len(scores)} channels; check the checkpoint and the data, or take magnitude"
+            )
         values = scores.cpu() if criterion.comparable else (scores / _mean(scores)).cpu()
         places.index_add_(0, atoms, torch.ones_like(values))
         if combine == "max":

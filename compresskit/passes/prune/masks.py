@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from compresskit.errors import RecipeError
+from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.chains import weighted
 from compresskit.graph.counting import count
 from compresskit.graph.format.table import shared_names
@@ -65,7 +65,8 @@ class Masker:
     ) -> None:
         """masks: that the network has already; what they set to zero stays zero. section: of the recipe, for messages.
 
-        Raises RecipeError where nothing can be masked, or the target lies out of what can be reached.
+        Raises RecipeError where nothing can be masked, or the target lies out of what can be reached, ConvergenceError
+        for weights that are not finite, which no criterion can put in order.
         """
         self._network, self._options, self._seed = network, options, seed
         self._masks, self._kernels = masks, options.kind == "kernels"
@@ -129,6 +130,8 @@ class Masker:
 
     def _layer(self, name: str, generator: torch.Generator) -> _Layer:
         weight = weighted(self._network, name).weight.detach()
+        if not bool(weight.isfinite().all()):
+            raise ConvergenceError(f"{_parameter(name)}: it holds NaN or infinity; take a checkpoint that is whole")
         left = units_left(self._before(name), kernels=self._kernels)
         scores = self._options.criterion(weight, generator, kernels=self._kernels).cpu()
         alive = left.nonzero()[:, 0]

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 import compresskit
 from compresskit.data.augmentation.augmix import AugMix
-from compresskit.errors import RecipeError
+from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.counting import count
@@ -182,6 +182,43 @@ def test_every_criterion_ranks_every_net_that_it_can(net, kind, combine):
     one, again = pruned(net, **options), pruned(net, **options)
     assert torch.equal(one.alive, again.alive)
     assert one.got <= one.asked
+
+
+DAMAGE = {"nan": math.nan, "inf": math.inf}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("kind", [kind for kind in CRITERIA if kind != "random"])
+def test_no_criterion_puts_nan_in_order(net, kind, damage):
+    with torch.no_grad():
+        net.inner.weight[0, 0, 0, 0] = net.norm1.weight[0] = DAMAGE[damage]
+    with pytest.raises(ConvergenceError, match=r"NaN or infinity"):
+        pruned(net, criterion=CRITERIA[kind](), layers=("inner", "stem", "outer"))
+
+
+def test_what_is_not_finite_is_named(net):
+    with torch.no_grad():
+        net.norm1.weight[3] = math.nan
+    with pytest.raises(ConvergenceError, match=r"^inner: criterion norm-scale gives NaN or infinity for 1 of 20 "):
+        pruned(net, criterion=NormScale(), layers=("inner", "stem", "outer"))
+    with torch.no_grad():
+        net.inner.weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(ConvergenceError, match=r"^inner\.weight: it holds NaN or infinity"):
+        pruned(net, criterion=Magnitude())
+
+
+PLAIN = {"zeros": 0.0, "equal": 0.5, "tiny": 1e-200}
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("value", PLAIN)
+@pytest.mark.parametrize("kind", CRITERIA)
+def test_layers_of_equal_weights_leave_the_target_in_reach(net, kind, value, budget):
+    with torch.no_grad():
+        net.inner.weight.fill_(PLAIN[value])
+    found = pruned(net, criterion=CRITERIA[kind](), budget=BUDGETS[budget](), layers=("inner", "stem", "outer"))
+    assert found.got <= found.asked
+    assert all(kept >= 2 for kept in found.kept)
 
 
 def scored(network) -> Scored:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compresskit.errors import RecipeError
+from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import apply_masks, kept
 from compresskit.graph.trace import trace
@@ -218,3 +218,11 @@ def test_weights_of_other_layers_are_named():
     found = masked(network, options())
     assert list(found.masks) == ["0.weight", "2.weight"]
     assert found.skipped == {"1": "masks are for plain convolutions and linear layers"}
+
+
+@pytest.mark.parametrize("criterion", MASK_CRITERIA)
+def test_weights_that_are_not_finite_are_named(net, criterion):
+    with torch.no_grad():
+        net.last.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ConvergenceError, match=r"^last\.weight: it holds NaN or infinity"):
+        masked(net, options("kernels", criterion=MASK_CRITERIA[criterion]()))

@@ -12,7 +12,7 @@ from torch import fx
 from compresskit.commands.result import Figure, Format
 from compresskit.graph.counting import count
 from compresskit.graph.masks import Masks, kept
-from compresskit.graph.shapes import evaluating
+from compresskit.graph.shapes import evaluating, example
 
 NONZERO, SPARSE = "parameters not masked", "MACs by weights not masked"
 
@@ -54,7 +54,7 @@ def latency(
     network: fx.GraphModule, input_shape: tuple[int, ...], device: torch.device, batch: int, repeats: int
 ) -> float:
     """Median time in milliseconds of a forward pass in eval mode, after three that are not counted."""
-    inputs = torch.zeros(batch, *input_shape, device=device)
+    inputs = example(network, input_shape, batch).to(device)
     times = []
     with torch.inference_mode(), evaluating(network):
         for _ in range(repeats + 3):

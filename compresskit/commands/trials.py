@@ -105,7 +105,7 @@ def check_training(current: Session, network: fx.GraphModule, options: Training)
     teacher_for(current, network, options)
     if options.layerwise_rates is not None:
         owners(network)
-    return check(current.data, options, current.device, current.group)
+    return check(network, current.data, options, current.device, current.group)
 
 
 def check_room(

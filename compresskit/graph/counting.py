@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compresskit.graph.layers.expanded import Expanded
+from compresskit.graph.shapes import example
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,8 @@ def count(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Counts:
     """
     ghost = _without_values(network).eval()
     counter = _Counter(ghost)
-    dtype = next((p.dtype for p in ghost.parameters()), torch.float32)
     with torch.no_grad(), torch.device("meta"):
-        counter.run(torch.empty(1, *input_shape, dtype=dtype))
+        counter.run(example(ghost, input_shape))
     layers = [layer for layer in counter.layers.values() if layer.parameters or layer.macs]
     return Counts(sum(p.numel() for p in network.parameters()), sum(layer.macs for layer in layers), layers)
 

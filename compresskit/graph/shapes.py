@@ -1,14 +1,19 @@
-"""What a network does with one sample: eval mode for a while, and the shape of every value."""
+"""What a network does with one sample: what it can be called with, eval mode for a while, the shape of every value."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from compresskit.graph.operations import ELEMENTWISE_MODULES, NORMS, SPATIAL_MODULES
+from compresskit.errors import UnsupportedModelError
+from compresskit.graph.operations import ELEMENTWISE_MODULES, NORMS, SPATIAL_MODULES, called
 
+_WHOLE = frozenset({"long", "int", "to"})  # calls that make whole numbers of the input
+_PASSING = _WHOLE | frozenset({"view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", "getitem", "clamp"})
+_CANNOT_RUN = (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -25,8 +30,70 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Of a network whose input is looked up in tables. layer: that looks it up. count: entries that all tables have.
+    whole: whether forward makes whole numbers of the input itself."""
+
+    layer: str
+    count: int
+    whole: bool
+
+
+def tokens(network: fx.GraphModule) -> Tokens | None:
+    """What the network's input is looked up in; None where no embedding reads it."""
+    found = []
+    for node in network.graph.nodes:
+        entries = _entries(network, node)
+        source, calls = (node.args[0] if node.args else None), set[str]()
+        while isinstance(source, fx.Node) and called(source) in _PASSING and source.op != "placeholder":
+            calls.add(called(source))
+            source = source.args[0]
+        if entries and isinstance(source, fx.Node) and source.op == "placeholder":
+            found.append(
+                Tokens(str(node.target if node.op == "call_module" else node.name), entries, bool(calls & _WHOLE))
+            )
+    if not found:
+        return None
+    return Tokens(found[0].layer, min(one.count for one in found), all(one.whole for one in found))
+
+
+def _entries(network: fx.GraphModule, node: fx.Node) -> int:
+    """Of the table that the node looks something up in; 0 where it does not."""
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        return module.num_embeddings if isinstance(module, nn.Embedding) else 0
+    if node.op == "call_function" and called(node) == "embedding":
+        table = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
+        if isinstance(table, fx.Node) and table.op == "get_attr":
+            return len(network.get_parameter(str(table.target)))
+    return 0
+
+
+def example(
+    network: fx.GraphModule, input_shape: tuple[int, ...], count: int = 1, generator: torch.Generator | None = None
+) -> Tensor:
+    """A batch that the network can be called with, in the type and on the device of its parameters.
+
+    Zeros, or with a generator (of the CPU) normal numbers; where the network reads tokens, such as its tables have.
+    """
+    parameter, shape = next(network.parameters(), torch.empty(0)), (count, *input_shape)
+    looked_up = tokens(network)
+    if looked_up is None:
+        dtype = parameter.dtype
+        made = torch.zeros(shape) if generator is None else torch.randn(shape, generator=generator)
+    else:
+        dtype = parameter.dtype if looked_up.whole else torch.int64
+        made = torch.zeros(shape) if generator is None else torch.randint(looked_up.count, shape, generator=generator)
+    return made.to(parameter.device, dtype)
+
+
 class Interpreter(fx.Interpreter):
     """torch's, which looks its modules up name by name; here the table is read that it has of them."""
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__(network)
+        self.extra_traceback = False  # errors keep their words, which are made to be one line
 
     def fetch_attr(self, target: str) -> Any:
         return self.submodules[target] if target in self.submodules else super().fetch_attr(target)
@@ -40,7 +107,14 @@ class _ShapeRecorder(Interpreter):
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        try:
+            value = super().run_node(n)
+        except _CANNOT_RUN as error:
+            reads = ", ".join(str(self.shapes.get(source.name, "no tensor")) for source in n.all_input_nodes)
+            raise UnsupportedModelError(
+                f"{n.target if n.op == 'call_module' else n.name}: it cannot run on what it reads, {reads} with a "
+                f"batch of one: {str(error).splitlines()[0]}; give the input shape that the model was made for"
+            ) from error
         if isinstance(value, Tensor):
             self.shapes[n.name] = tuple(value.shape)
         return value
@@ -99,9 +173,9 @@ def node_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[s
 
     input_shape: of one sample. The network runs in eval mode, on the device and in the type of its parameters, without
     its convolutions, linear layers and batch norms, whose shapes need no values; its mode is left as it was.
+    Raises UnsupportedModelError, with the module or call, where it cannot be run on such a sample.
     """
-    parameter = next(network.parameters(), torch.empty(0))
     recorder = _ShapeRecorder(network)
     with torch.no_grad(), evaluating(network):
-        recorder.run(torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device))
+        recorder.run(example(network, input_shape))
     return recorder.shapes

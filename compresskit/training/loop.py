@@ -18,11 +18,12 @@ from compresskit.distributed import Group
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.masks import Masks
 from compresskit.training import state
+from compresskit.training.checks import checked_steps
 from compresskit.training.metrics_log import MetricsLog, summary_writer
 from compresskit.training.options import Training
 from compresskit.training.tasks.evaluation import METRICS, evaluate, tally_for
 from compresskit.training.tasks.losses import loss_for
-from compresskit.training.trainer import Trainer, count_steps
+from compresskit.training.trainer import Trainer
 
 log = logging.getLogger("compresskit")
 
@@ -119,14 +120,20 @@ def fit(
     return History(record.rows, monitor.column, record.best_epoch, record.best_metric, best, seconds, record.cosines)
 
 
-def check(data: DataSet, options: Training, device: torch.device, group: Group = Group()) -> int:  # noqa: B008
+def check(
+    network: fx.GraphModule,
+    data: DataSet,
+    options: Training,
+    device: torch.device,
+    group: Group = Group(),  # noqa: B008
+) -> int:
     """Steps of an epoch, if `fit` will take these options. Raises RecipeError where it would."""
     _Monitor(data, options)
     loss_for(data.task, options.loss)
     tally_for(data.task, data.anchors, device)
     if options.tensorboard:
         summary_writer()
-    return count_steps(data, options, device, group)
+    return checked_steps(network, data, options, device, group)
 
 
 class _Monitor:

@@ -13,10 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from compresskit.data.dataset import DataSet
 from compresskit.distributed import Group
-from compresskit.errors import ConvergenceError, RecipeError
+from compresskit.errors import ConvergenceError
 from compresskit.graph.masks import Masks, apply_masks
 from compresskit.numerics.consistency import divergence
 from compresskit.training.analyses.gradient_confusion import gradient_cosines
+from compresskit.training.checks import checked_steps, drops_last
 from compresskit.training.distillation import distiller_for
 from compresskit.training.layer_rates import LayerRates, owners
 from compresskit.training.optimizers import parameter_groups
@@ -45,8 +46,8 @@ class Trainer:
         masks: Masks | None = None,
     ) -> None:
         """masks: of parameters, whose zeros stay zero."""
-        self.drop_last = _drop_last(len(data.train), options.batch_size, group.world)
-        self.steps = count_steps(data, options, device, group)
+        self.drop_last = drops_last(len(data.train), options.batch_size, group.world)
+        self.steps = checked_steps(network, data, options, device, group)
         self.network, self.split, self.options, self.seed = network, data.train, options, seed
         self.device, self.group = device, group
         self.loss = loss_for(data.task, options.loss, data.anchors)
@@ -252,29 +253,6 @@ class _Tally:
             self.term += term * size
         self.score += scores.double().sum().item()
         self.count += sum(sizes)
-
-
-def _drop_last(samples: int, batch_size: int, world: int) -> bool:
-    """Whether to leave out a smaller last batch: processes need equal shares, and batch norm more than one sample."""
-    return world > 1 or (samples > batch_size and samples % batch_size == 1)
-
-
-def count_steps(data: DataSet, options: Training, device: torch.device, group: Group) -> int:
-    """Steps of an epoch. Raises RecipeError if the device, the processes or the data cannot do what is asked."""
-    samples, batch_size, world = len(data.train), options.batch_size, group.world
-    if options.precision == "float16" and device.type != "cuda":
-        raise RecipeError("precision: float16 needs --device cuda; on the CPU use float32 or bfloat16")
-    if batch_size % world:
-        raise RecipeError(f"batch_size: {batch_size} cannot be shared by {world} processes; use a multiple of {world}")
-    if options.gradient_confusion is not None and samples < 2:
-        raise RecipeError(
-            "gradient_confusion: a pair of batches needs two training samples; give more, or leave it out"
-        )
-    whole = _drop_last(samples, batch_size, world)
-    steps = samples // batch_size if whole else math.ceil(samples / batch_size)
-    if steps == 0:
-        raise RecipeError(f"batch_size: {batch_size} is more than the {samples} training samples; use a smaller one")
-    return steps
 
 
 def _wrap(module: nn.Module, options: Training, device: torch.device, group: Group) -> Callable[..., Any]:

@@ -6,7 +6,9 @@ import torchvision
 from torch import fx, nn
 from torch.nn import functional as F
 
-from compresskit.graph.shapes import node_shapes
+from compresskit.errors import UnsupportedModelError
+from compresskit.graph.counting import count
+from compresskit.graph.shapes import Tokens, example, node_shapes, tokens
 from compresskit.graph.trace import trace
 
 
@@ -91,6 +93,45 @@ def test_networks(name):
     ],
     ids=["channels", "size", "features", "norm"],
 )
-def test_what_does_not_fit_is_torchs_own_error(layer, shape):
-    with pytest.raises((RuntimeError, ValueError)):
+def test_what_does_not_fit_is_named_with_torchs_own_words(layer, shape):
+    with pytest.raises((RuntimeError, ValueError)) as torchs:
+        layer.eval()(torch.zeros(1, *shape))
+    with pytest.raises(UnsupportedModelError, match=r"^0: it cannot run on what it reads, \(1, ") as found:
         node_shapes(fx.symbolic_trace(nn.Sequential(layer)), shape)
+    assert str(torchs.value).splitlines()[0] in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_a_norm_without_an_extent_is_named():
+    network = trace(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.InstanceNorm2d(3)))
+    with pytest.raises(UnsupportedModelError, match=r"^1: it cannot run on what it reads, \(1, 3, 1, 1\) with"):
+        node_shapes(network, (3, 8, 8))
+
+
+class Looked(nn.Module):
+    """Tokens that forward makes whole numbers of, if asked, looked up in one table or in two."""
+
+    def __init__(self, whole: bool):
+        super().__init__()
+        self.whole, self.words, self.places = whole, nn.Embedding(11, 6), nn.Embedding(5, 6)
+        self.more, self.head = nn.Parameter(torch.randn(7, 6)), nn.Linear(6, 3)
+
+    def forward(self, x):
+        if self.whole:
+            x = x.long()
+        place = self.places(torch.arange(x.shape[1]))
+        return self.head((self.words(x) + F.embedding(x, self.more) + place).mean(1))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_tokens_are_whole_numbers_that_all_tables_have(whole):
+    network = trace(Looked(whole))
+    assert tokens(network) == Tokens("words", 7, whole)
+    batch = example(network, (5,), 40, torch.Generator().manual_seed(0))
+    assert batch.dtype == (torch.float32 if whole else torch.int64)
+    assert sorted(batch.unique().tolist()) == list(range(7))
+    assert network(batch).shape == (40, 3)
+    assert node_shapes(network, (5,))["head"] == (1, 3)
+    assert count(network, (5,)).macs == 18
+    assert tokens(trace(nn.Linear(3, 2))) is None
+    assert example(trace(nn.Linear(3, 2)), (3,), 2).tolist() == [[0.0] * 3] * 2

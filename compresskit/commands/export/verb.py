@@ -13,6 +13,7 @@ from compresskit.commands.result import Figure, Result, Table, alike, by
 from compresskit.errors import RecipeError, RunFolderError, UnsupportedModelError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import kept
+from compresskit.graph.shapes import example
 from compresskit.passes.initialise.group import Grouped, group
 from compresskit.storage.checkpoint import Checkpoint, file_hash, load, save
 from compresskit.storage.exported import check_onnx, write_onnx, write_program
@@ -30,7 +31,7 @@ def run(model: Path, out: Path, layout: str, *, force: bool) -> Result:
     original = load(path)
     check_finite(original.network, path)
     exported, grouped = _laid_out(original, path, layout)
-    inputs = torch.randn(_BATCH, *original.input_shape, generator=torch.Generator().manual_seed(0))
+    inputs = example(original.network, original.input_shape, _BATCH, torch.Generator().manual_seed(0))
     read = _write(exported, inputs, out)
     result = Result("export", f"{path} to {out}")
     result.figures = _figures(original, exported, path, out)

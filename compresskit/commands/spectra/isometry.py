@@ -61,7 +61,7 @@ class Isometries:
             plan = plan_isometry(network, self._data.input_shape, self._options)
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
-        except (RuntimeError, ValueError) as error:  # what torch says of shapes that do not fit
+        except (UnsupportedModelError, RuntimeError, ValueError) as error:  # what torch says of shapes that do not fit
             shape = self._data.input_shape
             raise RecipeError(
                 f"{where}: the network does not take the data's inputs of shape {shape}; use those that it was made for"

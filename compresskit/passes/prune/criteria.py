@@ -195,7 +195,7 @@ def atom_scores(criterion: Criterion, scored: Scored, combine: Literal["mean", "
         if not bool((finite := scores.isfinite()).all()):
             raise ConvergenceError(
                 f"{scored.makers(atoms[~finite.cpu()])}: criterion {criterion.kind} gives NaN or infinity for "
-                f"{int((~finite).sum())} of {len(scores)} channels; check the checkpoint and the data, or take magnitude"
+                f"{int((~finite).sum())} of {len(scores)} channels; check the checkpoint and the data"
             )
         values = scores.cpu() if criterion.comparable else (scores / _mean(scores)).cpu()
         places.index_add_(0, atoms, torch.ones_like(values))

@@ -111,7 +111,7 @@ def test_with_float16_it_measures_in_float32(tiny):
 def test_pairs_need_two_samples(tiny):
     options = replace(tiny.OPTIONS, batch_size=1, gradient_confusion=GradientConfusion())
     with pytest.raises(RecipeError, match="gradient_confusion: a pair of batches needs two training samples"):
-        check(tiny.dataset(train=1), options, CPU)
+        check(tiny.network(), tiny.dataset(train=1), options, CPU)
 
 
 def test_measuring_leaves_the_run_as_it_was(tiny):

@@ -1,0 +1,79 @@
+"""What is refused before the first step: batches, devices and inputs that a network cannot be trained with."""
+
+import math
+
+import torch
+from torch import fx
+
+from compresskit.data.dataset import DataSet
+from compresskit.distributed import Group
+from compresskit.errors import RecipeError
+from compresskit.graph.operations import NORMS
+from compresskit.graph.shapes import node_shapes, tokens
+from compresskit.training.options import Training
+
+
+def checked_steps(network: fx.GraphModule, data: DataSet, options: Training, device: torch.device, group: Group) -> int:
+    """Steps of an epoch. Raises RecipeError where device, processes, data and network do not go together."""
+    steps = _count_steps(data, options, device, group)
+    _check_inputs(network, data)
+    _check_norms(network, data, options, group)
+    return steps
+
+
+def drops_last(samples: int, batch_size: int, world: int) -> bool:
+    """Whether to leave out a smaller last batch: processes need equal shares, and batch norm more than one sample."""
+    return world > 1 or (samples > batch_size and samples % batch_size == 1)
+
+
+def _count_steps(data: DataSet, options: Training, device: torch.device, group: Group) -> int:
+    """Raises RecipeError if the device, the processes or the data cannot do what is asked."""
+    samples, batch_size, world = len(data.train), options.batch_size, group.world
+    if options.precision == "float16" and device.type != "cuda":
+        raise RecipeError("precision: float16 needs --device cuda; on the CPU use float32 or bfloat16")
+    if batch_size % world:
+        raise RecipeError(f"batch_size: {batch_size} cannot be shared by {world} processes; use a multiple of {world}")
+    if options.gradient_confusion is not None and samples < 2:
+        raise RecipeError(
+            "gradient_confusion: a pair of batches needs two training samples; give more, or leave it out"
+        )
+    whole = drops_last(samples, batch_size, world)
+    steps = samples // batch_size if whole else math.ceil(samples / batch_size)
+    if steps == 0:
+        raise RecipeError(f"batch_size: {batch_size} is more than the {samples} training samples; use a smaller one")
+    return steps
+
+
+def _check_inputs(network: fx.GraphModule, data: DataSet) -> None:
+    """Raises RecipeError where an embedding looks up what data do not give: whole numbers, as they are stored."""
+    looked_up = tokens(network)
+    if looked_up is None:
+        return
+    if not looked_up.whole:
+        raise RecipeError(
+            f"model: {looked_up.layer} looks the network's input up, and data give numbers with a point; write "
+            "x = x.long() at the beginning of forward"
+        )
+    if any(data.mean) or any(std != 1 for std in data.std):
+        raise RecipeError(
+            f"data.normalize: {looked_up.layer} looks the inputs up as they are stored; use normalize: none"
+        )
+
+
+def _check_norms(network: fx.GraphModule, data: DataSet, options: Training, group: Group) -> None:
+    """Raises RecipeError where a batch norm would see a single value of each channel, which has no variance."""
+    samples, batch_size, world = len(data.train), options.batch_size, group.world
+    views = 3 if data.consistency else 1
+    rest = 0 if drops_last(samples, batch_size, world) else samples % batch_size
+    if views * min(batch_size // world, rest or batch_size) > 1:
+        return
+    given = f"{batch_size} for {world} processes leaves one sample to each" if world > 1 else f"{batch_size} was given"
+    given = "there is one training sample" if samples == 1 else given
+    shapes = node_shapes(network, data.input_shape)
+    for node in network.graph.nodes:
+        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, NORMS) and math.prod(shapes[node.name][2:]) == 1:
+            raise RecipeError(
+                f"batch_size: {given}, and batch norm {node.target} needs two samples at least to have a variance; "
+                "give more, or a model without batch norm"
+            )

@@ -1,0 +1,66 @@
+"""What is refused before the first step, and what is not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from compresskit.errors import RecipeError
+from compresskit.graph.trace import trace
+from compresskit.training.loop import check
+from compresskit.training.options import Training
+
+CPU = torch.device("cpu")
+
+
+class World:
+    """Of two processes."""
+
+    rank, world, is_main = 0, 2, True
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "group", "words"),
+    [
+        (48, 1, None, r"^batch_size: 1 was given, and batch norm 1 needs two samples"),
+        (1, 1, None, r"^batch_size: there is one training sample, and batch norm 1 "),
+        (1, 10, None, r"^batch_size: there is one training sample, and batch norm 1 "),
+        (48, 2, World(), r"^batch_size: 2 for 2 processes leaves one sample to each, and batch norm 1 "),
+    ],
+)
+def test_a_batch_of_one_has_no_variance(tiny, tmp_path, samples, batch_size, group, words):
+    options, data = Training(epochs=1, batch_size=batch_size), tiny.dataset(train=samples)
+    arguments = (group,) if group else ()
+    with pytest.raises(RecipeError, match=words):
+        check(tiny.network(), data, options, CPU, *arguments)
+    assert check(tiny.network(norm=False), data, options, CPU, *arguments) > 0
+    if group is None:
+        with pytest.raises(RecipeError, match=words):
+            tiny.run(tmp_path, options, data=data)
+
+
+def test_a_last_batch_of_one_is_left_out_and_maps_have_many_values(tiny, tmp_path):
+    _, history = tiny.run(tmp_path, Training(epochs=1, batch_size=10), data=tiny.dataset(train=41))
+    assert history.rows[-1]["step"] == 4
+    maps = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36 * 4, 3)))
+    data = replace(tiny.dataset(), input_shape=(3, 8, 8))
+    assert check(maps, data, Training(epochs=1, batch_size=1), CPU) == 48
+
+
+class Tokens(nn.Module):
+    def __init__(self, whole):
+        super().__init__()
+        self.whole, self.words, self.head = whole, nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.words(x.long() if self.whole else x).mean(1))
+
+
+def test_tokens_are_looked_up_as_they_are_stored(tiny):
+    data, options = tiny.dataset(), Training(epochs=1)
+    assert check(trace(Tokens(True)), data, options, CPU) > 0
+    with pytest.raises(RecipeError, match=r"^data\.normalize: words looks the inputs up as they are stored"):
+        check(trace(Tokens(True)), replace(data, mean=(0.5,)), options, CPU)
+    with pytest.raises(RecipeError, match=r"^model: words looks the network's input up.*x = x\.long\(\)"):
+        check(trace(Tokens(False)), data, options, CPU)

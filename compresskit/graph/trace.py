@@ -4,6 +4,7 @@ import copy
 import inspect
 import traceback
 from collections.abc import Callable
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
             graph = tracer.trace(module)
         except Exception as error:  # whatever forward raises when it is given no numbers
             raise UnsupportedModelError(_stopped(module, tracer.stopped_in, error)) from error
+    _check_names(graph)
     network = fx.GraphModule(module, graph, type(module).__name__)
     network.training = module.training
     for node in graph.nodes:
@@ -115,6 +117,15 @@ def _stopped(module: nn.Module, path: str | None, error: Exception) -> str:
         f"{where}: torch.fx cannot trace it{line}: {reason}; forward must take one batch and may not branch, loop or "
         "compute on the values or shapes of tensors in Python"
     )
+
+
+def _check_names(graph: fx.Graph) -> None:
+    """The graph is run as Python, which knows `self.0.a-b` to be a layer, but neither `self.class` nor another self."""
+    for node in graph.nodes:
+        parts = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
+        words = [part for part in parts if iskeyword(part)] or ["self"] * (node.name == "self")
+        if words:
+            raise UnsupportedModelError(f"{node.target}: {words[0]!r} is a word of Python; give it another name")
 
 
 def _replace_call(network: fx.GraphModule, node: fx.Node) -> None:

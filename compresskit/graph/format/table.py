@@ -118,7 +118,7 @@ def _to_spec(path: str, module: nn.Module) -> Table:
     kind = _KINDS.get(nn.Module if _is_container(module) else type(module))
     if kind is None:
         raise UnsupportedModelError(f"{path}: {_refusal('modules', type(module).__name__, MODULES)}")
-    if not _PATH.fullmatch(path):
+    if not _is_path(path):
         raise UnsupportedModelError(f"{path!r}: name submodules with letters, digits, '_' and '-' only")
     if module._forward_hooks or module._forward_pre_hooks:
         raise UnsupportedModelError(f"{path}: it has a forward hook, which a checkpoint cannot hold; remove the hook")
@@ -160,7 +160,7 @@ def _add_module(network: fx.GraphModule, path: str, spec: Table) -> None:
     if unknown := set(options) - set(_signature(MODULES[kind])):
         raise CheckpointError(f"{path}: {_refusal(f'options of {kind}', min(unknown), _signature(MODULES[kind]))}")
     module = MODULES[kind](**{name: decode(value, {}) for name, value in options.items()})
-    if not _PATH.fullmatch(path) or not network.add_submodule(path, module):
+    if not _is_path(path) or not network.add_submodule(path, module):
         raise ValueError(f"{path!r} is no path of a module")
 
 
@@ -174,7 +174,7 @@ def _of_this_torch(kind: str, options: Table) -> Table:
 def _add_tensor(network: fx.GraphModule, path: str, spec: Table) -> None:
     owner, _, name = path.rpartition(".")
     tensor = torch.empty(spec["shape"], dtype=CONSTANTS[spec["dtype"]])
-    if not _PATH.fullmatch(path):
+    if not _is_path(path):
         raise ValueError(f"{path!r} is no name of a tensor")
     if spec["parameter"]:
         network.get_submodule(owner).register_parameter(name, nn.Parameter(tensor, tensor.is_floating_point()))
@@ -226,12 +226,16 @@ def _problem(row: Table, modules: Mapping[str, Any]) -> str | None:
         case "output":
             return None if target == "output" and len(args) == 1 and _is_node(args[0]) else "the output is no node"
         case "get_attr":
-            return None if isinstance(target, str) and _PATH.fullmatch(target) else f"{target!r} is no name of a tensor"
+            return None if isinstance(target, str) and _is_path(target) else f"{target!r} is no name of a tensor"
     return _refusal("operations", op, ("call_function", "call_method", "call_module", "get_attr"))
 
 
 def _is_identifier(name: Any) -> bool:
-    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and not iskeyword(name)
+    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and not iskeyword(name) and name != "self"
+
+
+def _is_path(path: str) -> bool:
+    return bool(_PATH.fullmatch(path)) and not any(map(iskeyword, path.split(".")))
 
 
 def _is_node(value: Any) -> bool:

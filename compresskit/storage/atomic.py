@@ -3,12 +3,15 @@
 import errno
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from compresskit.errors import CompresskitError, ResourceError, RunFolderError
 from compresskit.storage import lock
@@ -58,6 +61,14 @@ def write_json(path: Path, plain: dict[str, Any]) -> None:
     """Plain data as JSON, whole or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(plain, indent=2))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """An .npz file of arrays by any names; np.savez takes some for arguments of its own, and loses them or fails."""
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array))
 
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """A traced network computes what the module does, in eval and in train mode, and leaves the module as it was."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import fx, nn
@@ -207,3 +209,21 @@ def test_a_layer_with_a_hook_is_refused():
     net[0].register_forward_hook(lambda module, inputs, output: output + 1)
     with pytest.raises(UnsupportedModelError, match="^0: it has a forward hook"):
         trace(net)
+
+
+@pytest.mark.parametrize("name", ["self", "class", "None"])
+def test_names_that_are_words_of_python_are_refused(name):
+    with pytest.raises(UnsupportedModelError, match=rf"^{name}: '{name}' is a word of Python; give it another name"):
+        trace(nn.Sequential(OrderedDict({name: nn.Linear(3, 2)})))
+    nested = nn.Sequential(OrderedDict({"block": nn.Sequential(OrderedDict({name: nn.Linear(3, 2)}))}))
+    if name == "self":
+        assert trace(nested)(torch.ones(1, 3)).shape == (1, 2)
+    else:
+        with pytest.raises(UnsupportedModelError, match=rf"^block\.{name}: "):
+            trace(nested)
+
+
+@pytest.mark.parametrize("name", ["file", "input", "output", "name", "print", "torch", "a-b", "0", "weight", "getattr"])
+def test_odd_names_trace_and_compute_the_same(name):
+    module, x = nn.Sequential(OrderedDict({name: nn.Linear(3, 2), "last": nn.ReLU()})), torch.randn(4, 3)
+    assert torch.equal(trace(module)(x), module(x))

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from compresskit.commands.recipe import Recipe, variant
@@ -21,7 +20,7 @@ from compresskit.passes.initialise.stack import unstacked
 from compresskit.passes.isometry.network import isometry
 from compresskit.passes.isometry.plan import Plan, plan_isometry
 from compresskit.plots.isometry import by_depth, of_layer, reached
-from compresskit.storage.atomic import atomic_write
+from compresskit.storage.atomic import write_arrays
 from compresskit.storage.run_folder import RunFolder
 
 _WHERE = "spectra.isometry"
@@ -125,5 +124,4 @@ def _save(path: Path, found: Mapping[str, Measured]) -> None:
                 arrays[key] = values.values.cpu().numpy()
                 if values.weights is not None:
                     arrays[f"{key}/weights"] = values.weights.cpu().numpy()
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+    write_arrays(path, arrays)

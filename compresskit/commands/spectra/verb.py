@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
@@ -32,7 +31,7 @@ from compresskit.passes.spectra.spectrum import Spectrum
 from compresskit.passes.spectra.weights import spectra
 from compresskit.plots.spectra import alphas, densities, heat_map, through_training
 from compresskit.recipes.yaml_reader import to_yaml
-from compresskit.storage.atomic import atomic_write
+from compresskit.storage.atomic import write_arrays
 from compresskit.storage.checkpoint import load
 from compresskit.storage.run_folder import RunFolder, open_run_folder
 from compresskit.training.state import epochs_kept
@@ -219,9 +218,7 @@ def _write(folder: RunFolder, found: Sequence[Spectrum]) -> None:
         shape = "x".join(map(str, row.shape))
         writer.writerow([shape if column == "shape" else getattr(row, column) for column in COLUMNS] + [row.Q])
     folder.write_text("spectra.csv", text.getvalue())
-    with atomic_write(folder.path / "eigenvalues.npz") as temporary, temporary.open("wb") as file:
-        arrays: dict[str, Any] = {row.name: row.eigenvalues for row in found}
-        np.savez(file, **arrays)
+    write_arrays(folder.path / "eigenvalues.npz", {row.name: row.eigenvalues for row in found})
 
 
 def _isometries(

@@ -25,7 +25,10 @@ _SHOWN = 3  # layers of a group
 
 @dataclass
 class PrunedTrial:
-    """One trial: figures before and after, its steps, each with its metrics after retraining, and other settings."""
+    """One trial: figures before and after, its steps, each with its metrics after retraining, and other settings.
+
+    judged: metrics on held-out images, by which the best of several trials is picked.
+    """
 
     seed: int
     path: Path
@@ -34,6 +37,7 @@ class PrunedTrial:
     reloaded: float
     steps: list[PruneStep]
     retrained: list[Retrained]
+    judged: dict[str, float] = field(default_factory=dict)
     compared: list[Compared] = field(default_factory=list)
 
 
@@ -99,11 +103,17 @@ def _promote(current: Session, trials: list[PrunedTrial]) -> str:
     """Copies the best trial's checkpoint to the top of the run folder, where the next verb looks for it."""
     assert current.folder is not None
     name, metric = next(iter(METRICS[current.data.task].items()))
-    pick = max if metric.higher_is_better else min
-    best = pick(trials, key=lambda trial: trial.after.metrics[name])
+    sign = 1 if metric.higher_is_better else -1
+
+    def worth(trial: PrunedTrial) -> float:
+        value = sign * trial.judged[name]
+        return value if math.isfinite(value) else -math.inf  # NaN is neither more nor less than any other
+
+    best = max(trials, key=worth)
     if current.group.is_main:
         current.folder.copy(best.path, MODEL)
-    return f"model.pt is that of seed {best.seed}, the best by test {name}"
+    split = "test" if current.data.validation is None else "validation"
+    return f"model.pt is that of seed {best.seed}, the best by {split} {name}"
 
 
 def _target(options: Options, trials: list[PrunedTrial]) -> Target:

@@ -67,6 +67,10 @@ def _run_trial(current: Session, options: Options, trial: int) -> PrunedTrial:
     metrics, path = retrained[-1].metrics if retrained else steps[-1].repaired, folder / MODEL
     after = current.figures(pruned.network, metrics, path, pruned.masks)
     found = PrunedTrial(seed, path, before, after, current.reload_difference(pruned.network, path), steps, retrained)
+    if current.recipe.trials > 1:
+        found.judged = (
+            metrics if current.data.validation is None else current.evaluate(pruned.network, current.held_out)
+        )
     for setting in settings(options):
         if setting.options != replace(options, compare=None):  # that one is done
             current.progress.log(f"seed {seed}: {setting.at}, {setting.line}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
+from compresskit.errors import RecipeError
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.operations import NORMS
 from compresskit.passes.reconstruct.chaining import Draft, Gather
@@ -80,7 +81,9 @@ def estimate_norms(
 ) -> int:
     """Replaces in place means and variances of batch norms by those over all batches; returns how many norms there are.
 
-    Every batch counts alike. All norms are estimated in one pass, each behind those before it as they are in training.
+    Every batch counts alike; one of a single sample behind larger ones is left out, for it has next to no variance. All
+    norms are estimated in one pass, each behind those before it as they are in training.
+    Raises RecipeError where batches are too small to have a variance.
     """
     norms = [module for module in network.modules() if isinstance(module, NORMS) and module.track_running_stats]
     if not norms:
@@ -91,11 +94,26 @@ def estimate_norms(
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for a plain mean over batches
         norm.train()
+    largest = 0
     with torch.no_grad():
         for inputs, _ in batches:
-            network(inputs)
+            if len(inputs) > 1 or largest <= 1:
+                _through_norms(network, inputs)
+            largest = max(largest, len(inputs))
             on_batch()
     for norm, mode, momentum in zip(norms, modes, momenta, strict=True):
         norm.momentum = momentum
         norm.train(mode)
     return len(norms)
+
+
+def _through_norms(network: fx.GraphModule, inputs: Tensor) -> None:
+    try:
+        network(inputs)
+    except ValueError as error:  # torch's word for one value of a channel
+        if len(inputs) > 1:
+            raise
+        raise RecipeError(
+            "norms: the mean and variance of a batch norm cannot be estimated from batches of one sample; raise "
+            "moments.batch_size, give more data, or set norms: false"
+        ) from error

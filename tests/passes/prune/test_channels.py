@@ -1,5 +1,6 @@
 """Structured pruning: what goes together, which budget takes what, and that a cut net computes what it should."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -447,6 +448,20 @@ def test_norms_are_estimated_over_all_batches(net):
     assert not norm.training
     assert not torch.equal(net.get_submodule("norm3").running_mean, buffers["norm3.running_mean"])
     assert estimate_norms(traced(nn.Sequential(nn.Linear(3, 2))), []) == 0
+
+
+def test_a_last_batch_of_one_is_no_estimate():
+    torch.manual_seed(0)
+    network = trace(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double())
+    x = torch.randn(9, 6, dtype=torch.float64)
+    one, other = copy.deepcopy(network), copy.deepcopy(network)
+    estimate_norms(one, [(part, None) for part in x.split(4)])
+    estimate_norms(other, [(part, None) for part in x[:8].split(4)])
+    for name, tensor in one.state_dict().items():
+        if "num_batches" not in name:
+            torch.testing.assert_close(tensor, other.state_dict()[name])
+    with pytest.raises(RecipeError, match=r"^norms: .* batches of one sample; raise moments\.batch_size"):
+        estimate_norms(one, [(part, None) for part in x.split(1)])
 
 
 def test_uniform_prunes_as_little_as_meets_the_target(net):

@@ -167,4 +167,5 @@ def _semidefinite(cxx: Tensor) -> Tensor:
     if not bool(torch.linalg.cholesky_ex(shifted).info):
         return cxx
     values, vectors = torch.linalg.eigh(cxx)
-    return vectors * values.clamp(min=0) @ vectors.T
+    nearest: Tensor = vectors * values.clamp(min=0) @ vectors.T
+    return nearest

@@ -119,21 +119,24 @@ def _inverse(gram: Tensor, ridge: float) -> Tensor:
     shifted = gram.clone()
     shifted.diagonal().add_(ridge)
     factor, failed = torch.linalg.cholesky_ex(shifted)
-    if not bool(failed):
-        return torch.cholesky_inverse(factor)
-    values, vectors = torch.linalg.eigh(gram)
-    return vectors / values.clamp(min=ridge) @ vectors.T
+    if bool(failed):
+        values, vectors = torch.linalg.eigh(gram)
+        inverse: Tensor = vectors / values.clamp(min=ridge) @ vectors.T
+        return inverse
+    return torch.cholesky_inverse(factor)
 
 
 def _whitened(blocks: Tensor, weights: Tensor) -> Tensor:
     """L^-1 weights with L L^T = blocks, (n, s, s), which updates may have left indefinite by rounding."""
     factor, failed = torch.linalg.cholesky_ex(blocks)
-    if not bool(failed.any()):
-        solved: Tensor = torch.linalg.solve_triangular(factor, weights, upper=False)
-        return solved
-    values, vectors = torch.linalg.eigh(blocks)
-    least = torch.finfo(values.dtype).eps * values[:, -1:]
-    return vectors.mT @ weights / values.clamp(min=least).sqrt()[:, :, None]
+    found: Tensor
+    if bool(failed.any()):
+        values, vectors = torch.linalg.eigh(blocks)
+        least = torch.finfo(values.dtype).eps * values[:, -1:]
+        found = vectors.mT @ weights / values.clamp(min=least).sqrt()[:, :, None]
+    else:
+        found = torch.linalg.solve_triangular(factor, weights, upper=False)
+    return found
 
 
 def _columns(groups: Tensor, n_groups: int, empty: int) -> Tensor:

@@ -168,7 +168,8 @@ class _Monitor:
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise ConvergenceError(
-                    f"training: {self._prefix}_{name} is {value}; lower optimizer.lr, or set clip_norm"
+                    f"training: {self._prefix}_{name} is {value}; lower optimizer.lr, set clip_norm, or check the data "
+                    "for NaN"
                 )
         return {f"{self._prefix}_{name}": value for name, value in figures.items()}
 

@@ -28,6 +28,9 @@ from compresskit.training.tasks.losses import loss_for
 
 CONFUSION, RATES = -1, -2  # in the place of a rank: random numbers that training does not use
 CHECK_EVERY = 50  # steps between two looks at the losses; each look makes the host wait for the device
+FIRST = "nothing was learnt yet, so check the data, and the weights that it starts from, for NaN and infinity"
+AFTER = "lower optimizer.lr, set clip_norm or schedule.warmup, use precision: float32, or check the data for NaN"
+LEAST_SCALE = 2.0**-10  # of the loss in float16: 2^16 at the start, half of it after each step that overflows
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -123,6 +126,11 @@ class Trainer:
             tally.add(self._step(inputs, targets), len(targets))
             on_step(index + 1)
         tally.settle()
+        if self.scaler.get_scale() < LEAST_SCALE:  # every step is left out whose gradients overflow
+            raise ConvergenceError(
+                f"training, epoch {epoch + 1}: the gradients overflow in float16 however little the loss is scaled, so "
+                "nothing is learnt; use precision: bfloat16 or float32, or lower optimizer.lr"
+            )
         sums = torch.tensor([tally.loss, tally.score, tally.term, tally.count], dtype=torch.float64, device=self.device)
         self.group.sum_tensors([sums])
         return sums.tolist()
@@ -245,9 +253,9 @@ class _Tally:
         for loss, term, size in zip(losses.tolist(), terms.tolist(), sizes, strict=True):
             self.steps += 1
             if not math.isfinite(loss):
+                remedy = AFTER if self._epoch > 0 or self.steps > 1 else FIRST
                 raise ConvergenceError(
-                    f"training, epoch {self._epoch + 1}, step {self.steps}: the loss is {loss}; lower optimizer.lr, "
-                    "set clip_norm or schedule.warmup, or use precision: float32"
+                    f"training, epoch {self._epoch + 1}, step {self.steps}: the loss is {loss}; {remedy}"
                 )
             self.loss += loss * size
             self.term += term * size

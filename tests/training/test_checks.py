@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compresskit.errors import RecipeError
+from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.trace import trace
 from compresskit.training.loop import check
 from compresskit.training.options import Training
@@ -64,3 +64,26 @@ def test_tokens_are_looked_up_as_they_are_stored(tiny):
         check(trace(Tokens(True)), replace(data, mean=(0.5,)), options, CPU)
     with pytest.raises(RecipeError, match=r"^model: words looks the network's input up.*x = x\.long\(\)"):
         check(trace(Tokens(False)), data, options, CPU)
+
+
+def test_steps_that_all_overflow_are_no_training(tiny, tmp_path, monkeypatch):
+    options = Training(epochs=1, batch_size=10)
+    monkeypatch.setattr(torch.amp.GradScaler, "get_scale", lambda scaler: 2.0**-11)
+    with pytest.raises(ConvergenceError, match=r"^training, epoch 1: the gradients overflow in float16"):
+        tiny.run(tmp_path, options)
+    assert not (tmp_path / "state.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ("train", r"^training, epoch 1, step 1: the loss is nan; nothing was learnt yet, so check the data"),
+        ("validation", r"^training: val_loss is nan; .* check the data for NaN"),
+    ],
+)
+def test_nan_in_the_data_is_no_fault_of_the_rate(tiny, tmp_path, split, words):
+    data = tiny.dataset()
+    getattr(data, split).inputs[:] = float("nan")
+    with pytest.raises(ConvergenceError, match=words):
+        tiny.run(tmp_path, Training(epochs=1, batch_size=10), data=data)
+    assert not (tmp_path / "best-weights.pt").exists()

@@ -194,3 +194,20 @@ def test_onnx(call, model, layout):
     assert outcome.status == 0, outcome.err
     assert json.loads(outcome.out)["checks"]["net.onnx read back"] < 1e-5
     assert sorted(path.name for path in Path().iterdir()) == ["net.onnx", "run"]
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.hidden, self.head = nn.Embedding(7, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.hidden(self.table(x))).mean(1))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2"])
+def test_networks_of_tokens_are_compared_on_tokens(tmp_path, suffix):
+    network = trace(Words()).eval()
+    save(Checkpoint(network, {"kind": "words"}, (5,), "classification", {}, []), tmp_path / "model.pt")
+    result = export.run(tmp_path / "model.pt", tmp_path / f"out{suffix}", "masked", force=False)
+    assert result.checks[f"out{suffix} read back"] < 1e-6

@@ -23,7 +23,7 @@ from compresskit.models.images.resnet import ResNet, WideResNet
 from compresskit.models.scenes.unet import UNet
 from compresskit.passes.moments import collect, gather_from
 from compresskit.passes.prune.budgets import BUDGETS, Global, Spectral, Uniform
-from compresskit.passes.prune.channels import Data, Pruner
+from compresskit.passes.prune.channels import Data, Pruner, prune_model
 from compresskit.passes.prune.criteria import (
     CRITERIA,
     AugPrune,
@@ -522,3 +522,23 @@ def test_from_python_refusals(net, options, words):
     batches = [(torch.randn(8, *SHAPE, dtype=torch.float64), torch.arange(8) % 5)]
     with pytest.raises((ValueError, RecipeError), match=words):
         compresskit.prune(net, batches, **options)
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.hidden = nn.Embedding(7, 6), nn.Linear(6, 20)
+        self.more, self.head = nn.Linear(20, 20), nn.Linear(20, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.more(torch.relu(self.hidden(self.table(x))))).mean(1))
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
+def test_networks_of_tokens_lose_hidden_channels(criterion):
+    x = torch.randint(7, (40, 5), generator=torch.Generator().manual_seed(0))
+    loader = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in x.split(10)]
+    smaller, groups = prune_model(Words(), loader, target={"macs": "60%"}, criterion=criterion)
+    assert [group.layers for group, _ in groups] == [("hidden",), ("more",)]
+    assert all(kept < 20 for _, kept in groups)
+    assert smaller(x).shape == (40, 3)

@@ -5,8 +5,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from importlib import import_module
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -201,7 +201,7 @@ def _run(
         from compresskit.report import TerminalProgress, publish
 
         with ExitStack() as held:
-            with TerminalProgress(quiet=quiet) as progress, _warnings() as warned:
+            with TerminalProgress(quiet=quiet) as progress, process.warnings() as warned:
                 result = command(progress, held)
             result.notes += [text for text in dict.fromkeys(warned) if text not in result.notes]
             if _is_main_process():
@@ -224,23 +224,6 @@ def _run(
         text, status = explained(error, verb)
         lost = _lost_process()
         _end(lost or f"error: {text}", 1 if lost else status)
-
-
-@contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What is warned of meanwhile: it belongs into the report, too."""
-    found: list[str] = []
-
-    class Kept(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            found.append(record.getMessage())
-
-    logger, handler = logging.getLogger("compresskit"), Kept(logging.WARNING)
-    logger.addHandler(handler)
-    try:
-        yield found
-    finally:
-        logger.removeHandler(handler)
 
 
 def _print(publish: Callable[[], None]) -> None:

@@ -1,8 +1,11 @@
 """The program as a process: signals end it with its state kept, and no stream that is closed or full stops it."""
 
+import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO
 
 INTERRUPTED = 130
@@ -45,6 +48,23 @@ def leave(status: int) -> NoReturn:
         except (OSError, ValueError):
             pass
     os._exit(status)
+
+
+@contextmanager
+def warnings() -> Iterator[list[str]]:
+    """What is warned of meanwhile: it belongs into the report, too."""
+    found: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    logger, handler = logging.getLogger("compresskit"), Kept(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 class _Forgiving:

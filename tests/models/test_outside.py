@@ -168,9 +168,7 @@ def test_code_that_makes_no_models_is_refused_before_it_is_imported(target, whos
 
 def test_where_no_code_may_run_none_is_imported(monkeypatch):
     monkeypatch.setenv(NO_CODE, "1")
-    with pytest.raises(
-        RecipeError, match="user_nets:net would be imported and run, which --no-code or COMPRESS"
-    ):
+    with pytest.raises(RecipeError, match="user_nets:net would be imported and run, which --no-code or COMPRESS"):
         Factory(target="user_nets:net").build((8,), 3)
     assert "user_nets" not in sys.modules
 

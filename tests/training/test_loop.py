@@ -125,7 +125,7 @@ def test_without_validation_the_test_set_picks_and_a_warning_says_so(tiny, tmp_p
         _, history = tiny.run(tmp_path, tiny.OPTIONS, data=tiny.dataset(validation=False))
     assert history.monitor == "test_accuracy"
     assert [r.message for r in caplog.records] == [
-        "no validation split: the best epoch is picked by the test set; set data.validation"
+        "best epoch chosen on the test set; set `data.validation` for an honest choice"
     ]
 
 

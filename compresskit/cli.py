@@ -44,6 +44,7 @@ _Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", "-c", help="model.pt, or the folder of a run with all its trials.")
 ]
 _Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to.  [runs/NAME-VERB]")]
+_OutIfAsked = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write a report to.")]
 _Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 _Seed = Annotated[int | None, typer.Option("--seed", help="In place of the recipe's.")]
 _Resume = Annotated[
@@ -96,6 +97,8 @@ def _add_verb(verb: str, does: str, *, without: Collection[str] = ()) -> None:
         _run(verb, run, quiet, json, debug, resumable=resumable)
 
     taken = {name: kind for name, kind in PARAMETERS.items() if name not in without}
+    if verb == "evaluate":
+        taken["out"] = (_OutIfAsked, None)
     command.__doc__ = does
     command.__signature__ = Signature(  # type: ignore[attr-defined]  # what typer makes the options from
         [

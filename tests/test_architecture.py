@@ -51,7 +51,7 @@ FLOORS = [
     ["numerics.moments"],
     ["numerics"],
     ["distributed"],
-    ["options", "errors", "process", "mishaps", "__init__"],
+    ["options", "errors", "process", "mishaps", "machine", "__init__"],
 ]
 HOMES = {
     "typer": ["cli"],

@@ -63,7 +63,8 @@ def check_fits(checkpoint: Checkpoint, path: Path, data: DataSet) -> None:
         if abs(then - now) > SHIFT * scale:
             raise CheckpointError(
                 f"{path}: trained on inputs of mean {mean} and deviation {std}, the recipe normalises by "
-                f"{list(data.mean)} and {list(data.std)}; give `data.normalize` as it was"
+                f"{list(data.mean)} and {list(data.std)}; give the data that it was trained on, and `data.normalize` "
+                "(auto or none) as in its training"
             )
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le, Lt
 
 from compresskit.commands.expand.section import ExpandAndTrain
 from compresskit.commands.fuse.section import FuseAndRetrain
@@ -60,8 +60,8 @@ class Recipe:
 
     name: FileName  # of the run folder; default: the recipe file's
     description: str | None = None
-    seed: Annotated[int, Ge(0)] = 0
-    trials: Annotated[int, Ge(1)] = 1  # independent runs, reported as mean and standard deviation
+    seed: Annotated[int, Ge(0), Lt(2**62)] = 0  # each trial adds 1
+    trials: Annotated[int, Ge(1), Le(10_000)] = 1  # independent runs, reported as mean and standard deviation
     deterministic: bool = False  # refuse operations whose result varies from run to run
     model: Annotated[Any, Kinds(MODELS)] | None = None
     data: Annotated[AnySet, Kinds(DATASETS)] | None = None

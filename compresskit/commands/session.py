@@ -18,6 +18,9 @@ from compresskit.errors import RecipeError, ResourceError
 from compresskit.graph.masks import Masks
 from compresskit.graph.shapes import evaluating
 from compresskit.graph.trace import trace
+from compresskit.machine import total_memory
+from compresskit.models.factory import Factory
+from compresskit.models.torchvision_zoo import Torchvision
 from compresskit.recipes.yaml_reader import to_yaml
 from compresskit.storage.checkpoint import Checkpoint, file_hash, load
 from compresskit.storage.run_folder import RunFolder, open_run_folder, provenance
@@ -162,8 +165,26 @@ class Session:
 
 def built(recipe: Recipe, data: DataSet, trial: int) -> fx.GraphModule:
     """The recipe's model for these data, traced, its weights drawn by torch from the trial's seed."""
+    model = recipe.section("model")
+    if not isinstance(model, Factory | Torchvision):
+        _check_memory(model, data)
     torch.manual_seed(recipe.seed + trial)
-    return trace(recipe.section("model").build(data.input_shape, data.outputs))
+    return trace(model.build(data.input_shape, data.outputs))
+
+
+def _check_memory(model: Any, data: DataSet) -> None:
+    """Raises RecipeError for a model that this machine could not hold with its gradients, before it is made."""
+    try:
+        with torch.random.fork_rng(), torch.device("meta"):
+            network = model.build(data.input_shape, data.outputs)
+    except NotImplementedError:  # drawing its weights takes numbers
+        return
+    count = sum(parameter.numel() for parameter in network.parameters())
+    if 8 * count > (memory := total_memory()):
+        raise RecipeError(
+            f"model: it would have {count:,} parameters, {8 * count / 1e9:,.0f} GB with their gradients, and this "
+            f"machine has {memory / 1e9:,.0f} GB; lower its widths"
+        )
 
 
 @contextmanager

@@ -184,7 +184,7 @@ def _result(current: Session, options: Training, trials: list[Trial]) -> Result:
     batch = current.recipe.report.latency_batch
     result.figures = compared(before, [trial.after for trial in trials], batch, current.device)
     result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
-    result.tables = [Table(f"{current.verb}: {options.epochs} epochs", columns, rows)]
+    result.tables = [Table(f"{current.verb}: {options.epochs} epoch{'s' if options.epochs > 1 else ''}", columns, rows)]
     if current.data.validation is None:
         result.notes.append(ON_TEST_SET)
     if len(trials) > 1:

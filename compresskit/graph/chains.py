@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from compresskit.errors import UnsupportedModelError, near_names
+from compresskit.errors import RecipeError, UnsupportedModelError, near_names
 
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -42,7 +42,8 @@ def find_chain(network: fx.GraphModule, first: str, last: str | None = None) -> 
     """Chain from the input of `first` to the output of `last`, both names of layers (or of nodes, for `last`).
 
     With `last` None, `first` names a block: all nodes that come from that submodule, less the batch norm and the
-    activation at its end. Raises UnsupportedModelError where the chain has another way in or out, says which.
+    activation at its end. Raises UnsupportedModelError where the chain has another way in or out, says which, and
+    RecipeError for names that there are not, or that come in the wrong order.
     """
     if last is None:
         return _block(network, first)
@@ -51,6 +52,8 @@ def find_chain(network: fx.GraphModule, first: str, last: str | None = None) -> 
         raise UnsupportedModelError(f"{first}: it reads {len(start.all_input_nodes)} activations; fusing needs one")
     (source,) = start.all_input_nodes
     target = _called_once(network, last)
+    if target is source or target in closure(start, lambda node: node.all_input_nodes):
+        raise RecipeError(f"fuse: {first} comes behind {last} in the network; write [{last}, {first}]")
     name = last if target.op == "call_module" else first
     chain = between(network, source, target, name)
     if start.name not in chain.nodes:
@@ -129,7 +132,7 @@ def _block(network: fx.GraphModule, name: str) -> Chain:
     inside = [node for node in network.graph.nodes if _within(node, name)]
     if not inside:
         scopes = {str(node.meta.get("scope", "")) for node in network.graph.nodes} - {""}
-        raise UnsupportedModelError(f"no block is named {name!r}; {near_names(name, scopes)}")
+        raise RecipeError(f"fuse: no block is named {name!r}; {near_names(name, scopes)}")
     sources = {n for node in inside for n in node.all_input_nodes if n not in inside and n.op != "get_attr"}
     if len(sources) != 1:
         names = ", ".join(sorted(node.name for node in sources))
@@ -146,7 +149,7 @@ def _called_once(network: fx.GraphModule, name: str) -> fx.Node:
     nodes = nodes or [node for node in network.graph.nodes if node.name == name and node.op != "placeholder"]
     if not nodes:
         known = {str(n.target) if n.op == "call_module" else n.name for n in network.graph.nodes}
-        raise UnsupportedModelError(f"no layer is named {name!r}; {near_names(name, known)}")
+        raise RecipeError(f"fuse: no layer is named {name!r}; {near_names(name, known)}")
     if len(nodes) > 1:
         raise UnsupportedModelError(f"{name}: it is called {len(nodes)} times; a shared layer cannot be fused")
     return nodes[0]

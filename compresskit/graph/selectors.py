@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from compresskit.errors import RecipeError, near_names
+from compresskit.graph.layers.grouped_stack import GroupedStack
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "@conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -38,7 +39,16 @@ def select(
         for kind, types in kinds.items()
         if isinstance(module, types)
     }
-    return pick(layers, selectors)
+    try:
+        return pick(layers, selectors)
+    except RecipeError as error:
+        stacks = [name for name, module in modules.items() if isinstance(module, GroupedStack)]
+        if not stacks:
+            raise
+        raise RecipeError(
+            f"{error}; the layers that {' and '.join(stacks)} stands for are one layer here: export the net with "
+            "--layout masked for what works on each"
+        ) from error
 
 
 def pick(layers: Mapping[str, Layer], selectors: Sequence[str], kinds: Sequence[str] = tuple(KINDS)) -> list[str]:

@@ -7,14 +7,27 @@ from typing import Annotated
 from annotated_types import Gt
 
 Amount = Annotated[float, Gt(0)] | str
+Share = str | float  # a text such as 60%; a number is refused with the way to write it
 
 
-def share(text: str) -> float:
+def share(text: "Share") -> float:
     """The share that a text such as `60%` states; NaN where it states none."""
     try:
-        return float(text.removesuffix("%")) / 100 if text.endswith("%") else nan
+        return float(text.removesuffix("%")) / 100 if isinstance(text, str) and text.endswith("%") else nan
     except ValueError:
         return nan
+
+
+def check_share(name: str, given: object, *, whole: bool) -> None:
+    """Raises ValueError unless `given`, if there is anything, is a text such as 60%; whole: 100% is one, too."""
+    if given is None:
+        return
+    if not isinstance(given, str):
+        told = f"{float(given):.10g}" if isinstance(given, int | float) else str(given)
+        as_share = f"{100 * float(given):.4g}%" if isinstance(given, int | float) and 0 < given < 1 else "60%"
+        raise ValueError(f"{name}: {told} is a number; write the share as {as_share}")
+    if not 0 < share(given) <= 1 or (share(given) == 1 and not whole):
+        raise ValueError(f"{name}: {given!r} is no share of the whole; write it as 60%")
 
 
 def only_one(target: object, goals: Sequence[str]) -> None:
@@ -25,3 +38,5 @@ def only_one(target: object, goals: Sequence[str]) -> None:
     amount = getattr(target, given[0])
     if isinstance(amount, str) and not 0 < share(amount) < 1:
         raise ValueError(f"{given[0]}: {amount!r} is no share between 0% and 100%; write it as 50%, or as a number")
+    if isinstance(amount, float) and amount < 1 and given[0] not in ("sparsity", "latency"):
+        raise ValueError(f"{given[0]}: {amount:.10g} is less than one; write the share as {100 * amount:.4g}%")

@@ -126,7 +126,8 @@ def _member_words(hint: Any) -> str:
 
 
 def _either_range(ranges: Sequence[Any]) -> str:
-    return " and ".join(filter(None, map(_range_words, ranges)))
+    told = [limit for limit in ranges if isinstance(limit, str)]
+    return " and ".join(filter(None, map(_range_words, told or ranges)))
 
 
 def _range_words(limit: Any) -> str:
@@ -147,6 +148,8 @@ def _range_words(limit: Any) -> str:
             return f"of length {most} or less"
         case StringConstraints(pattern=pattern):
             return f"of the form {pattern}"
+        case str(form):  # what stands beside a pattern says it in words
+            return form
     return str(limit)
 
 

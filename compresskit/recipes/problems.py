@@ -1,11 +1,13 @@
 """What is wrong with a recipe: one line of text for each mistake, sorted by where it stands."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+_LENGTHS = 0.6  # of a mistyped name and what is meant: `norm` is no layer_norm, which would be another net
 Key = tuple[str | int, ...]  # a path of keys and list indices
 
 
@@ -45,7 +47,9 @@ def shown(value: Any) -> str:
 
 def suggestion(name: Any, allowed: Sequence[str]) -> str:
     """`; did you mean 'lr'?` if some allowed name is near or is made of the initials of `name`; else nothing."""
-    near = get_close_matches(str(name).lower(), allowed, n=1)
+    given = re.sub(r"\W", "", str(name)).lower()
+    alike = [one for one in allowed if _LENGTHS * len(one) <= len(given) <= len(one) / _LENGTHS]
+    near = get_close_matches(given, alike, n=1)
     initials = "".join(part[:1] for part in str(name).lower().split("_"))
     if not near and len(initials) > 1 and initials in allowed:
         near = [initials]

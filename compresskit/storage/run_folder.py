@@ -100,9 +100,16 @@ def check_disk(path: Path, nbytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < nbytes:
         raise ResourceError(
-            f"{path}: {nbytes / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free; "
+            f"{path}: {_amount(nbytes)} are needed and {_amount(free)} are free; "
             "free some space or write elsewhere with --out"
         )
+
+
+def _amount(nbytes: float) -> str:
+    """In the largest unit of which there is one at least."""
+    units = ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0)
+    unit, size = next((found for found in units if nbytes >= found[1]), units[-1])
+    return f"{nbytes / size:,.0f} {unit}" if size == 1 else f"{nbytes / size:,.1f} {unit}"
 
 
 def _check_kind(path: Path) -> None:

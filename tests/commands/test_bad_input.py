@@ -56,7 +56,7 @@ def test_a_missing_section(call, recipe):
 
 def test_an_unknown_layer_lists_near_names(call, recipe, checkpoint, tmp_path):
     outcome = call("fuse", recipe, "fuse.layers=[[conv9, head]]", "-c", checkpoint)
-    refused(outcome, 1, "no layer is named 'conv9'; did you mean 'conv2' or 'conv1'?")
+    refused(outcome, 2, "no layer is named 'conv9'; did you mean 'conv2' or 'conv1'?")
     assert nothing_written(tmp_path)
 
 
@@ -136,7 +136,11 @@ def test_data_with_other_classes(call, recipe, checkpoint, tmp_path):
 
 
 def test_another_normalisation_than_in_training(call, recipe, checkpoint):
-    refused(call("evaluate", recipe, "data.normalize=none", "-c", checkpoint), 1, "give `data.normalize` as it was")
+    refused(
+        call("evaluate", recipe, "data.normalize=none", "-c", checkpoint),
+        1,
+        "and `data.normalize` (auto or none) as in its training",
+    )
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_check_disk_says_how_much_is_missing(tmp_path):
     check_disk(tmp_path / "not" / "there" / "yet", 1)
-    with pytest.raises(ResourceError, match=r"MB are needed and .* MB are free"):
+    with pytest.raises(ResourceError, match=r"GB are needed and .* are free"):
         check_disk(tmp_path, 10**18)
 
 

@@ -246,8 +246,8 @@ def _targets(options: FuseAndRetrain, trials: list[FusedTrial]) -> list[Target]:
     missed = set().union(*(unmet(until, now, original) for original, now in sizes))
     got = {  # by the trial that is furthest from it
         "layers": str(max(now.layers for _, now in sizes)),
-        "macs": f"{max(now.macs / original.macs for original, now in sizes):.1%}",
-        "params": f"{max(now.params / original.params for original, now in sizes):.1%}",
+        "macs": f"{max(now.macs / original.macs for original, now in sizes):.2%}",
+        "params": f"{max(now.params / original.params for original, now in sizes):.2%}",
     }
     asked = {name: getattr(until, name) for name in got if getattr(until, name) is not None}
     return [Target(name, str(value), got[name], name not in missed) for name, value in asked.items()]

@@ -12,7 +12,7 @@ from compresskit.commands.parents import MODEL
 from compresskit.commands.prune.compare import Compared, Options, add_comparison, settings, stages_of
 from compresskit.commands.prune.section import MaskAndRetrain
 from compresskit.commands.prune.stages import PruneStep, Retrained, ratios
-from compresskit.commands.result import Figure, Result, Table, Target
+from compresskit.commands.result import Figure, Format, Result, Table, Target
 from compresskit.commands.session import Session
 from compresskit.passes.prune.channels import Pruner
 from compresskit.passes.prune.masks import ROUNDING, Masker
@@ -44,11 +44,12 @@ class PrunedTrial:
 def plan_result(current: Session, options: Options, plan: Pruner | Masker) -> Result:
     """What a dry run says: what can be reached, and what may go."""
     unit = _UNITS[options.target.goal]
+    form: Format = "ms" if options.target.goal == "latency" else "count"
     result = Result("prune", f"{current.recipe.name} (dry run)")
     result.figures = [
-        Figure(f"{unit} now", (), (plan.now,)),
-        Figure(f"{unit} asked for", (), (plan.asked,)),
-        Figure(f"{unit} that can be reached", (), (plan.least,)),
+        Figure(f"{unit} now", (), (plan.now,), form),
+        Figure(f"{unit} asked for", (), (plan.asked,), form),
+        Figure(f"{unit} that can be reached", (), (plan.least,), form),
     ]
     if isinstance(plan, Masker):
         rows: list[tuple[Any, ...]] = [(layer.name, len(layer.order)) for layer in plan.layers]
@@ -123,14 +124,15 @@ def _target(options: Options, trials: list[PrunedTrial]) -> Target:
     asked, got = last[0].asked, max(step.got for step in last)
 
     def said(value: float) -> str:
-        number = f"{value:,.4g}" if goal == "latency" else f"{math.floor(value):,}"
+        number = f"{value:,.4g}" if goal == "latency" else f"{math.floor(value * (1 + ROUNDING)):,}"
         if goal == "sparsity":
             return f"{1 - value / whole:.2%} zeros, {number} weights left"
         return f"{number} {unit} ({value / whole:.2%})"
 
     # a latency is measured again each time; one that varies by a few per cent was reached all the same
     slack = 1.05 if goal == "latency" else 1 + ROUNDING
-    return Target(goal, said(asked), said(got), got <= asked * slack)
+    allowed = ", 5 % more being allowed" if goal == "latency" and asked < got <= asked * slack else ""
+    return Target(goal, said(asked), said(got) + allowed, got <= asked * slack)
 
 
 def _stages(options: Options, trials: list[PrunedTrial]) -> Table:

@@ -195,7 +195,7 @@ def _targets(options: ReconstructAndRetrain, trials: list[ReconstructedTrial]) -
         "macs": [(t.before.macs, t.after.macs) for t in trials if t.after],
     }
     got = max(after / before for before, after in pairs[goal])
-    return [Target(goal, text, f"{got:.1%}", got <= share(text) * (1 + 1e-9))]
+    return [Target(goal, text, f"{got:.2%}", got <= share(text) * (1 + 1e-9))]
 
 
 def _finish(current: Session, result: Result, trials: list[ReconstructedTrial], metric: str) -> None:

@@ -50,6 +50,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
             continue
         plan = run_verb(arguments, progress)
         result.tables += plan.tables
+        result.skipped |= {f"{verb}: {name}": reason for name, reason in plan.skipped.items()}
         rows.append((verb, "ready"))
     if not rows and recipe.data is not None:
         data = recipe.section("data").load(recipe.seed)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.errors import RecipeError
-from compresskit.graph.layers.expanded import Expanded, Layer
+from compresskit.graph.layers.expanded import Branch, Expanded, Layer
 from compresskit.graph.selectors import select
 from compresskit.graph.trace import trace
+from compresskit.machine import total_memory
 from compresskit.numerics.expansion.balance import balanced
 from compresskit.numerics.expansion.composition import cost, to_kernel
 from compresskit.numerics.expansion.fit import fit_factors, orthogonal
@@ -162,6 +163,7 @@ def _written(
 ) -> tuple[Expanded, ExpandedLayer]:
     """The layer as one strategy writes it. Raises Unfit."""
     branches = STRATEGIES[strategy].branches(shape, rate, options.factors)
+    _check_memory(name, shape, branches)
     expanded = Expanded(
         type(layer).__name__,
         shape.groups * shape.inputs,
@@ -183,6 +185,21 @@ def _written(
         sum(cost(shapes) for shapes in expanded.kernel_shapes()),
         residual,
     )
+
+
+def _check_memory(name: str, shape: LayerShape, branches: Sequence[Branch]) -> None:
+    """Raises RecipeError for factors that this machine could not hold with their gradients."""
+    count = 0
+    for branch in branches:
+        inputs = shape.inputs
+        for outputs, taps in branch:
+            count += outputs * inputs * prod(taps)
+            inputs = outputs // shape.groups
+    if (nbytes := 8 * count) > (memory := total_memory()):
+        raise RecipeError(
+            f"expand.rate: {name} would have {count:,} parameters, {nbytes / 1e9:,.0f} GB with their gradients, and "
+            f"this machine has {memory / 1e9:,.0f} GB; lower the rate"
+        )
 
 
 def _is_shared(network: fx.GraphModule, name: str, layer: Layer) -> bool:

@@ -9,6 +9,7 @@ from torch import fx, nn
 from compresskit.graph.chains import Chain
 
 WINDOWED = (nn.Conv1d, nn.Conv2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
+PADDED = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d)
 WINDOWED_FUNCTIONS = {"max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"}
 
 
@@ -27,6 +28,10 @@ class Field:
             self.lo - self.stride * padding,
             self.hi + self.stride * ((kernel - 1) * dilation - padding),
         )
+
+    def padded(self, before: int) -> "Field":
+        """Field behind a padding with a constant, of which `before` positions come first; below 0 they are cut off."""
+        return Field(self.stride, self.lo - self.stride * before, self.hi - self.stride * before)
 
     def joined(self, other: "Field") -> "Field":
         """Field of an elementwise function of two values."""
@@ -49,8 +54,8 @@ Fields = tuple[Field, ...]
 def receptive_fields(network: fx.GraphModule, chain: Chain, shapes: dict[str, tuple[int, ...]]) -> Fields | None:
     """Field of the chain's target for each spatial dimension; None where a value in between sees the whole map.
 
-    Elementwise nodes and those that keep the size of the map pass the field on; branches of a residual join, and a
-    branch that sees the whole map (squeeze and excitation) does not widen the others.
+    Paddings with a constant move it. Elementwise nodes and those that keep the size of the map pass the field on;
+    branches of a residual join, and a branch that sees the whole map (squeeze and excitation) widens no other.
     """
     source = next(node for node in network.graph.nodes if node.name == chain.source)
     dimensions = len(shapes[chain.source]) - 2
@@ -75,6 +80,8 @@ def _after(
     if window is not None:
         sizes = zip(*(_per_dimension(option, len(joined)) for option in window), strict=True)
         return tuple(field.behind(*size) for field, size in zip(joined, sizes, strict=True))
+    if (pads := _padding(network, node, len(joined))) is not None:
+        return tuple(field.padded(before) for field, before in zip(joined, pads, strict=True))
     same = shapes.get(node.name, ())[2:] == shapes.get(inputs[0][0].name, ())[2:]
     return joined if same and node.name in shapes else None
 
@@ -97,6 +104,25 @@ def _window(network: fx.GraphModule, node: fx.Node) -> tuple[Any, ...] | None:
         spans = zip(kernel, _per_dimension(dilation, len(kernel)), strict=True)
         padding = tuple((k - 1) * d // 2 for k, d in spans)
     return kernel, stride or kernel, 0 if padding == "valid" else padding, dilation
+
+
+def _padding(network: fx.GraphModule, node: fx.Node, dimensions: int) -> tuple[int, ...] | None:
+    """Positions that a padding with a constant puts before each spatial dimension; None for any other node."""
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        amounts = module.padding if isinstance(module, PADDED) else None
+    elif getattr(node.target, "__name__", "") == "pad" and _argument(node, 2, "mode", "constant") == "constant":
+        amounts = _argument(node, 1, "pad", None)
+    else:
+        return None
+    if not isinstance(amounts, list | tuple) or len(amounts) > 2 * dimensions:
+        return None
+    whole = [*amounts, *[0] * (2 * dimensions - len(amounts))]  # torch names the last dimension first
+    return tuple(int(before) for before in whole[-2::-2])
+
+
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
 _DEFAULTS: dict[str, Any] = {"kernel_size": 1, "stride": None, "padding": 0, "dilation": 1}

@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import fx, nn
 
-from compresskit.errors import UnsupportedModelError
+from compresskit.errors import RecipeError, UnsupportedModelError
 from compresskit.graph.chains import KEPT_MODULES, WEIGHTED, Chain, find_chain, weighted
 from compresskit.graph.counting import LayerCount, count
 from compresskit.graph.edit import replace_chain
@@ -19,6 +19,8 @@ from compresskit.passes.fuse.options import Pair
 from compresskit.passes.moments import Request
 
 Kernel = int | tuple[int, ...] | None
+ENLARGING = (nn.Upsample, nn.PixelShuffle, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+ENLARGING_FUNCTIONS = {"interpolate", "pixel_shuffle", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 CONVOLUTIONS: dict[int, Callable[..., nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 
 
@@ -98,12 +100,16 @@ def _convolution(network: fx.GraphModule, chain: Chain, shapes: dict[str, tuple[
             f"{chain}: a map of shape {source[1:]} becomes {target[1:]}; that is no 1-D or 2-D convolution"
         )
     sizes = tuple(zip(source[2:], target[2:], strict=True))
+    _check_enlarging(network, chain)
     fields = receptive_fields(network, chain, shapes) or _ratios(chain, sizes, kernel)
     kernels = (kernel,) * dimensions if isinstance(kernel, int) or kernel is None else kernel
     if len(kernels) != dimensions:
         raise UnsupportedModelError(
             f"{chain}: kernel {kernel} has {len(kernels)} sizes, the maps {dimensions} dimensions"
         )
+    for size, asked in zip(source[2:], kernels, strict=True):
+        if asked is not None and asked >= 2 * size:  # its outer taps would see padding alone, wherever it stands
+            raise RecipeError(f"fuse.kernel: {asked} was given for {chain}, whose map has {size} positions; take less")
     windows = [f.seeing(*size).window(k) for f, size, k in zip(fields, sizes, kernels, strict=True)]
     groups = _groups(network, chain)
     strides = tuple(field.stride for field in fields)
@@ -124,6 +130,18 @@ def _convolution(network: fx.GraphModule, chain: Chain, shapes: dict[str, tuple[
         return Fusible(chain, request, weight_shape, symmetric, (), prod(patches.kernel), prod(target[2:]), 0, 0)
     pad = tuple(amount for sides in reversed(padding) for amount in sides)
     return Fusible(chain, request, weight_shape, (0,) * dimensions, pad, prod(patches.kernel), prod(target[2:]), 0, 0)
+
+
+def _check_enlarging(network: fx.GraphModule, chain: Chain) -> None:
+    """Raises UnsupportedModelError for what makes a map larger, which no convolution does."""
+    for node in network.graph.nodes:
+        if node.name not in chain.nodes:
+            continue
+        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, ENLARGING) or getattr(node.target, "__name__", "") in ENLARGING_FUNCTIONS:
+            raise UnsupportedModelError(
+                f"{chain}: {node.name} makes the map larger, which no convolution can; fuse layers before it, or behind"
+            )
 
 
 def _ratios(chain: Chain, sizes: tuple[tuple[int, int], ...], kernel: Kernel) -> tuple[Field, ...]:

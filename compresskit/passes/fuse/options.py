@@ -2,12 +2,12 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Len
+from annotated_types import Ge, Gt, Len, Lt
 
 from compresskit.numerics.least_squares.fusion import Channels
 from compresskit.numerics.least_squares.solvers import Cholesky, Solver
 from compresskit.options import option
-from compresskit.passes.shares import share
+from compresskit.passes.shares import Share, check_share
 
 
 @option
@@ -24,17 +24,15 @@ class Until:
     """When `layers: auto` stops fusing: every figure that is given must be reached."""
 
     layers: Annotated[int, Ge(1)] | None = None  # weighted layers (convolutions and linear ones) left
-    macs: str | None = None  # share of the multiply-accumulates left, such as 60%
-    params: str | None = None  # share of the parameters left, such as 60%
-    error: Annotated[float, Gt(0)] | None = None  # never fuse where the unexplained share exceeds this
+    macs: Share | None = None  # share of the multiply-accumulates left, such as 60%
+    params: Share | None = None  # share of the parameters left, such as 60%
+    error: Annotated[float, Gt(0), Lt(1)] | None = None  # never fuse where the unexplained share exceeds this
 
     def __post_init__(self) -> None:
         if all(goal is None for goal in (self.layers, self.macs, self.params, self.error)):
             raise ValueError("it states no goal; give layers, macs, params or error")
         for name in ("macs", "params"):
-            text = getattr(self, name)
-            if text is not None and not 0 < share(text) <= 1:
-                raise ValueError(f"{name}: {text!r} is no share; write it as 60%")
+            check_share(name, getattr(self, name), whole=True)
 
 
 @option

@@ -7,10 +7,11 @@ from annotated_types import Ge, Gt, Lt
 from compresskit.numerics.group_lasso.newton import Newton
 from compresskit.numerics.group_lasso.solvers import Solver
 from compresskit.options import option
-from compresskit.passes.shares import share
+from compresskit.passes.shares import Share, check_share, share
 
 Chaining = Literal["parallel", "top-down", "bottom-up"]
 Positive = Annotated[float, Gt(0)]
+Part = Annotated[float, Gt(0), Lt(1)]
 Count = Annotated[int, Gt(0)] | str
 GOALS = ("size", "params", "macs")
 AMOUNTS = ("lam", "keep", "error")
@@ -40,9 +41,9 @@ Selection = Backward | GroupLasso
 class Target:
     """What the whole network is to reach, at the least loss: one of these."""
 
-    size: str | None = None  # share of the raw bits (32 a parameter, and the choice of channels), such as 40%
-    params: str | None = None  # share of the parameters
-    macs: str | None = None  # share of the multiply-accumulates
+    size: Share | None = None  # share of the raw bits (32 a parameter, and the choice of channels), such as 40%
+    params: Share | None = None  # share of the parameters
+    macs: Share | None = None  # share of the multiply-accumulates
     accuracy_drop: Positive | None = None  # the smallest network that loses no more points on held-out images
 
     def __post_init__(self) -> None:
@@ -50,9 +51,7 @@ class Target:
         if len(given) != 1:
             raise ValueError(f"give one of size, params, macs and accuracy_drop, not {len(given)}")
         for name in GOALS:
-            text = getattr(self, name)
-            if text is not None and not 0 < share(text) < 1:
-                raise ValueError(f"{name}: {text!r} is no share; write it as 40%")
+            check_share(name, getattr(self, name), whole=False)
 
 
 @option
@@ -75,7 +74,7 @@ class Reconstruct:
     # inputs that are kept, as a number or a share such as 50%, for all layers or by selector
     keep: Count | dict[str, Count] | None = None
     # share of the variance of the output that may be lost, for all layers or by selector
-    error: Positive | dict[str, Positive] | None = None
+    error: Part | dict[str, Part] | None = None
     target: Target | None = None  # what the whole network is cut to; layers share it out by what each loses
     lam_scale: Literal["none", "energy"] = "none"  # energy: lambda is in units of tr(W R W^T), layer by layer
     # parallel: true inputs to true outputs; top-down: inputs as the compressed layers before give them; bottom-up: only

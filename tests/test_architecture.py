@@ -42,7 +42,7 @@ FLOORS = [
     ["graph.layers"],
     # what recipes name
     ["models", "data"],
-    ["models.plain", "models.images", "models.scenes", "data.augmentation"],
+    ["models.plain", "models.images", "models.scenes", "data.augmentation", "data.reading"],
     ["models.parts"],
     # tensors in, tensors out
     ["numerics.selection", "numerics.pruning", "numerics.sparse", "numerics.orthogonal", "numerics.expansion"],
@@ -57,8 +57,8 @@ HOMES = {
     "typer": ["cli"],
     "rich": ["report", "terminal"],
     "yaml": ["recipes.yaml_reader"],
-    "pydantic": ["recipes.build", "recipes.hints", "recipes.texts", "storage.content"],
-    "h5py": ["storage.moment_cache", "data.arrays"],
+    "pydantic": ["recipes.build", "recipes.hints", "recipes.texts"],
+    "h5py": ["storage.moment_cache", "data.reading.arrays"],
     "torchvision": ["models", "data"],
     "matplotlib": ["plots"],
     "tensorboard": ["training.metrics_log"],

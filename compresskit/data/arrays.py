@@ -1,13 +1,9 @@
 """Sets of the user's own arrays, in one HDF5 or NPZ file."""
 
-import logging
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import h5py
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -16,6 +12,8 @@ from numpy.typing import NDArray
 from compresskit.data.dataset import DataSet, generator
 from compresskit.data.labels import check_labels
 from compresskit.data.memory import Examples, InMemory, assemble
+from compresskit.data.oddities import are_whole, count_classes, is_one_hot, shortened
+from compresskit.data.reading.arrays import Reader, opened
 from compresskit.errors import DataError
 from compresskit.options import option
 
@@ -54,12 +52,10 @@ class Arrays(InMemory):
         """The set read from `path`.
 
         Raises DataError for a missing or damaged file, a name that it does not hold, an empty array, lengths or shapes
-        that disagree, NaN or infinite values, and targets that are not what the task needs.
+        that disagree, NaN or infinite values, and inputs or targets that are not what the task needs.
         """
-        stored = _read(self)
-        task = self.task
-        if task == "auto":
-            task = _task_of(stored["train"], self)
+        task, stored, notes = _task(_read(self), self)
+        notes += _check_channels(f"{self.path} {self.inputs}", stored["train"].inputs)
         parts = {role: _checked(pair, task, self) for role, pair in stored.items()}
         outputs = _outputs(parts, task, self)
         if "test" not in parts:
@@ -68,7 +64,15 @@ class Arrays(InMemory):
             labels = {role: part.targets for role, part in parts.items()}
             check_labels(self.path, labels, outputs, counted=self.classes is None)
         return assemble(
-            self, parts["train"], parts["test"], parts.get("validation"), task=task, outputs=outputs, seed=seed
+            self,
+            parts["train"],
+            parts["test"],
+            parts.get("validation"),
+            task=task,
+            outputs=outputs,
+            seed=seed,
+            stated=self.classes is not None,
+            notes=notes,
         )
 
 
@@ -83,105 +87,71 @@ class _Stored(NamedTuple):
 def _read(options: Arrays) -> dict[str, _Stored]:
     """The pairs under "train", "test" and perhaps "validation"; only under "train" when the file has no groups."""
     path = Path(options.path).expanduser()
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file, or it is none (a folder, a pipe); check data.path")
     groups = {"train": options.train, "test": options.test, "validation": options.validation_group}
     named = {role: group for role, group in groups.items() if group is not None}
-    with _opened(path) as arrays:
+    with opened(path) as arrays:
         grouped = any(_names(group, options.inputs) & arrays.keys() for group in named.values())
         if not grouped and options.validation_group is None:
             return {"train": _pair(path, arrays, None, options)}
         return {role: _pair(path, arrays, group, options) for role, group in named.items()}
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The arrays of the file by name, each read when it is asked for."""
-    try:
-        if h5py.is_hdf5(path):
-            with h5py.File(path) as file:
-                names: list[str] = []
-                file.visit(names.append)
-                yield {name: file[name] for name in names if isinstance(file[name], h5py.Dataset)}
-        elif zipfile.is_zipfile(path):
-            with path.open("rb") as file, np.load(file) as arrays:  # numpy leaves a damaged one open
-                yield arrays
-        else:
-            raise DataError(f"{path}: neither an HDF5 nor an NPZ file, or a damaged one; check data.path")
-    except DataError:
-        raise
-    except Exception as error:  # what a damaged file makes of these libraries is not told anywhere
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise DataError(
-            f"{path}: cannot be read ({reason}); write the file anew, as plain arrays of numbers"
-        ) from error
-
-
-def _pair(path: Path, arrays: Mapping[str, Any], group: str | None, options: Arrays) -> _Stored:
+def _pair(path: Path, arrays: Mapping[str, Reader], group: str | None, options: Arrays) -> _Stored:
+    where = f"{path}: {group}" if group else str(path)
     found = []
     for name in (options.inputs, options.targets):
         names = _names(group, name)
         if not names & arrays.keys():
             raise DataError(
-                f"{path}: holds no array {' or '.join(sorted(names))}, only {', '.join(sorted(arrays)) or 'nothing'}; "
+                f"{path}: holds no array {' or '.join(sorted(names))}, only {shortened(set(arrays)) or 'nothing'}; "
                 "set data.inputs and data.targets to the names of the arrays, data.train and data.test to their groups"
             )
-        found.append(np.asarray(arrays[min(names & arrays.keys())]))
-    return _Stored(f"{path}: {group}" if group else str(path), *found)
+        array = arrays[min(names & arrays.keys())]()
+        _check_type(f"{where} {name}", array)
+        found.append(array)
+    return _Stored(where, *found)
+
+
+def _check_type(where: str, array: NDArray[Any]) -> None:
+    if array.dtype.kind not in "iu" and array.dtype.newbyteorder("=") not in (np.float32, np.float64):
+        hint = _HINTS.get(array.dtype.kind, "")
+        raise DataError(f"{where}: of type {array.dtype}; give integers, float32 or float64 {hint}".rstrip())
+    if array.size == 0:
+        raise DataError(f"{where}: empty, of shape {array.shape}; give at least one sample")
+
+
+_NAMES = "(names of classes as np.unique(names, return_inverse=True)[1])"
+_HINTS = {"c": "(complex numbers as two channels)", "b": "(array.astype(int))", "f": "(array.astype('float32'))"}
+_HINTS |= dict.fromkeys("SUOT", _NAMES)
 
 
 def _names(group: str | None, name: str) -> set[str]:
     return {name} if group is None else {f"{group}/{name}", f"{group}_{name}"}
 
 
-def _task_of(stored: _Stored, options: Arrays) -> Literal["classification", "regression"]:
-    """By the targets. Raises DataError for one-hot rows, which are classes that look like numbers to fit."""
-    where, targets = f"{stored.where} {options.targets}", stored.targets
-    if targets.dtype.kind in "iu":
-        return "classification"
-    if targets.dtype.kind == "f" and targets.size:
-        if targets.ndim == 2 and targets.shape[1] > 1 and _one_hot(targets):
-            raise DataError(
-                f"{where}: of shape {targets.shape}, one 1 in each row and else 0, which are classes; store their "
-                "numbers (argmax over the last axis), or set data.task: regression if they are to be fitted"
-            )
-        if targets.size == len(targets) and bool((targets == targets.round()).all()):
-            log.warning(
-                "%s: whole numbers of type %s are taken for values to fit; set data.task: classification if they "
-                "are classes", where, targets.dtype,
-            )  # fmt: skip
-    return "regression"
-
-
-def _one_hot(targets: NDArray[Any]) -> bool:
-    return bool(((targets == 0) | (targets == 1)).all() and (targets.sum(1) == 1).all())
-
-
-def _check_channels(where: str, inputs: NDArray[Any]) -> None:
-    """Images of (N, height, width, channels) would be taken for as many channels as they are high."""
-    if inputs.ndim != 4 or inputs.shape[3] not in (1, 3, 4) or min(inputs.shape[1:3]) < _IMAGE:
-        return
-    text = f"{where}: of shape {inputs.shape}, which looks like (N, height, width, channels)"
-    if inputs.dtype == np.uint8 or inputs.shape[1] == inputs.shape[2]:
-        raise DataError(f"{text}; store (N, channels, height, width): x.transpose(0, 3, 1, 2)")
-    log.warning("%s, and is read as (N, channels, height, width)", text)
+def _task(stored: dict[str, _Stored], options: Arrays) -> tuple[str, dict[str, _Stored], list[str]]:
+    """The task, and the arrays with class numbers in the place of one-hot rows, with a note on what was concluded."""
+    targets = [pair.targets for pair in stored.values()]
+    where = f"{options.path} {options.targets}"
+    if options.task != "regression" and all(map(is_one_hot, targets)):
+        numbers = {role: pair._replace(targets=pair.targets.argmax(1)) for role, pair in stored.items()}
+        note = f"{where}: one-hot rows, read as class numbers; set data.task: regression to fit the rows themselves"
+        return "classification", numbers, [note]
+    if options.task != "auto":
+        return options.task, stored, []
+    if stored["train"].targets.dtype.kind in "iu":
+        return "classification", stored, []
+    odd = all(map(are_whole, targets))
+    note = f"{where}: real numbers that are all whole, read as values to fit; for classes set data.task: classification"
+    return "regression", stored, [note] if odd else []
 
 
 def _checked(stored: _Stored, task: str, options: Arrays) -> Examples:
     """The pair as tensors of the types that MemorySplit serves."""
     where, inputs, targets = stored
-    for name, array in ((options.inputs, inputs), (options.targets, targets)):
-        if array.dtype.kind not in "iu" and array.dtype.newbyteorder("=") not in (np.float32, np.float64):
-            raise DataError(
-                f"{where} {name}: of type {array.dtype}; give integers, float32 or float64 "
-                "(complex numbers as two channels)"
-            )
-        if array.size == 0:
-            raise DataError(f"{where} {name}: empty, of shape {array.shape}; give at least one sample")
     if options.add_channel:
         inputs = np.expand_dims(inputs, 1)
-    _check_channels(f"{where} {options.inputs}", inputs)
-    if inputs.ndim < 2 or inputs.shape[0] != targets.shape[0]:
+    if inputs.ndim < 2 or targets.ndim < 1 or inputs.shape[0] != targets.shape[0]:
         raise DataError(
             f"{where}: {options.inputs} of shape {inputs.shape} and {options.targets} of shape {targets.shape} do not "
             "fit; give inputs (N, channels, ...) and N targets"
@@ -190,6 +160,21 @@ def _checked(stored: _Stored, task: str, options: Arrays) -> Examples:
         inputs = _finite(f"{where} {options.inputs}", inputs)
     convert = _labels if task == "classification" else _values
     return Examples(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(convert(stored, options)))
+
+
+def _check_channels(where: str, inputs: NDArray[Any]) -> list[str]:
+    """Raises DataError for pictures that surely have their channels last, and has a note for those that may.
+
+    They would pass for (width, 3) pictures of `height` channels. Square ones and those of bytes are no signals.
+    """
+    _, channels, height, width = inputs.shape if inputs.ndim == 4 else (0, 0, 0, 0)
+    if width not in (1, 3, 4) or min(channels, height) <= 4:
+        return []
+    if channels == height or inputs.dtype == np.uint8:
+        raise DataError(
+            f"{where}: of shape {inputs.shape}, with channels last; they come first: store inputs.transpose(0, 3, 1, 2)"
+        )
+    return [f"{where}: read as {channels} channels of {height} x {width}; if channels come last, transpose them"]
 
 
 def _finite(where: str, array: NDArray[Any]) -> NDArray[np.float32]:
@@ -244,7 +229,8 @@ def _outputs(parts: Mapping[str, Examples], task: str, options: Arrays) -> int:
         raise DataError(f"{options.path}: inputs are uint8 in one group only; store all with one type")
     if task == "regression":
         return parts["train"].targets.shape[1]
-    return options.classes or max(2, 1 + max(int(part.targets.max()) for part in parts.values()))
+    labels = {role: part.targets for role, part in parts.items()}
+    return options.classes or count_classes(labels, f"{options.path} {options.targets}")
 
 
 def _divided(examples: Examples, options: Arrays) -> tuple[Examples, Examples]:

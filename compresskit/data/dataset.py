@@ -53,6 +53,7 @@ class DataSet:
     """Splits with what a model and a checkpoint need to know of them.
 
     mean, std: per channel, of the inputs as they are, except that uint8 inputs are divided by 255 first.
+    notes: what looks odd in the data, one line each; for the user's eyes, and for the report.
     """
 
     train: Split
@@ -66,6 +67,7 @@ class DataSet:
     fingerprint: str
     anchors: tuple[tuple[float, float], ...] = ()  # widths and heights as fractions of the image's; for detection
     consistency: float = 0.0  # weight in the loss; above 0 shuffled training batches hold three views of each sample
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):

@@ -1,5 +1,6 @@
 """Sets for detection in PASCAL VOC's layout."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import Tensor
 from compresskit.data.dataset import AnySet, DataSet, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
 from compresskit.data.normalization import Normalization
+from compresskit.data.oddities import shortened
+from compresskit.data.reading.regular import reading, regular
+from compresskit.data.reading.voc import listed
 from compresskit.errors import DataError
 from compresskit.options import option
 
@@ -79,6 +83,7 @@ class VocDetection(AnySet):
         parts = [self._listed(year, self.train_part) for year in self.train]
         train, test = self._shuffled(parts), self._shuffled([self._listed(self.test, self.test_part)])
         kept, held = partition(len(train), self)
+        notes = self._looked_at(train, test)
         rows = max(1, *(len(objects) for part in (train, test) for objects in part.objects))
         plain, augmented = Pipeline(self._plain(), rows), Pipeline(self._augmented(), rows)
         normalization = Normalization(self.mean, self.std)
@@ -96,20 +101,26 @@ class VocDetection(AnySet):
             std=self.std,
             fingerprint=digest(self.anchors, self.classes, *(split and split.fingerprint for split in splits)),
             anchors=self.anchors,
+            notes=notes,
         )
 
-    def _listed(self, year: int, part: str) -> "Boxed":
-        from torchvision import datasets  # a second or more, which other data sets should not wait for
+    def _looked_at(self, train: "Boxed", test: "Boxed") -> tuple[str, ...]:
+        """Notes on classes without an object. Raises DataError where no part has any: names that do not fit."""
+        counts = [torch.cat(part.objects)[:, 0].long().bincount(minlength=len(self.classes)) for part in (train, test)]
+        for name, found in zip(("train", "test"), counts, strict=True):
+            if not found.any():
+                raise DataError(
+                    f"{self.root}: the part to {name} on has no object of the classes {shortened(self.classes)}; give "
+                    "data.classes the names that the annotations use"
+                )
+        trained, tested = counts
+        unseen = [self.classes[i] for i in ((trained == 0) & (tested > 0)).nonzero()[:, 0].tolist()]
+        return (f"data: no training image shows {shortened(unseen)}, but test images do",) if unseen else ()
 
-        root = Path(self.root).expanduser()
-        try:
-            found = datasets.VOCDetection(root, year=str(year), image_set=part)
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"{root}: no VOCdevkit/VOC{year} with ImageSets/Main/{part}.txt ({error}); check data.root, data.train "
-                "and data.test"
-            ) from error
-        return Boxed(root, found.images, [objects(path, self.classes) for path in found.annotations])
+    def _listed(self, year: int, part: str) -> "Boxed":
+        root, folder, names = listed(self.root, year, "Main", part)
+        images = [str(folder / "JPEGImages" / f"{name}.jpg") for name in names]
+        return Boxed(root, images, [objects(f"{folder / 'Annotations' / name}.xml", self.classes) for name in names])
 
     def _shuffled(self, parts: list["Boxed"]) -> "Boxed":
         paths, found = [path for part in parts for path in part.paths], [o for part in parts for o in part.objects]
@@ -169,7 +180,9 @@ class Pipeline:
         from torchvision import tv_tensors
 
         canvas = (image.height, image.width)
-        boxes = tv_tensors.BoundingBoxes(objects[:, 1:], format="XYXY", canvas_size=canvas)
+        # boxes may reach beyond the image (in files that count pixels from 0, by one), which torchvision would drop
+        edges = objects[:, 1:].clamp(min=0).minimum(torch.tensor([*canvas[::-1], *canvas[::-1]]))
+        boxes = tv_tensors.BoundingBoxes(edges, format="XYXY", canvas_size=canvas)
         pixels, found = self._transform(image, {"boxes": boxes, "labels": objects[:, 0]})
         low, high = found["boxes"].as_subclass(Tensor).split(2, dim=1)
         size = torch.tensor(pixels.shape[:0:-1])  # width, height
@@ -184,16 +197,19 @@ def objects(path: str, classes: Sequence[str]) -> Tensor:
     VOC counts pixels from 1 and names the last one that is inside; here the edges are lines between pixels, from 0.
     Raises DataError for a file that cannot be read.
     """
-    try:
-        root = ElementTree.parse(path).getroot()
-        found = [entry for entry in root.iter("object") if entry.findtext("difficult", "0").strip() != "1"]
-        named = [(entry.findtext("name", "").strip(), entry.find("bndbox")) for entry in found]
-        rows = [(classes.index(name), *_edges(box)) for name, box in named if name in classes and box is not None]
-    except (OSError, ValueError, ElementTree.ParseError) as error:
-        raise DataError(f"{path}: cannot be read as VOC's annotations ({error}); mend or remove it") from error
+    regular(path)
+    with reading(path, "VOC's annotations"):
+        entries = ElementTree.parse(path).getroot().iter("object")
+        found = [entry for entry in entries if entry.findtext("difficult", "0").strip() != "1"]
+        named = [(entry.findtext("name", "").strip(), entry) for entry in found]
+        rows = [(classes.index(name), *_edges(entry)) for name, entry in named if name in classes]
     return torch.tensor(rows, dtype=torch.float32).view(-1, 5)
 
 
-def _edges(box: ElementTree.Element) -> tuple[float, ...]:
-    left, top, right, bottom = (float(box.findtext(edge, "")) for edge in ("xmin", "ymin", "xmax", "ymax"))
+def _edges(entry: ElementTree.Element) -> tuple[float, ...]:
+    left, top, right, bottom = (
+        float(entry.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")
+    )
+    if not (-math.inf < left <= right < math.inf and -math.inf < top <= bottom < math.inf):
+        raise ValueError(f"a box from {left}, {top} to {right}, {bottom}")
     return left - 1, top - 1, right, bottom

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from compresskit.data.dataset import digest, generator, shares
 from compresskit.data.normalization import Normalization
+from compresskit.data.reading.images import decode
+from compresskit.data.reading.regular import regular
 from compresskit.errors import DataError
 
 _GREY_16 = ("PNG", "PPM")  # formats that hold no numbers of 32 bits: older versions of PIL give mode I to their 16
@@ -159,41 +161,9 @@ class _Reader(Dataset[Any]):
             return self._augmented(*self._decoded(index))
 
 
-def decode(path: str) -> Any:
-    """The RGB image of a file, as PIL's: grey of 16 bits by v / 257, so that 65,535 is white.
-
-    Raises DataError if it is none, or one of numbers whose range is not known.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _GREY_16):
-                grey = np.asarray(image, dtype=np.float64)
-                return Image.fromarray(np.rint(grey / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-            if image.mode in ("I", "F"):
-                raise DataError(
-                    f"{path}: its pixels are numbers of 32 bits (mode {image.mode}), whose black and white are not "
-                    "known; store it with 8 or 16 bits"
-                )
-            return image.convert("RGB")
-    except DataError:
-        raise
-    except Exception as error:  # what a damaged file makes of PIL is not told anywhere
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise DataError(f"{path}: cannot be read as an image ({reason}); mend or remove it") from error
-
-
 def sizes(folder: Path, paths: Iterable[str]) -> list[tuple[str, int]]:
-    """Each file's name below `folder` and its bytes, for a fingerprint. Raises DataError for what is no file."""
-    found = []
-    for file in map(Path, paths):
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise DataError(f"{file}: {error.strerror}, or a link to nothing; mend or remove it") from error
-        if not S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-            raise DataError(f"{file}: it is no file but a folder, a pipe or a device; remove it")
-        found.append((file.relative_to(folder).as_posix(), status.st_size))
-    return found
+    """Each file's name below `folder` and its bytes, for a fingerprint.  Raises DataError for one that is no file."""
+    return [(Path(path).relative_to(folder).as_posix(), regular(path)) for path in paths]
 
 
 def _as_read(batch: Any) -> Any:

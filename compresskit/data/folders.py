@@ -1,6 +1,8 @@
 """Image folders: one folder of images for each class, cropped and flipped in training."""
 
 import math
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,6 +17,8 @@ from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator
 from compresskit.data.files import FileSplit, sizes
 from compresskit.data.labels import check_labels
 from compresskit.data.normalization import Normalization
+from compresskit.data.oddities import shortened
+from compresskit.data.reading.regular import reading
 from compresskit.errors import DataError
 from compresskit.options import option
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 Deviation = Annotated[float, Gt(0)]
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 
 
 @option
@@ -59,14 +64,17 @@ class ImageFolder(AnySet):
 
     def load(self, seed: int) -> DataSet:
         """The set; files are listed now and read when they are served.  Raises DataError if folders or classes lack."""
-        train, test = _listed(self, self.train), _listed(self, self.test)
-        held_out = _listed(self, self.validation_folder) if self.validation_folder is not None else None
-        for name, part in ((self.test, test), (self.validation_folder, held_out)):
-            if part is not None and part.classes != train.classes:
-                odd = sorted(set(part.classes) ^ set(train.classes))
-                raise DataError(f"{self.root}: {self.train} and {name} differ in the classes {', '.join(odd[:5])}")
-        labels = {"train": train.labels, "test": test.labels}
-        check_labels(self.root, labels, len(train.classes), counted=False)
+        parts = {name: _listed(self, name) for name in (self.train, self.test, self.validation_folder) if name}
+        train, test = parts[self.train][0], parts[self.test][0]
+        held_out = parts[self.validation_folder][0] if self.validation_folder is not None else None
+        for name, (part, _) in parts.items():
+            for one, other, lacks in ((train, part, name), (part, train, self.train)):
+                missing = [known for known in one.classes if known not in other.classes]
+                if missing:
+                    raise DataError(
+                        f"{self.root}: {self.train} and {name} differ in the classes {shortened(missing)}, which "
+                        f"{lacks} lacks; give both the same folders of classes"
+                    )
         kept, held = partition(len(train.paths), self)
         if len(held):
             held_out = train.take(held)
@@ -87,6 +95,7 @@ class ImageFolder(AnySet):
             mean=self.mean,
             std=self.std,
             fingerprint=digest(*(split and split.fingerprint for split in splits)),
+            notes=tuple(note for _, notes in parts.values() for note in notes),
         )
 
     def _plain(self) -> "v2.Transform":
@@ -135,17 +144,35 @@ class Images:
         return sizes(self.folder, self.paths), self.labels
 
 
-def _listed(options: ImageFolder, name: str) -> Images:
-    from torchvision import datasets
-
+def _listed(options: ImageFolder, name: str) -> tuple[Images, list[str]]:
+    """The images of a part, with notes on what is left out.  Raises DataError as ImageFolder.load does."""
     folder = Path(options.root).expanduser() / name
-    try:
-        found = datasets.ImageFolder(folder)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: not a folder with one folder of images for each class ({error}); check data.root and "
-            "data.train, data.test"
-        ) from error
-    order = torch.randperm(len(found), generator=generator("folder order", options.split_seed))
-    paths, labels = zip(*found.samples, strict=True)
-    return Images(folder, found.classes, list(paths), torch.tensor(labels)).take(order)
+    advice = "check data.root, and data.train and data.test"
+    with reading(folder, "a folder with one folder of images for each class", advice):
+        entries = list(os.scandir(folder))
+        classes = sorted(entry.name for entry in entries if entry.is_dir())
+        files = [sorted(_files(str(folder / name)), key=os.path.split) for name in classes]
+    images = [[path for path in paths if path.lower().endswith(ENDINGS)] for paths in files]
+    empty = [name for name, paths in zip(classes, images, strict=True) if not paths]
+    if empty or len(classes) < 2:
+        what = f"no image of the classes {shortened(empty)}" if empty else f"{len(classes)} folders of classes"
+        raise DataError(f"{folder}: {what}; give a folder for each of two classes or more, with {', '.join(ENDINGS)}")
+    given = [entry.path for entry in entries if not entry.is_dir()] + [path for paths in files for path in paths]
+    left_out = [path for path in set(given).difference(*images) if not Path(path).name.startswith(".")]
+    notes = [f"{folder}: {len(left_out)} files are left out, such as {min(left_out)}"] if left_out else []
+    paths = [path for paths in images for path in paths]
+    labels = torch.tensor([label for label, paths in enumerate(images) for _ in paths])
+    order = torch.randperm(len(paths), generator=generator("folder order", options.split_seed))
+    return Images(folder, classes, paths, labels).take(order), notes
+
+
+def _files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """All files below a folder, behind links too.  Raises DataError for links that lead round in a circle."""
+    place = os.path.realpath(folder)
+    if place in above:
+        raise DataError(f"{folder}: a link to a folder that it lies in itself; remove it")
+    for entry in list(os.scandir(folder)):
+        if entry.is_dir():
+            yield from _files(entry.path, (*above, place))
+        else:
+            yield entry.path

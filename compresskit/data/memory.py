@@ -1,6 +1,6 @@
 """Sets that fit in memory: tensors that move to the device once, when it has room, and are augmented by the batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from compresskit.data.augmentation.augment import Augment
 from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator, partition, shares
 from compresskit.data.normalization import Normalization, identity, measure
+from compresskit.data.oddities import class_notes, constant_notes
 from compresskit.errors import DataError
 from compresskit.options import option
 
@@ -105,17 +106,24 @@ def assemble(
     outputs: int,
     seed: int,
     normalization: Normalization | None = None,
+    stated: bool = True,
+    notes: Sequence[str] = (),
 ) -> DataSet:
     """Data set with the validation part held out, the labels corrupted and the inputs normalised as `options` say.
 
     normalization: the known one of a named set; None measures that of the training split.
+    stated: the number of classes is known, not counted. notes: those on the data as they were read.
     """
+    parts = {"train": train, "test": test} | ({"validation": validation} if validation is not None else {})
+    targets = {name: part.targets for name, part in parts.items()}
+    odd = class_notes(targets, outputs, stated=stated) if task == "classification" else []
     _check_augment(options.augment, tuple(train.inputs.shape[1:]), train.inputs.dtype, task)
     kept, held = partition(len(train.targets), options)
     if len(held):
         validation = train.take(held)
     if len(kept) < len(train.targets):
         train = train.take(kept)
+    odd += constant_notes(train.inputs, train.targets)
     if options.label_noise:
         train = train._replace(targets=_corrupted(train.targets, options.label_noise, task, outputs, seed))
     if options.normalize == "none":
@@ -135,6 +143,7 @@ def assemble(
         std=normalization.std,
         fingerprint=digest(*(split and split.fingerprint for split in splits)),
         consistency=0.0 if options.augment is None else options.augment.consistency,
+        notes=(*notes, *odd),
     )
 
 

@@ -11,6 +11,7 @@ from compresskit.data.dataset import DataSet
 from compresskit.data.labels import check_labels
 from compresskit.data.memory import Examples, InMemory, assemble
 from compresskit.data.normalization import Normalization
+from compresskit.data.reading.regular import reading
 from compresskit.errors import DataError
 from compresskit.options import option
 
@@ -76,28 +77,41 @@ class CIFAR100(NamedSet):
 
 
 def _load(options: NamedSet, name: str, classes: int, normalization: Normalization, seed: int) -> DataSet:
-    train, test = (_read(options, name, train=train) for train in (True, False))
-    check_labels(f"{options.root}: {name}", {"train": train.targets, "test": test.targets}, classes, counted=False)
+    train, test = (_read(options, name, classes, train=train) for train in (True, False))
+    if train.inputs.shape[1:] != test.inputs.shape[1:]:
+        raise DataError(
+            f"{options.root}: {name} holds images of {tuple(train.inputs.shape[1:])} to train on and of "
+            f"{tuple(test.inputs.shape[1:])} to test on; fetch the set anew"
+        )
     return assemble(
         options, train, test, task="classification", outputs=classes, seed=seed, normalization=normalization
     )
 
 
-def _read(options: NamedSet, name: str, *, train: bool) -> Examples:
+def _read(options: NamedSet, name: str, classes: int, *, train: bool) -> Examples:
     from torchvision import datasets  # a second or more, which other data sets should not wait for
 
     reader = getattr(datasets, name)
     root = Path(options.root).expanduser()
-    try:
+    remedy = (
+        "check the network and that the folder can be written"
+        if options.download
+        else f"set data.download: true, or data.root to the folder that holds {_layout(reader)}"
+    )
+    with reading(root, f"torchvision's {name}", remedy):
         found = reader(root, train=train, download=options.download)
-    except Exception as error:  # what a damaged file makes of torchvision's readers is not told anywhere
-        remedy = (
-            "check the network and that the folder can be written"
-            if options.download
-            else f"set data.download: true, or data.root to the folder that holds {_layout(reader)}"
+        inputs, labels = _channels_first(found.data), torch.as_tensor(found.targets)
+    which = f"{root}: the {'training' if train else 'test'} part of {name}"
+    if not len(inputs) == len(labels) > 0:
+        raise DataError(f"{which} holds {len(inputs)} images and {len(labels)} labels; fetch the set anew")
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise DataError(
+            f"{which} has {int(wrong.sum())} labels that are no classes, the first {labels[first]} at [{first}]; "
+            f"classes are 0 to {classes - 1}; fetch the set anew"
         )
-        raise DataError(f"{root}: torchvision cannot read {name} there ({error}); {remedy}") from error
-    return Examples(_channels_first(found.data), torch.as_tensor(found.targets).long())
+    return Examples(inputs, labels)
 
 
 def _layout(reader: Any) -> str:

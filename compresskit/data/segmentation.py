@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
-from PIL import Image
 from torch import Tensor
 
 from compresskit.data.dataset import AnySet, DataSet, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
 from compresskit.data.normalization import Normalization
+from compresskit.data.reading.images import read_mask
+from compresskit.data.reading.regular import reading
+from compresskit.data.reading.voc import listed
 from compresskit.errors import DataError
 from compresskit.options import option
 
@@ -93,17 +94,10 @@ class VocSegmentation(SegmentationSet):
         return self._assembled(self._listed(self.train), self._listed(self.test), self.classes)
 
     def _listed(self, part: str) -> "Masked":
-        from torchvision import datasets
-
-        root = Path(self.root).expanduser()
-        try:
-            found = datasets.VOCSegmentation(root, year=str(self.year), image_set=part)
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"{root}: no VOCdevkit/VOC{self.year} with ImageSets/Segmentation/{part}.txt ({error}); check "
-                "data.root and data.year"
-            ) from error
-        return _existing(Masked(root, found.images, found.masks, tuple(range(self.classes))))
+        root, folder, names = listed(self.root, self.year, "Segmentation", part)
+        images = [str(folder / "JPEGImages" / f"{name}.jpg") for name in names]
+        masks = [str(folder / "SegmentationClass" / f"{name}.png") for name in names]
+        return Masked(root, images, masks, tuple(range(self.classes)))
 
 
 @option
@@ -125,15 +119,12 @@ class Cityscapes(SegmentationSet):
         from torchvision import datasets
 
         root = Path(self.root).expanduser()
-        try:
+        with reading(root, f"Cityscapes' leftImg8bit/{part} and gtFine/{part}", "check data.root"):
             found = datasets.Cityscapes(root, split=part, mode="fine", target_type="semantic")
-        except (OSError, RuntimeError) as error:
-            text = " ".join(str(error).split())
-            raise DataError(
-                f"{root}: no leftImg8bit/{part} and gtFine/{part} of Cityscapes ({text}); check data.root"
-            ) from error
         pairs = sorted((image, mask) for image, (mask,) in zip(found.images, found.targets, strict=True))
-        return _existing(Masked(root, [image for image, _ in pairs], [mask for _, mask in pairs], ids))
+        if not pairs:
+            raise DataError(f"{root}: leftImg8bit/{part} holds no images; check data.root")
+        return Masked(root, [image for image, _ in pairs], [mask for _, mask in pairs], ids)
 
 
 @dataclass(frozen=True)
@@ -156,32 +147,10 @@ class Masked:
         """(height, width) uint8 classes; every value that is no class becomes IGNORED."""
         classes = torch.full((256,), IGNORED, dtype=torch.uint8)
         classes[list(self.ids)] = torch.arange(len(self.ids), dtype=torch.uint8)
-        return classes[_values(self.masks[index], self.paths[index]).long()]
+        return classes[torch.from_numpy(read_mask(self.masks[index], self.paths[index])).long()]
 
     def identity(self) -> tuple[object, ...]:
         return sizes(self.folder, self.paths), sizes(self.folder, self.masks), self.ids
-
-
-def _existing(found: Masked) -> Masked:
-    """Raises DataError if there are no images, or a file lacks."""
-    if not found.paths:
-        raise DataError(f"{found.folder}: the set lists no images; check data.root")
-    missing = [path for path in (*found.paths, *found.masks) if not Path(path).is_file()]
-    if missing:
-        raise DataError(f"{missing[0]}: there is no such file, one of {len(missing)} that lack; complete the set")
-    return found
-
-
-def _values(path: str, image: str) -> Tensor:
-    """(height, width) uint8: the numbers in the mask of an image, for an indexed one those of its colours."""
-    try:
-        with Image.open(path) as mask, Image.open(image) as pixels:
-            values, fits = np.array(mask), mask.size == pixels.size
-    except Exception as error:  # as for images
-        raise DataError(f"{path}: cannot be read as a mask ({error}); mend or remove it") from error
-    if values.dtype != np.uint8 or values.ndim != 2 or not fits:
-        raise DataError(f"{path}: no mask of its image; give an indexed or grey PNG of 8 bits, of the image's size")
-    return torch.from_numpy(values)
 
 
 class Pipeline:

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -158,7 +160,7 @@ def test_fingerprint_follows_boxes_and_options(root):
     for changes in ({"size": 32}, {"flip": False}, {"crop": False}, {"colour": False}, {"anchors": ((0.1, 0.1),)}):
         assert options(root, **changes).load(seed=0).fingerprint != before.fingerprint
     path = next((root / "VOCdevkit/VOC2007/Annotations").glob("test*.xml"))
-    path.write_text(path.read_text().replace("<xmin>", "<xmin>1"))
+    path.write_text(path.read_text().replace("<xmin>", "<xmin>0."))
     after = options(root).load(seed=0)
     assert (after.train.fingerprint == before.train.fingerprint, after.fingerprint == before.fingerprint) == (
         True,
@@ -169,7 +171,7 @@ def test_fingerprint_follows_boxes_and_options(root):
 def test_what_is_refused(root):
     with pytest.raises(DataError, match=r"label_noise: .* leave it out for detection"):
         options(root, label_noise=0.1).load(seed=0)
-    with pytest.raises(DataError, match=r"no VOCdevkit/VOC2012 with ImageSets/Main/trainval.txt .*; check data.root"):
+    with pytest.raises(DataError, match=r"VOC2012/ImageSets/Main/trainval.txt: there is no such file; check data.root"):
         options(root, train=(2007, 2012)).load(seed=0)
     with pytest.raises(ValueError, match=r"VOC2012 has no annotated `test`; use test_part: val"):
         options(root, test=2012)
@@ -185,6 +187,52 @@ def test_damaged_annotations_are_named(root, text):
     path.write_text(text)
     with pytest.raises(DataError, match=rf"^{path}: cannot be read as VOC's annotations \(.*\); mend or remove it$"):
         options(root).load(seed=0)
+
+
+@pytest.mark.parametrize("place", ["Annotations/test_00002.xml", "ImageSets/Main/test.txt"])
+def test_pipes_and_links_to_nowhere(root, place):
+    path = root / "VOCdevkit/VOC2007" / place
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=f"^{path}: a named pipe, where a file is needed"):
+        options(root).load(seed=0)
+    path.unlink()
+    path.symlink_to("/nowhere")
+    with pytest.raises(DataError, match=f"^{path}: a link to /nowhere, which cannot be reached"):
+        options(root).load(seed=0)
+
+
+@pytest.mark.parametrize("edges", ["", "nan 1 9 9", "9 1 5 9", "1 inf 9 inf"])
+def test_boxes_that_are_none_are_refused(root, edges):
+    """A box without numbers would be left out, NaN would go into the loss."""
+    path = root / "VOCdevkit/VOC2007/Annotations/test_00002.xml"
+    box = "".join(f"<{e}>{v}</{e}>" for e, v in zip(("xmin", "ymin", "xmax", "ymax"), edges.split(), strict=False))
+    box = f"<bndbox>{box}</bndbox>" if edges else ""
+    path.write_text(f"<annotation><object><name>3</name>{box}</object></annotation>")
+    with pytest.raises(DataError, match=rf"^{path}: cannot be read as VOC's annotations"):
+        options(root).load(seed=0)
+
+
+def test_boxes_that_reach_beyond_the_image_are_cut_and_kept(tmp_path):
+    """As in files that count pixels from 0."""
+    for part in ("trainval", "test"):
+        write_voc_detection(tmp_path, [Scene(SCENES[0].image, [(7, -1, -1, 70, 32)], SCENES[0].mask)], part)
+    _, targets = served(options(tmp_path).load(seed=0).test)
+    assert targets[0, 0].tolist() == [7, 0.5, 0.25, 1, 0.5]
+
+
+def test_names_of_classes_that_nothing_has(root):
+    with pytest.raises(
+        DataError, match=r"the part to train on has no object of the classes cat, dog; give data.classes"
+    ):
+        options(root, classes=("cat", "dog")).load(seed=0)
+
+
+def test_classes_that_training_never_sees_are_noted(tmp_path):
+    box = (10, 10, 30, 30)
+    for part, label in (("trainval", 3), ("test", 4)):
+        write_voc_detection(tmp_path, [Scene(SCENES[0].image, [(label, *box)], SCENES[0].mask)], part)
+    assert options(tmp_path).load(seed=0).notes == ("data: no training image shows 4, but test images do",)
 
 
 def test_a_damaged_image_is_named(root):

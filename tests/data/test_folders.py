@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import datasets
 
 from compresskit.data.augmentation.augmix import AugMix
-from compresskit.data.files import decode
-from compresskit.data.folders import ImageFolder
+from compresskit.data.dataset import generator
+from compresskit.data.folders import ImageFolder, _listed
 from compresskit.errors import DataError
 
 CPU = torch.device("cpu")
@@ -160,14 +161,94 @@ def test_a_damaged_image_is_named_on_one_line(workers, root):
 
 
 def test_missing_folders_and_classes(root):
-    with pytest.raises(DataError, match=r"test: not a folder with one folder of images for each class .*data\.root"):
+    with pytest.raises(DataError, match=r"test: cannot be read as a folder with one folder of .*data\.root"):
         options(root, test="test").load(seed=0)
     (root / "train" / "emu").mkdir()
-    with pytest.raises(DataError, match="Found no valid file for the classes emu"):
+    with pytest.raises(DataError, match=r"train: no image of the classes emu; give a folder for each"):
         options(root).load(seed=0)
     Image.new("RGB", (9, 9)).save(root / "train" / "emu" / "0.png")
-    with pytest.raises(DataError, match="train and val differ in the classes emu"):
+    with pytest.raises(DataError, match="train and val differ in the classes emu, which val lacks; give both the same"):
         options(root).load(seed=0)
+    (root / "train" / "emu").rename(root / "val" / "emu")
+    with pytest.raises(DataError, match="train and val differ in the classes emu, which train lacks"):
+        options(root).load(seed=0)
+
+
+def test_one_class_is_refused(root):
+    for part in ("train", "val"):
+        for name in CLASSES[1:]:
+            shutil.rmtree(root / part / name)
+    with pytest.raises(DataError, match=r"train: 1 folders of classes; give a folder for each of two classes or more"):
+        options(root).load(seed=0)
+
+
+def test_files_that_are_left_out_are_noted(root):
+    assert options(root).load(seed=0).notes == ()
+    (root / "train" / "cat" / ".hidden").touch()
+    (root / "train" / "cat" / "deeper").mkdir()
+    (root / "train" / "cat" / "deeper" / "moving.gif").touch()
+    (root / "train" / "list.txt").touch()
+    data = options(root).load(seed=0)
+    assert len(data.train) == 24
+    assert data.notes == (f"{root}/train: 2 files are left out, such as {root}/train/cat/deeper/moving.gif",)
+
+
+def test_files_are_listed_as_torchvision_lists_them(root):
+    for name in ("train/cat/a/0.png", "train/cat/a-b/0.PNG", "train/cat/a/c/1.jpeg", "train/cat/a!.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / "train" / "dog" / "0.png", root / name)
+    found, _ = _listed(options(root), "train")
+    samples = datasets.ImageFolder(root / "train").samples
+    order = torch.randperm(len(samples), generator=generator("folder order", 0)).tolist()
+    assert list(zip(found.paths, found.labels.tolist(), strict=True)) == [samples[i] for i in order]
+
+
+def test_links_that_lead_in_a_circle_are_refused(root):
+    (root / "train" / "cat" / "again").symlink_to(root / "train" / "cat")
+    (root / "train" / "cat" / "and").symlink_to(root / "train")
+    with pytest.raises(DataError, match=r"train/cat/a\w+: a link to a folder that it lies in itself; remove it"):
+        options(root).load(seed=0)
+
+
+def test_a_folder_that_may_not_be_read_is_refused(root, monkeypatch):
+    """Not taken for an empty one."""
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DataError, match=r"train: cannot be read as a folder .*Permission denied: '.*dog'"):
+        options(root).load(seed=0)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_file_is_refused_when_files_are_listed(kind, root):
+    path = root / "train" / "owl" / "odd.png"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/nowhere/gone.png")
+    with pytest.raises(DataError, match=rf"^{path}: a (named pipe|link to /nowhere/gone.png, which cannot be reached)"):
+        options(root).load(seed=0)
+
+
+def test_names_that_are_no_text_are_served_and_named(root):
+    path = os.fsencode(root / "train" / "owl") + b"/\xff.png"
+    with open(path, "wb") as file:
+        Image.new("RGB", (9, 9)).save(file, format="png")
+    assert len(served(options(root).load(seed=0).train)[0]) == 25
+    os.truncate(path, 30)
+    with pytest.raises(DataError, match="\\udcff.png: cannot be read as an image"):
+        served(options(root, workers=1).load(seed=0).train)
+
+
+def test_grey_images_of_16_bits_keep_their_levels(tmp_path):
+    for part in ("train", "val"):
+        for level, name in ((5000, "dark"), (50_000, "light")):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.fromarray(np.full((9, 9), level, np.uint16)).save(tmp_path / part / name / "0.png")
+    inputs, targets = served(options(tmp_path, mean=(0, 0, 0), std=(1, 1, 1)).load(seed=0).test)
+    torch.testing.assert_close(inputs[:, 0, 0, 0] * 255, torch.tensor([19.0, 195.0])[targets], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

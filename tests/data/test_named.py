@@ -1,3 +1,6 @@
+import os
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -51,12 +54,47 @@ PLACES = {
 
 @pytest.mark.parametrize(("option", "place"), PLACES.items())
 def test_missing_files_name_the_folder_and_the_remedy(option, place, tmp_path):
-    message = rf"{tmp_path}: torchvision cannot read {option.__name__} there .*set data\.download: true, or .*{place}"
+    message = rf"{tmp_path}: cannot be read as torchvision's {option.__name__} .*set data\.download: true, or .*{place}"
     with pytest.raises(DataError, match=message):
         option(root=str(tmp_path)).load(seed=0)
 
 
+def write_mnist(root, train=(4, [0, 1, 2, 9]), test=(2, [3, 4]), side=5):
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for part, (images, labels), size in (("train", train, 5), ("t10k", test, side)):
+        pixels = b"".join(struct.pack(">I", number) for number in (0x803, images, size, size)) + bytes(images * size**2)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(pixels)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, len(labels)) + bytes(labels))
+    return MNIST(root=str(root))
+
+
+def test_labels_and_shapes_that_cannot_be(tmp_path):
+    assert len(write_mnist(tmp_path).load(seed=0).train) == 4
+    with pytest.raises(
+        DataError, match=r"training part of MNIST has 1 labels that .* the first 200 at \[2\]; classes are"
+    ):
+        write_mnist(tmp_path, train=(4, [0, 1, 200, 9])).load(seed=0)
+    with pytest.raises(DataError, match="test part of MNIST holds 2 images and 3 labels; fetch the set anew"):
+        write_mnist(tmp_path, test=(2, [3, 4, 5])).load(seed=0)
+    with pytest.raises(DataError, match="cannot be read as torchvision's MNIST"):
+        write_mnist(tmp_path, test=(0, [])).load(seed=0)
+    with pytest.raises(DataError, match=r"MNIST holds images of \(1, 5, 5\) to train on and of \(1, 6, 6\) to test on"):
+        write_mnist(tmp_path, side=6).load(seed=0)
+
+
+def test_pipes_in_the_place_of_files_are_not_waited_for(tmp_path):
+    options = write_mnist(tmp_path)
+    path = tmp_path / "MNIST/raw/train-labels-idx1-ubyte"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="cannot be read as torchvision's MNIST"):
+        options.load(seed=0)
+
+
 DAMAGED = {
+    "an unknown type": b"\0\0\x01\x03" + 3 * b"\0\0\0\x01" + b"\0",
+    "absurd sizes": b"\0\0\x08\x03" + 3 * b"\xff\xff\xff\xff" + bytes(9),
     "cut short": b"\0\0\x08\x03\0\0",
     "labels for images": b"\0\0\x08\x01\0\0\0\x01\x05",
     "zeros": bytes(16),
@@ -71,7 +109,7 @@ def test_a_damaged_file_is_a_data_error(content, tmp_path):
     for part in ("train", "t10k"):
         for name in (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"):
             (raw / name).write_bytes(content)
-    with pytest.raises(DataError, match="torchvision cannot read MNIST there"):
+    with pytest.raises(DataError, match="cannot be read as torchvision's MNIST|holds 0 images"):
         MNIST(root=str(tmp_path)).load(seed=0)
 
 

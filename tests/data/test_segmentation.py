@@ -1,3 +1,7 @@
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -144,6 +148,57 @@ def test_missing_files(tmp_path, folder):
     root = written(VocSegmentation, tmp_path)
     next((root / "VOCdevkit/VOC2012" / folder).glob("val_00001.*")).unlink()
     with pytest.raises(DataError, match=r"val_00001\."):
+        served(options(VocSegmentation, root).load(seed=0).test)
+
+
+@pytest.mark.parametrize("folder", ["JPEGImages", "SegmentationClass"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_file(tmp_path, folder, kind):
+    root = written(VocSegmentation, tmp_path)
+    path = next((root / "VOCdevkit/VOC2012" / folder).glob("val_00001.*"))
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/nowhere")
+    with pytest.raises(DataError, match=rf"^{path}: a (named pipe|link to /nowhere)"):
+        options(VocSegmentation, root).load(seed=0)
+
+
+@pytest.mark.parametrize("content", [None, b"\n", b"\xff\xfe\xff"])
+def test_lists_that_are_none(tmp_path, content):
+    path = written(VocSegmentation, tmp_path) / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
+    path.unlink()
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"^{path}: .*check data\.root"):
+        options(VocSegmentation, tmp_path).load(seed=0)
+
+
+def png_of_bits(bits, values):
+    """A grey PNG of 2 or 4 bits, which PIL reads but does not write: its levels are stretched to 0 .. 255."""
+    height, width = values.shape
+    packed = b"".join(
+        b"\0" + int("".join(f"{value:0{bits}b}" for value in row), 2).to_bytes(width * bits // 8) for row in values
+    )
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(packed)), (b"IEND", b"")]
+    framed = [
+        struct.pack(">I", len(text)) + kind + text + struct.pack(">I", zlib.crc32(kind + text)) for kind, text in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@pytest.mark.parametrize("content", ["grey of 2 bits", "grey of 4 bits", "JPEG"])
+def test_masks_whose_numbers_change_when_read_are_refused(tmp_path, content):
+    root = written(VocSegmentation, tmp_path)
+    path = root / "VOCdevkit/VOC2012/SegmentationClass/val_00001.png"
+    values = np.arange(64 * 64).reshape(64, 64) % 4
+    if content == "JPEG":
+        Image.fromarray(values.astype(np.uint8)).save(path, format="jpeg")
+    else:
+        path.write_bytes(png_of_bits(int(content.split()[2]), values))
+        assert np.asarray(Image.open(path)).max() > 3
+    with pytest.raises(DataError, match=r"val_00001\.png: no mask of its image; give"):
         served(options(VocSegmentation, root).load(seed=0).test)
 
 

@@ -157,6 +157,7 @@ class TerminalProgress:
         self._bar = Progress(*columns, note, console=Console(stderr=True), transient=True)
         self._task: TaskID | None = None
         self._description, self._total, self._began, self._said = "", 0, 0.0, 0.0
+        self.notes: list[str] = []
 
     def __enter__(self) -> "TerminalProgress":
         if self._terminal:
@@ -188,3 +189,9 @@ class TerminalProgress:
             self._bar.console.print(text, markup=False, highlight=False)
         elif not self._quiet:
             sys.stderr.write(text + "\n")
+
+    def note(self, text: str) -> None:
+        """Logs it once, and keeps it for the report; `validate` loads the data for each verb."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.log(f"warning: {text}")

@@ -37,6 +37,10 @@ class Progress(Protocol):
 
     def log(self, text: str) -> None: ...
 
+    def note(self, text: str) -> None:
+        """Says it now, and once among the notes of the report."""
+        ...
+
 
 class Counter:
     """Tells a command's progress of one more thing done, each time it is called."""
@@ -206,7 +210,7 @@ def session(
     if recipe.deterministic:
         set_determinism(recipe.seed, strict=True)
     with closing(connect(kind)) as group, ExitStack() as held:
-        data = _load(recipe, group)
+        data = _load(recipe, group, progress)
         yield Session(verb, arguments, recipe, data, group.device(kind), group, parents, None, progress, held)
 
 
@@ -241,15 +245,23 @@ def trial_folder(current: Session, trial: int, trials: int) -> Path:
     return current.folder.path / f"trial-{trial + 1}" if trials > 1 else current.folder.path
 
 
-def _load(recipe: Recipe, group: Group) -> DataSet:
+def load_data(recipe: Recipe, progress: Progress) -> DataSet:
+    """The recipe's data, with what is odd about them said."""
+    data: DataSet = recipe.section("data").load(recipe.seed)
+    for note in data.notes:
+        progress.note(note)
+    return data
+
+
+def _load(recipe: Recipe, group: Group, progress: Progress) -> DataSet:
     """The recipe's data; the main process goes first, so that it alone downloads."""
     loaded: list[DataSet] = []
 
     def first() -> None:
-        loaded.append(recipe.section("data").load(recipe.seed))
+        loaded.append(load_data(recipe, progress))
 
     group.in_main(first)
-    return loaded[0] if loaded else recipe.section("data").load(recipe.seed)
+    return loaded[0] if loaded else load_data(recipe, progress)
 
 
 def device_kind(asked: str) -> str:

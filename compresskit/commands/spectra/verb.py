@@ -14,7 +14,7 @@ from torch import fx, nn
 from compresskit.commands.parents import in_folder
 from compresskit.commands.recipe import Recipe, load_recipe
 from compresskit.commands.result import Result
-from compresskit.commands.session import Arguments, Counter, Progress, Start, device_kind
+from compresskit.commands.session import Arguments, Counter, Progress, Start, device_kind, load_data
 from compresskit.commands.spectra.isometry import Isometries
 from compresskit.commands.spectra.report import plan_result, spectra_result
 from compresskit.commands.spectra.section import CKA, SpectraOfNetwork
@@ -57,7 +57,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     recipe = load_recipe(arguments.recipe, arguments.changes, verb="spectra", require=("spectra",))
     options: SpectraOfNetwork = recipe.section("spectra")
     device = torch.device(device_kind(arguments.device))
-    data = _data(recipe, options, arguments.checkpoint)
+    data = _data(recipe, options, arguments.checkpoint, progress)
     source = _source(arguments.checkpoint, recipe, options, data)
     alike = _Similarity(source, options.cka, data, device) if options.cka is not None and data is not None else None
     isometries = _isometries(source, arguments, recipe, data, device)
@@ -102,7 +102,7 @@ def _measured(
     return result
 
 
-def _data(recipe: Recipe, options: SpectraOfNetwork, path: Path | None) -> DataSet | None:
+def _data(recipe: Recipe, options: SpectraOfNetwork, path: Path | None, progress: Progress) -> DataSet | None:
     """The recipe's data, where they are needed: for similarities, and for the shapes of a model that is to be built."""
     if recipe.data is None:
         if options.cka is not None:
@@ -112,8 +112,7 @@ def _data(recipe: Recipe, options: SpectraOfNetwork, path: Path | None) -> DataS
         return None
     if options.cka is None and options.isometry is None and (recipe.model is None or _is_checkpoint(path)):
         return None
-    data: DataSet = recipe.section("data").load(recipe.seed)
-    return data
+    return load_data(recipe, progress)
 
 
 def _source(path: Path | None, recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) -> Source:

@@ -12,7 +12,7 @@ from compresskit.commands.prune import verb as prune
 from compresskit.commands.recipe import load_recipe
 from compresskit.commands.reconstruct import verb as reconstruct
 from compresskit.commands.result import Result, Table
-from compresskit.commands.session import Arguments, Progress
+from compresskit.commands.session import Arguments, Progress, load_data
 from compresskit.commands.spectra import verb as spectra
 from compresskit.commands.train import verb as train
 from compresskit.graph.trace import trace
@@ -53,7 +53,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         result.skipped |= {f"{verb}: {name}": reason for name, reason in plan.skipped.items()}
         rows.append((verb, "ready"))
     if not rows and recipe.data is not None:
-        data = recipe.section("data").load(recipe.seed)
+        data = load_data(recipe, progress)
         rows.append(("data", "ready"))
         if recipe.model is not None:
             trace(recipe.model.build(data.input_shape, data.outputs))

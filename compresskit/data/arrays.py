@@ -14,6 +14,7 @@ from compresskit.data.labels import check_labels
 from compresskit.data.memory import Examples, InMemory, assemble
 from compresskit.data.oddities import are_whole, count_classes, is_one_hot, shortened
 from compresskit.data.reading.arrays import Reader, opened
+from compresskit.data.reading.regular import at_home
 from compresskit.errors import DataError
 from compresskit.options import option
 
@@ -47,6 +48,8 @@ class Arrays(InMemory):
     def __post_init__(self) -> None:
         if self.validation and self.validation_group is not None:
             raise ValueError("validation and validation_group exclude each other; keep one")
+        if self.task == "regression" and self.classes is not None:
+            raise ValueError("classes: a regression has none; leave classes out, or set task: classification")
 
     def load(self, seed: int) -> DataSet:
         """The set read from `path`.
@@ -86,7 +89,7 @@ class _Stored(NamedTuple):
 
 def _read(options: Arrays) -> dict[str, _Stored]:
     """The pairs under "train", "test" and perhaps "validation"; only under "train" when the file has no groups."""
-    path = Path(options.path).expanduser()
+    path = at_home(options.path)
     groups = {"train": options.train, "test": options.test, "validation": options.validation_group}
     named = {role: group for role, group in groups.items() if group is not None}
     with opened(path) as arrays:
@@ -141,6 +144,11 @@ def _task(stored: dict[str, _Stored], options: Arrays) -> tuple[str, dict[str, _
         return options.task, stored, []
     if stored["train"].targets.dtype.kind in "iu":
         return "classification", stored, []
+    if options.classes is not None:
+        raise DataError(
+            f"{where}: real numbers, but data.classes is {options.classes}; set data.task: classification if they are "
+            "classes, or leave data.classes out"
+        )
     odd = all(map(are_whole, targets))
     note = f"{where}: real numbers that are all whole, read as values to fit; for classes set data.task: classification"
     return "regression", stored, [note] if odd else []
@@ -194,10 +202,9 @@ def _finite(where: str, array: NDArray[Any]) -> NDArray[np.float32]:
 def _labels(stored: _Stored, options: Arrays) -> NDArray[np.int64]:
     where, targets = f"{stored.where} {options.targets}", stored.targets
     if targets.size != len(targets):
-        one_hot = targets.ndim == 2 and _one_hot(targets)
         raise DataError(
-            f"{where}: of shape {targets.shape}; classification needs one class number for each sample"
-            + (", which is the argmax of these one-hot rows over their last axis" if one_hot else "")
+            f"{where}: of shape {targets.shape}; classification needs one class number for each sample; "
+            "set data.task: regression to fit several values"
         )
     if targets.dtype.kind == "f":
         targets = _finite(where, targets)

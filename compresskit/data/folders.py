@@ -18,7 +18,7 @@ from compresskit.data.files import FileSplit, sizes
 from compresskit.data.labels import check_labels
 from compresskit.data.normalization import Normalization
 from compresskit.data.oddities import shortened
-from compresskit.data.reading.regular import reading
+from compresskit.data.reading.regular import at_home, reading
 from compresskit.errors import DataError
 from compresskit.options import option
 
@@ -146,7 +146,7 @@ class Images:
 
 def _listed(options: ImageFolder, name: str) -> tuple[Images, list[str]]:
     """The images of a part, with notes on what is left out.  Raises DataError as ImageFolder.load does."""
-    folder = Path(options.root).expanduser() / name
+    folder = at_home(options.root) / name
     advice = "check data.root, and data.train and data.test"
     with reading(folder, "a folder with one folder of images for each class", advice):
         entries = list(os.scandir(folder))

@@ -1,6 +1,5 @@
 """Sets that torchvision reads from a folder of the user, and can download."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ from compresskit.data.dataset import DataSet
 from compresskit.data.labels import check_labels
 from compresskit.data.memory import Examples, InMemory, assemble
 from compresskit.data.normalization import Normalization
-from compresskit.data.reading.regular import reading
+from compresskit.data.reading.regular import at_home, reading
 from compresskit.errors import DataError
 from compresskit.options import option
 
@@ -92,7 +91,7 @@ def _read(options: NamedSet, name: str, classes: int, *, train: bool) -> Example
     from torchvision import datasets  # a second or more, which other data sets should not wait for
 
     reader = getattr(datasets, name)
-    root = Path(options.root).expanduser()
+    root = at_home(options.root)
     remedy = (
         "check the network and that the folder can be written"
         if options.download

@@ -13,7 +13,7 @@ from compresskit.data.dataset import AnySet, DataSet, digest, generator, partiti
 from compresskit.data.files import FileSplit, sizes
 from compresskit.data.normalization import Normalization
 from compresskit.data.reading.images import read_mask
-from compresskit.data.reading.regular import reading
+from compresskit.data.reading.regular import at_home, reading
 from compresskit.data.reading.voc import listed
 from compresskit.errors import DataError
 from compresskit.options import option
@@ -118,7 +118,7 @@ class Cityscapes(SegmentationSet):
     def _listed(self, part: str, ids: tuple[int, ...]) -> "Masked":
         from torchvision import datasets
 
-        root = Path(self.root).expanduser()
+        root = at_home(self.root)
         with reading(root, f"Cityscapes' leftImg8bit/{part} and gtFine/{part}", "check data.root"):
             found = datasets.Cityscapes(root, split=part, mode="fine", target_type="semantic")
         pairs = sorted((image, mask) for image, (mask,) in zip(found.images, found.targets, strict=True))

@@ -54,6 +54,15 @@ def test_whole_numbers_as_floats_are_noted(tmp_path):
     assert load(tmp_path, LABELS.astype("f8"), task="regression").notes == ()
 
 
+def test_classes_are_not_left_unused(tmp_path):
+    with pytest.raises(
+        DataError, match=r"targets: real numbers, but data\.classes is 3; set data\.task: classification"
+    ):
+        load(tmp_path, LABELS.astype("f4"), classes=3)
+    with pytest.raises(ValueError, match="classes: a regression has none; leave classes out"):
+        Arrays(path="a.npz", task="regression", classes=3)
+
+
 def test_labels_from_one_are_noted(tmp_path):
     (note,) = load(tmp_path, LABELS + 1).notes
     assert note.startswith("data: classes begin at 1, so that one of the 4 outputs never has a sample; subtract 1")

@@ -17,6 +17,7 @@ DEEP = 65535  # white with 16 bits
 # Of mode I, which holds 32 bits: PIL stretches the grey levels of a PGM to 16 bits, and before version 11 it opened
 # 16-bit PNGs so
 DEEP_IN_32 = ("PNG", "PPM")
+THIN = 1000  # times as long as wide: scaled by its shorter side, the image would fill the memory
 BITS_PER_SAMPLE = 258  # tag of TIFF
 
 
@@ -24,9 +25,14 @@ def decode(path: str) -> Image.Image:
     """The RGB image of a file; grey levels of 16 bits are scaled (65535 is white), alpha is dropped.
 
     Raises DataError for a file that cannot be read, and for an image whose brightness cannot be told (32-bit integers
-    and floats), that would become black (16-bit levels below 256), or that lies in its alpha channel alone.
+    and floats), that would become black (16-bit levels below 256), that lies in its
+    alpha channel alone, or is a thread.
     """
     with opened(path, "an image") as image:
+        if max(image.size) > THIN * min(image.size):
+            raise DataError(
+                f"{path}: of {image.width} x {image.height} pixels, too thin to be scaled; cut or remove it"
+            )
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             return _scaled(image, path)
         rgb = image.convert("RGB")

@@ -17,6 +17,14 @@ KINDS = {
 }
 
 
+def at_home(path: str) -> Path:
+    """The path with `~` made a home folder. Raises DataError for a user that is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: there is no such home folder; write the folder out") from error
+
+
 def regular(path: str | Path, advice: str = "mend or remove it") -> int:
     """Bytes of a regular file, which is not opened. Raises DataError for what is missing, or something else."""
     try:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from compresskit.data.reading.regular import reading, regular
+from compresskit.data.reading.regular import at_home, reading, regular
 from compresskit.errors import DataError
 
 
@@ -11,7 +11,7 @@ def listed(root: str, year: int, kind: str, part: str) -> tuple[Path, Path, list
 
     Raises DataError where that file lacks, is none, or lists nothing.
     """
-    top = Path(root).expanduser()
+    top = at_home(root)
     folder = top / ("TrainVal/VOCdevkit" if year == 2011 else "VOCdevkit") / f"VOC{year}"
     path, advice = folder / f"ImageSets/{kind}/{part}.txt", "check data.root, and the years and parts that data names"
     regular(path, advice)

@@ -60,6 +60,11 @@ def test_what_is_no_regular_file(tmp_path):
     refused(tmp_path / ("n" * 300), "cannot be reached .*; check data.path")
 
 
+def test_a_home_that_is_nobodys():
+    with pytest.raises(DataError, match="~nosuchuser/a.h5: there is no such home folder; write the folder out"):
+        load("~nosuchuser/a.h5")
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_an_array_that_ends_early(compression, tmp_path):
     """Its sum is right: the file was written so."""

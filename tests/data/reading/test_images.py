@@ -136,6 +136,14 @@ def test_huge_images_end_in_one_line(side, tmp_path):
         decode(str(path))
 
 
+def test_images_too_thin_to_be_scaled(tmp_path):
+    """Resized to a shorter side of 256, this one would have a thousand million pixels."""
+    path = tmp_path / "a.png"
+    Image.new("L", (20_000, 1)).save(path)
+    with pytest.raises(DataError, match=rf"^{path}: of 20000 x 1 pixels, too thin to be scaled"):
+        decode(str(path))
+
+
 def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     os.symlink("/nowhere/gone.png", tmp_path / "link.png")

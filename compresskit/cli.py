@@ -206,7 +206,8 @@ def _run(
         with ExitStack() as held:
             with TerminalProgress(quiet=quiet) as progress, process.warnings() as warned:
                 result = command(progress, held)
-                result.notes = [*progress.notes, *result.notes]
+            told = dict.fromkeys([*progress.notes, *warned])
+            result.notes = [*(text for text in told if text not in result.notes), *result.notes]
             if _is_main_process():
                 _print(lambda: publish(result, as_json=as_json, quiet=quiet))
         missed = [target for target in result.targets if not target.met]

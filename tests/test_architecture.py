@@ -57,7 +57,7 @@ HOMES = {
     "typer": ["cli"],
     "rich": ["report", "terminal"],
     "yaml": ["recipes.yaml_reader"],
-    "pydantic": ["recipes.build", "recipes.hints", "recipes.texts"],
+    "pydantic": ["recipes.build", "recipes.hints", "recipes.texts", "storage.content"],
     "h5py": ["storage.moment_cache", "data.reading.arrays"],
     "torchvision": ["models", "data"],
     "matplotlib": ["plots"],

@@ -10,17 +10,12 @@ from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 
 from compresskit.data.dataset import DataSet, generator
-from compresskit.data.labels import check_labels
 from compresskit.data.memory import Examples, InMemory, assemble
 from compresskit.data.oddities import are_whole, count_classes, is_one_hot, shortened
 from compresskit.data.reading.arrays import Reader, opened
 from compresskit.data.reading.regular import at_home
 from compresskit.errors import DataError
 from compresskit.options import option
-
-log = logging.getLogger("compresskit")
-
-_IMAGE = 8  # pixels that an image has at least, each way: what is less may be channels
 
 
 @option
@@ -63,9 +58,6 @@ class Arrays(InMemory):
         outputs = _outputs(parts, task, self)
         if "test" not in parts:
             parts["train"], parts["test"] = _divided(parts["train"], self)
-        if task == "classification":
-            labels = {role: part.targets for role, part in parts.items()}
-            check_labels(self.path, labels, outputs, counted=self.classes is None)
         return assemble(
             self,
             parts["train"],

@@ -2,12 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, Protocol, Self
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -17,7 +14,6 @@ from compresskit.data.reading.images import decode
 from compresskit.data.reading.regular import regular
 from compresskit.errors import DataError
 
-_GREY_16 = ("PNG", "PPM")  # formats that hold no numbers of 32 bits: older versions of PIL give mode I to their 16
 Key = tuple[list[int], list[int] | None]  # images of a batch, and the seeds of their augmentation
 # (PIL image, target) -> uint8 (C, H, W) and the target's tensor, each of one shape for all samples; its str is part of
 # the split's fingerprint

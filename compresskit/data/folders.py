@@ -15,7 +15,6 @@ from compresskit.data.augmentation.augmix import AugMix
 from compresskit.data.augmentation.auto_augment import Policy
 from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
-from compresskit.data.labels import check_labels
 from compresskit.data.normalization import Normalization
 from compresskit.data.oddities import shortened
 from compresskit.data.reading.regular import at_home, reading

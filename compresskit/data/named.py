@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from compresskit.data.dataset import DataSet
-from compresskit.data.labels import check_labels
 from compresskit.data.memory import Examples, InMemory, assemble
 from compresskit.data.normalization import Normalization
 from compresskit.data.reading.regular import at_home, reading

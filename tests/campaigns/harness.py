@@ -8,8 +8,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,28 +50,53 @@ class Outcome:
         return "no line of error" if self.status in (1, 2) and "error: " not in self.err else ""
 
 
-def run(folder: Path, arguments: Sequence[object], *, kill_at: int | None = None, memory: int | None = None) -> Outcome:
-    """The program in `folder`. kill_at: the number of the file operation below it before which it is killed."""
-    out, err = folder.with_name(f"{folder.name}.out"), folder.with_name(f"{folder.name}.err")
+@dataclass(frozen=True)
+class Running:
+    """A run that was started in `folder`."""
+
+    child: int
+    out: Path
+    err: Path
+    began: float
+
+    def ended(self) -> Outcome:
+        """Waits for it, up to the limit."""
+        status = _wait(self.child)
+        texts = [path.read_text(errors="replace") for path in (self.out, self.err)]
+        return Outcome(status, *texts, time.monotonic() - self.began)
+
+
+def started(
+    folder: Path, arguments: Sequence[object], name: str = "", *, watch: Callable[[], object] = lambda: None,
+    memory: int | None = None,
+) -> Running:  # fmt: skip
+    """The program in `folder`, in a process of its own. watch: called in it before it starts."""
+    out, err = folder.with_name(f"{folder.name}{name}.out"), folder.with_name(f"{folder.name}{name}.err")
     began = time.monotonic()
     child = os.fork()
     if child == 0:
-        _be_the_program(folder, [str(argument) for argument in arguments], out, err, kill_at, memory)
-    status = _wait(child)
-    texts = [path.read_text(errors="replace") for path in (out, err)]
-    return Outcome(status, *texts, time.monotonic() - began)
+        _be_the_program(folder, [str(argument) for argument in arguments], out, err, watch, memory)
+    return Running(child, out, err, began)
+
+
+def run(
+    folder: Path, arguments: Sequence[object], *, kill_at: int | None = None, memory: int | None = None,
+    at: tuple[int, Callable[[], object]] | None = None,
+) -> Outcome:  # fmt: skip
+    """The program in `folder` to its end. kill_at: the number of the file operation below it before which it is killed.
+
+    at: the number of an operation, and what happens before that.
+    """
+    if kill_at is not None:
+        at = (kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    return started(folder, arguments, watch=lambda: _watch(folder, at), memory=memory).ended()
 
 
 def operations(folder: Path, arguments: Sequence[object]) -> int:
     """How many file operations a run makes below its folder."""
     count = folder.with_name(f"{folder.name}.operations")
-    child = os.fork()
-    if child == 0:
-        names = _watch(folder, None)
-        _be_the_program(folder, [str(a) for a in arguments], Path(os.devnull), Path(os.devnull), None, None,
-                        last=lambda: count.write_text(str(len(names))))  # fmt: skip
-    status = _wait(child)
-    assert status == 0, f"the run that is to be killed does not even end: {status}"
+    outcome = started(folder, arguments, watch=lambda: _watch(folder, None, count)).ended()
+    assert outcome.status == 0, f"the run that is to be killed does not even end: {outcome.err}"
     return int(count.read_text())
 
 
@@ -106,11 +130,12 @@ class Tally:
         assert self.tried.total() >= least
 
 
-def _watch(folder: Path, kill_at: int | None) -> list[str]:
-    """Counts, from now on, operations on files below the folder."""
-    below, seen = str(folder), list[str]()
+def _watch(folder: Path, at: tuple[int, Callable[[], object]] | None, count: Path | None = None) -> None:
+    """Counts, from now on, operations on files below the folder. at: what happens before one of them."""
+    below, seen = str(folder), 0
 
     def hook(event: str, given: tuple[Any, ...]) -> None:
+        nonlocal seen
         if event == "open":
             path, _, flags = given
             counts = isinstance(flags, int) and bool(flags & _WRITING)
@@ -119,18 +144,18 @@ def _watch(folder: Path, kill_at: int | None) -> list[str]:
         if not counts or not isinstance(path, str | os.PathLike):
             return
         if os.path.abspath(os.fspath(path)).startswith(below):
-            seen.append(event)
-            if len(seen) == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            seen += 1
+            if at is not None and seen == at[0]:
+                at[1]()
+            if count is not None:
+                count.write_text(str(seen))
 
     sys.addaudithook(hook)
-    return seen
 
 
 def _be_the_program(
-    folder: Path, arguments: list[str], out: Path, err: Path, kill_at: int | None, memory: int | None,
-    last: Callable[[], object] = lambda: None,
-) -> None:  # fmt: skip
+    folder: Path, arguments: list[str], out: Path, err: Path, watch: Callable[[], object], memory: int | None
+) -> None:
     """In the child, which never comes back."""
     status = 1
     try:
@@ -145,8 +170,7 @@ def _be_the_program(
         sys.argv = ["compresskit", *arguments]
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        if kill_at is not None:
-            _watch(folder, kill_at)
+        watch()
         program.main()
         status = 0
     except SystemExit as end:
@@ -156,7 +180,6 @@ def _be_the_program(
 
         traceback.print_exc()
     finally:
-        last()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(status)
@@ -172,20 +195,3 @@ def _wait(child: int) -> int | None:
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None
-
-
-@contextmanager
-def in_two(processes: Sequence[Callable[[], None]]) -> Iterator[None]:
-    """Starts each in a forked process of its own; waits for all on leaving."""
-    children = []
-    for work in processes:
-        child = os.fork()
-        if child == 0:
-            try:
-                work()
-            finally:
-                os._exit(0)
-        children.append(child)
-    yield
-    for child in children:
-        os.waitpid(child, 0)

@@ -1,7 +1,3 @@
-import contextlib
-import os
-import zipfile
-
 import h5py
 import numpy as np
 import pytest
@@ -186,7 +182,7 @@ def test_wrong_arrays_are_refused_by_name(case, tmp_path):
 
 
 def test_missing_and_foreign_files(tmp_path):
-    with pytest.raises(DataError, match=r"none\.h5: there is no such file, or it is none .*; check data\.path"):
+    with pytest.raises(DataError, match=r"none\.h5: there is no such file; check data\.path"):
         Arrays(path=str(tmp_path / "none.h5")).load(seed=0)
     text = tmp_path / "text.h5"
     text.write_text("inputs,targets")
@@ -227,67 +223,3 @@ def test_cifar10_from_hdf5(real_root):
     data = Arrays(path=str(path), inputs="x", targets="y", train="train", test="test", limit=500).load(seed=0)
     assert (len(data.train), len(data.test)) == (500, 10_000)
     assert (data.outputs, data.input_shape) == (10, (3, 32, 32))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
-def test_one_hot_rows_are_refused_as_values_and_as_numbers(tmp_path, dtype):
-    path = write(tmp_path / "a.npz", parts(targets=lambda count: np.eye(3, dtype=dtype)[np.arange(count) % 3]))
-    with pytest.raises(DataError, match="argmax"):
-        Arrays(path=path).load(seed=0)
-    assert Arrays(path=path, task="regression").load(seed=0).outputs == 3
-
-
-def test_whole_numbers_that_are_fitted_are_said(tmp_path, caplog):
-    path = write(tmp_path / "a.npz", parts(targets=lambda count: (np.arange(count) % 3).astype(np.float32)))
-    assert Arrays(path=path).load(seed=0).task == "regression"
-    assert "whole numbers of type float32 are taken for values to fit; set data.task: classification" in caplog.text
-
-
-@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 3), (16, 16, 4)])
-def test_images_with_their_channels_last_are_refused(tmp_path, shape):
-    path = write(tmp_path / "a.npz", parts(inputs=lambda count: RANDOM.normal(size=(count, *shape))))
-    with pytest.raises(DataError, match=r"looks like \(N, height, width, channels\); store \(N, channels, height"):
-        Arrays(path=path).load(seed=0)
-
-
-def test_what_only_may_have_its_channels_last_is_said(tmp_path, caplog):
-    path = write(tmp_path / "a.npz", parts(inputs=lambda count: RANDOM.normal(size=(count, 9, 128, 1))))
-    assert Arrays(path=path).load(seed=0).input_shape == (9, 128, 1)
-    assert "looks like (N, height, width, channels), and is read as (N, channels, height, width)" in caplog.text
-
-
-def test_labels_are_looked_at(tmp_path):
-    path = write(tmp_path / "a.npz", parts(targets=lambda count: np.zeros(count, np.int64)))
-    with pytest.raises(DataError, match="nothing can be learnt from one class"):
-        Arrays(path=path).load(seed=0)
-
-
-@pytest.mark.parametrize("end", ["h5", "npz"])
-def test_damaged_files_are_refused_by_name(tmp_path, end):
-    """Cut off, and with bytes turned over, at many places."""
-    path = tmp_path / f"a.{end}"
-    write(path, parts())
-    whole = path.read_bytes()
-    accepted = 0
-    for place in range(0, len(whole), len(whole) // 20):
-        for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]):
-            path.write_bytes(damaged)
-            with contextlib.suppress(DataError):
-                Arrays(path=str(path)).load(seed=0)
-                accepted += 1
-    assert accepted < 20  # at least what is cut off is refused
-
-
-def test_an_array_of_absurd_size_is_refused_before_it_is_made(tmp_path):
-    path = tmp_path / "a.npz"
-    write(path, parts())
-    with zipfile.ZipFile(path, "a") as archive, archive.open("huge.npy", "w") as file:
-        np.lib.format.write_array_header_2_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**58,)})
-    with pytest.raises(DataError, match=r"a.npz: cannot be read \(.*\); write the file anew"):
-        Arrays(path=str(path), train="x", test="x", inputs="huge", targets="huge").load(seed=0)
-
-
-def test_a_pipe_is_no_file(tmp_path):
-    os.mkfifo(tmp_path / "a.npz")
-    with pytest.raises(DataError, match=r"a.npz: there is no such file, or it is none \(a folder, a pipe\)"):
-        Arrays(path=str(tmp_path / "a.npz")).load(seed=0)

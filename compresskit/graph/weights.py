@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from compresskit.graph import selectors
 from compresskit.graph.layers.expanded import Expanded
 from compresskit.graph.layers.grouped import GroupedLinear
 from compresskit.graph.layers.grouped_stack import GroupedStack
+from compresskit.graph.shapes import evaluating
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (*selectors.KINDS["@linear"], GroupedLinear),
@@ -32,7 +35,7 @@ def weights_of(network: nn.Module) -> tuple[list[Weight], dict[str, str]]:
     """Weights of the layers, in the order of the modules, and why other parameters of two dimensions have none.
 
     An expanded layer has the weight that its factors make, or, with activations between them, one for each. Layers of a
-    stack are NAME.0, NAME.1, ...
+    stack are NAME.0, NAME.1, ... A parametrised layer (weight_norm, orthogonal, ...) has the weight that it runs with.
     """
     found, others = [], {}
     for name, module in _layers("", network):
@@ -45,8 +48,11 @@ def weights_of(network: nn.Module) -> tuple[list[Weight], dict[str, str]]:
             layers = enumerate(module.weight.detach())
             found += [Weight(f"{name}.{number}", "linear", tensor, module.groups) for number, tensor in layers]
         elif kind is not None:
-            tensor = module.get_parameter("weight")
-            found.append(Weight(name, kind, tensor.detach(), getattr(module, "groups", 1)))
+            tensor = _effective(module)
+            if tensor.is_complex() or tensor.device.type == "meta":
+                others[name] = "its weights are complex" if tensor.is_complex() else "its weights are on no device"
+            else:
+                found.append(Weight(name, kind, tensor, getattr(module, "groups", 1)))
         else:
             for label, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim > 1:
@@ -75,9 +81,19 @@ def chosen(weights: Sequence[Weight], wanted: Sequence[str]) -> list[Weight]:
     return [weight for weight in weights if weight.name in names]
 
 
+def _effective(module: nn.Module) -> Tensor:
+    """The weight that it runs with in eval mode, in which what makes it does not change."""
+    with torch.no_grad(), evaluating(module):
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+
 def _layers(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The module and, where it is no layer by itself, all below it."""
     yield name, module
     if not (isinstance(module, Expanded) and not module.nonlinear):
         for child, below in module.named_children():
+            if parametrize.is_parametrized(module) and child == "parametrizations":
+                continue  # what its weight is made of
             yield from _layers(f"{name}.{child}".lstrip("."), below)

@@ -35,7 +35,7 @@ def test_a_full_disk(work, disk, seed, share, name):
     draw, tally, arguments = random.Random(seed), Tally(), RUNS[name]
     assert run(work, [*arguments, "--out", "whole", "-q"]).status == 0
     used = sum(path.stat().st_size for path in (work / "whole").rglob("*") if path.is_file())
-    for number in range(int(CASES * share) + 1):
+    for _ in range(int(CASES * share) + 1):
         shutil.rmtree(disk / "out", ignore_errors=True)
         limit = 4096 * draw.randrange(1, max(2, int(1.3 * used / 4096)))
         sized(disk, str(limit))

@@ -7,7 +7,7 @@ PARALLEL = -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
 RUN := $(BIN)/compresskit
 
-.PHONY: install demo fmt lint type test quick test-all docs check bench clean
+.PHONY: install demo fmt lint type test quick test-all campaign docs check bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,7 +41,11 @@ quick: install  # without those that start programs or run whole verbs
 	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/commands --ignore tests/docs --ignore tests/training/test_resume.py
 
 test-all: install
-	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow" --ignore tests/campaigns
+
+SEED ?= 0
+campaign: install  # kills, damaged files, full disks, wrong numbers, two runs at once: about half an hour on two cores
+	$(BIN)/python -m pytest tests/campaigns -m slow $(PARALLEL) --seed $(SEED) -rA
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet --builder html docs build/docs

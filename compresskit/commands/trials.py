@@ -10,10 +10,11 @@ from torch import fx
 
 from compresskit.commands.analyses import analyse, draw_learning_curves
 from compresskit.commands.figures import Figures, compared
-from compresskit.commands.parents import MODEL
+from compresskit.commands.parents import MODEL, not_finite
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Progress, Session, Start, trial_folder
 from compresskit.commands.teacher import teacher_for
+from compresskit.errors import ConvergenceError
 from compresskit.graph.masks import Masks
 from compresskit.storage.checkpoint import Checkpoint, save
 from compresskit.storage.run_folder import check_disk
@@ -142,7 +143,15 @@ def _train_trial(current: Session, options: Training, start: Start, trial: int, 
 def keep(
     current: Session, network: fx.GraphModule, path: Path, seed: int, metrics: dict[str, float], start: Start
 ) -> None:
-    """Writes a checkpoint whose history is the parent's and whose masks the start's, with this command behind it."""
+    """Writes a checkpoint whose history is the parent's and whose masks the start's, with this command behind it.
+
+    Raises ConvergenceError for a net that came out with numbers that are not finite.
+    """
+    for name, told in not_finite(network).items():
+        raise ConvergenceError(
+            f"{current.verb}: {name} came out with NaN or infinity ({told}), so {path.name} is not written; check the "
+            "weights that it started from, the data and the rates"
+        )
     data, parent = current.data, start.checkpoint
     checkpoint = Checkpoint(
         network=network,

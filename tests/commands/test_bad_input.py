@@ -293,3 +293,17 @@ def test_no_code_is_an_option_of_every_verb_that_takes_a_recipe(call, recipe, tm
         outcome = call(verb, recipe, "model={kind: 'user_net:make'}", "--no-code")
         refused(outcome, 2, "user_net:make would be imported and run, which --no-code")
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_net_that_comes_out_without_numbers_is_not_written(call, recipe, checkpoint, tmp_path):
+    """Weights of 1e30 have outputs whose variance is infinite, which a batch norm hides from every metric."""
+    recipe.write_text(recipe.read_text().replace("channels: [4, 8]", "channels: [4, 8], batch_norm: true"))
+    assert call("train", recipe, "train.epochs=1", "--out", "normed", "--quiet").status == 0
+    found = load(tmp_path / "normed/model.pt")
+    with torch.no_grad():
+        found.network.conv1.weight.mul_(1e30)
+    save(found, tmp_path / "huge.pt")
+    outcome = call("finetune", recipe, "-c", "huge.pt", "--out", "out")
+    assert outcome.status == 1
+    assert "holds NaN" in outcome.err or "came out with NaN or infinity" in outcome.err or "training" in outcome.err
+    assert not (tmp_path / "out/model.pt").exists()

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 import compresskit
+from compresskit.graph.channels.cut import cut
+from compresskit.passes.reconstruct import network as reconstruct_network
 from compresskit.storage.checkpoint import load, save
 from tests.commands.conftest import environment, program
 
@@ -276,3 +278,23 @@ def test_two_processes_reconstruct_as_one_does(trained, tmp_path):
     for name, tensor in first.items():
         # sums of float64 in another order, behind a solve, rounded to float32
         torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_wrong_cut_is_seen_in_the_report(trained, recipe, call, monkeypatch):
+    check = "cut net against the one with zeros"
+
+    def wrong(network, channels, alive):
+        found = cut(network, channels, alive)
+        with torch.no_grad():
+            found.conv2.weight.copy_(found.conv2.weight.flip(1))
+        return found
+
+    options = ("reconstruct={keep: 50%, samples: 200}", "-c", trained / "runs/net-train", "-q")
+    for name, broken in (("whole", False), ("broken", True)):
+        if broken:
+            monkeypatch.setattr(reconstruct_network, "cut", wrong)
+        assert call("reconstruct", recipe, *options, "--out", name).status == 0
+    reports = (json.loads(Path(f"{name}/report.json").read_text()) for name in ("whole", "broken"))
+    whole, broken = (report["checks"][check] for report in reports)
+    assert whole < 1e-4
+    assert broken > 1e-2

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from compresskit.errors import ConvergenceError
+from compresskit.errors import ConvergenceError, within
 from compresskit.graph.capture import capture
 from compresskit.graph.chains import weighted
 from compresskit.graph.shapes import evaluating
@@ -96,7 +96,8 @@ def rehearse(network: fx.GraphModule, input_shape: tuple[int, ...], options: Fus
 def solve(fusible: Fusible, moments: Moments, options: Fuse) -> Fusion:
     """Weights and errors of the fused layer, from its moments. Raises ConvergenceError if these are not finite."""
     try:
-        return fuse_moments(moments, options.solver, options.channels, fusible.taps)
+        with within(str(fusible.chain)):
+            return fuse_moments(moments, options.solver, options.channels, fusible.taps)
     except ValueError as error:
         raise ConvergenceError(f"{fusible.chain}: {error}; check the checkpoint and the data for NaN") from error
 

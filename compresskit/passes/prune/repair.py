@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from compresskit.errors import RecipeError
+from compresskit.errors import RecipeError, within
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.operations import NORMS
 from compresskit.passes.reconstruct.chaining import Draft, Gather
@@ -52,7 +52,8 @@ def repair(
         site = static_site([reader])
         assert site.atoms is not None
         kept = alive[site.atoms]
-        draft.add(site, Choice(kept, Curve((), (), kept[None])), moments, True, None)
+        with within(reader.layer):
+            draft.add(site, Choice(kept, Curve((), (), kept[None])), moments, True, None)
     unexplained = {
         name: layer.error / layer.variance if layer.variance > 0 else 0.0 for name, layer in draft.layers.items()
     }

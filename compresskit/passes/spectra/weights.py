@@ -11,6 +11,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from compresskit.errors import within
 from compresskit.graph.weights import Weight, chosen, weights_of
 from compresskit.numerics.spectra import marchenko_pastur, power_law
 from compresskit.numerics.spectra.eigenvalues import (
@@ -51,7 +52,8 @@ def spectra(
     found: dict[str, Spectrum] = {}
 
     def take(weight: Weight) -> None:
-        found[weight.name] = spectrum(weight, options, _seed_of(seed, weight.name), device)
+        with within(weight.name):
+            found[weight.name] = spectrum(weight, options, _seed_of(seed, weight.name), device)
         on_layer()
 
     in_threads(take, kept, options, threads)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.campaigns.harness import run
+from tests.campaigns.harness import preload, run
 from tests.campaigns.verbs import RECIPE, SOURCE, write_digits
 
 
@@ -16,18 +16,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def seed(request: pytest.FixtureRequest) -> int:
-    return int(request.config.getoption("--seed"))
+    return int(request.config.getoption("--seed", 0))
 
 
 @pytest.fixture(scope="session")
 def share(request: pytest.FixtureRequest) -> float:
-    return float(request.config.getoption("--share"))
+    return float(request.config.getoption("--share", 1.0))
 
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     """A folder with net.yaml, its data, and a run of `train` to start from."""
     torch.set_num_threads(1)
+    preload()
     folder = tmp_path / "work"
     folder.mkdir()
     (folder / "net.yaml").write_text(RECIPE)

@@ -10,23 +10,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # as torch's optimisers do at their first step
 
 import compresskit
 from compresskit import __main__ as program
 from compresskit.storage.checkpoint import load
 
-for _module in pkgutil.walk_packages(compresskit.__path__, "compresskit."):  # once for all that are forked off
-    importlib.import_module(_module.name)
-
 LIMIT = 20.0  # seconds, after which a run counts as stuck
 MEMORY = 8 * 2**30  # bytes of address space that a run on damaged files may take
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+
+
+@cache
+def preload() -> None:
+    """Imports, once for all that are forked off, whatever a run would import."""
+    for module in pkgutil.walk_packages(compresskit.__path__, "compresskit."):
+        importlib.import_module(module.name)
+    importlib.import_module("torch._dynamo")  # as torch's optimisers do at their first step
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """What each selector means, and what is said when it means nothing."""
 
+from collections import OrderedDict
+
 import pytest
+from torch import nn
 
 from compresskit.errors import RecipeError
+from compresskit.graph.layers.grouped_stack import GroupedStack
 from compresskit.graph.selectors import select
 from compresskit.graph.trace import trace
 from tests.graph.nets import Residual, Shared, make
@@ -56,3 +60,10 @@ def test_no_layer_of_the_kind():
 
 def test_a_layer_that_is_called_twice_is_named_once():
     assert select(trace(make(Shared)), ["@linear"]) == ["fc", "head"]
+
+
+def test_layers_of_a_stack_are_said_to_be_in_it():
+    stack = GroupedStack(features=4, groups=2, layers=3)
+    net = trace(nn.Sequential(OrderedDict(stack=stack, head=nn.Linear(4, 2))))
+    with pytest.raises(RecipeError, match="the layers that stack stands for are one layer here: export the net with"):
+        select(net, ["stack.0"])

@@ -130,8 +130,10 @@ def contract_model(model: nn.Module) -> nn.Module:
 
 def _rates(network: fx.GraphModule, options: Expand) -> Mapping[str, float]:
     """By layer; of several selectors that mean a layer the last one counts."""
-    by_selector = options.rate if isinstance(options.rate, dict) else dict.fromkeys(options.layers, options.rate)
-    return {name: rate for selector, rate in by_selector.items() for name in _selected(network, [selector], "rate")}
+    if not isinstance(options.rate, dict):
+        return dict.fromkeys(_selected(network, options.layers, "layers"), options.rate)
+    by_selector = options.rate.items()
+    return {name: rate for selector, rate in by_selector for name in _selected(network, [selector], "rate")}
 
 
 def _selected(network: fx.GraphModule, selectors: Sequence[str], key: str) -> list[str]:

@@ -7,6 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from compresskit.commands.prune import report
+from compresskit.commands.prune.section import PruneAndRetrain
+from compresskit.commands.prune.stages import PruneStep
+from compresskit.passes.prune.options import PruneTarget
 
 
 def trial(seed: int, test: float, judged: float):
@@ -35,3 +38,19 @@ def test_the_best_is_picked_by_images_that_nobody_has_seen(task, judged, best, s
     said = report._promote(current, trials)
     assert copied == [(Path(f"{best}.pt"), "model.pt")]
     assert said.startswith(f"model.pt is that of seed {best}, the best by {split} ")
+
+
+def test_a_target_that_is_met_shows_no_more_than_was_asked():
+    """1,151.9999999 asked, 1,152 left: met, by rounding, and it must look so."""
+    step = PruneStep("params", 1152 * (1 - 1e-10), 1152.0, 2304.0, {}, {}, [], {})
+    options = PruneAndRetrain(target=PruneTarget(params="50%"))
+    target = report._target(options, [SimpleNamespace(steps=[step])])
+    assert (target.asked, target.got, target.met) == ("1,152 parameters (50.00%)", "1,152 parameters (50.00%)", True)
+
+
+def test_a_latency_within_its_tolerance_says_so():
+    step = PruneStep("latency", 1.0, 1.03, 2.0, {}, {}, [], {})
+    options = PruneAndRetrain(target=PruneTarget(latency=1.0))
+    target = report._target(options, [SimpleNamespace(steps=[step])])
+    assert target.met
+    assert target.got.endswith("5 % more being allowed")

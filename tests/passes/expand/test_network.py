@@ -1,6 +1,7 @@
 """Expanded networks: which layers, with which factors, from which weights; and back to the compact net."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from compresskit.passes.expand.network import (
     set_factors,
 )
 from compresskit.passes.expand.options import Expand
-from compresskit.passes.expand.strategies import STRATEGIES
+from compresskit.passes.expand.strategies import STRATEGIES, LayerShape
 from tests.graph.nets import make
 
 STRATEGIES_AND_SUMS = [*STRATEGIES, "cl+fc", "ck+fc", "ck+cl", "acnet+fc"]
@@ -277,3 +278,11 @@ def test_from_a_notebook():
     assert [row.name for row in rows] == ["conv1", "conv2", "conv3", "fc1", "head"]
     compact = contract_model(wide)
     assert [name for name, _ in compact.named_parameters()] == [name for name, _ in net.named_parameters()]
+
+
+@pytest.mark.parametrize(("inputs", "groups", "kept"), [(1, 1, True), (3, 1, True), (3, 3, True), (4, 4, False)])
+def test_an_image_is_told_by_the_networks_input_not_by_a_groups(inputs, groups, kept):
+    shape = LayerShape(inputs // groups, 8, groups, (3, 3), reads_input=True)
+    ((first, *_),) = STRATEGIES["cl"].branches(shape, 2.0, 3)
+    assert (first[0] == inputs) == kept
+    assert STRATEGIES["cl"].branches(replace(shape, reads_input=False), 2.0, 3)[0][0][0] == 2 * inputs

@@ -1,5 +1,7 @@
 """The program: the installed command, `python -m compresskit`, and torchrun all start here."""
 
+import sys
+
 from compresskit import process
 
 
@@ -11,6 +13,7 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
         process.leave(process.INTERRUPTED)
     except SystemExit as end:
         if process.is_asked_to_end() and isinstance(end.code, int):

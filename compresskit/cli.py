@@ -214,11 +214,13 @@ def _run(
         if missed:
             raise TargetMissed("; ".join(f"{t.name}: {t.asked} was asked for, {t.got} was reached" for t in missed))
     except KeyboardInterrupt:
+        process.settle()
         lost = _lost_process()
         _end(lost or f"interrupted{_RESUME if resumable else ''}", 1 if lost else INTERRUPTED)
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        process.settle()
         if debug:
             traceback.print_exc()
         if isinstance(error, CompresskitError):

@@ -28,6 +28,13 @@ def prepare() -> None:
     sys.unraisablehook = _unraisable
 
 
+def settle() -> None:
+    """From here on no signal counts: all that is left is to say why it ends."""
+    for name in _SIGNALS:
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is _interrupt:
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 def is_asked_to_end() -> bool:
     """Whether a signal has come."""
     return _asked

@@ -159,6 +159,21 @@ def test_a_broken_header_of_hdf5(tmp_path):
             load(path)
 
 
+@pytest.mark.parametrize("size", [0, 3])
+def test_a_chunk_too_short_for_its_checksum(size, tmp_path):
+    """libhdf5 2.0 ends the process at it (signal 11), so that nothing is read before sizes are looked at."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["targets"] = TARGETS
+        inputs = file.create_dataset("inputs", data=INPUTS, chunks=(6, 4), compression="gzip", fletcher32=True)
+        stored = inputs.id.get_chunk_info(1)
+    key = struct.pack("<IIQ", stored.size, 0, 6)  # of the B-tree: size, filters that were left out, place
+    content = path.read_bytes()
+    assert content.count(key) == 1
+    path.write_bytes(content.replace(key, struct.pack("<IIQ", size, 0, 6)))
+    refused(path, f"inputs: damaged, with a chunk of {size} bytes; write the file anew")
+
+
 def test_whatever_h5py_raises_is_one_line(tmp_path, monkeypatch):
     path = hdf5(tmp_path / "a.h5")
 

@@ -158,7 +158,10 @@ def _listed(options: ImageFolder, name: str) -> tuple[Images, list[str]]:
         raise DataError(f"{folder}: {what}; give a folder for each of two classes or more, with {', '.join(ENDINGS)}")
     given = [entry.path for entry in entries if not entry.is_dir()] + [path for paths in files for path in paths]
     left_out = [path for path in set(given).difference(*images) if not Path(path).name.startswith(".")]
-    notes = [f"{folder}: {len(left_out)} files are left out, such as {min(left_out)}"] if left_out else []
+    notes = []
+    if left_out:
+        example = os.fsencode(min(left_out)).decode(errors="replace")  # names need not be text, reports do
+        notes.append(f"{folder}: {len(left_out)} files are left out, such as {example}")
     paths = [path for paths in images for path in paths]
     labels = torch.tensor([label for label, paths in enumerate(images) for _ in paths])
     order = torch.randperm(len(paths), generator=generator("folder order", options.split_seed))

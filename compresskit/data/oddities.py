@@ -66,7 +66,7 @@ def class_notes(parts: Mapping[str, Tensor], outputs: int, *, stated: bool) -> l
     for name, labels in list(parts.items())[1:]:
         unseen = set(labels.unique().tolist()) - train
         if unseen:
-            count = sum(int((labels == label).sum()) for label in unseen)
+            count = int(torch.isin(labels, torch.tensor(list(unseen))).sum())
             notes.append(
                 f"data: {count} of {len(labels)} {name} samples are of classes that training never sees "
                 f"({shortened(unseen)})"

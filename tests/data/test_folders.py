@@ -193,6 +193,12 @@ def test_files_that_are_left_out_are_noted(root):
     assert data.notes == (f"{root}/train: 2 files are left out, such as {root}/train/cat/deeper/moving.gif",)
 
 
+def test_names_that_are_no_text_can_be_noted(root):
+    open(os.fsencode(root / "train") + b"/\xff.txt", "w").close()
+    (note,) = options(root).load(seed=0).notes
+    assert note.encode().decode().endswith("/train/\N{REPLACEMENT CHARACTER}.txt")
+
+
 def test_files_are_listed_as_torchvision_lists_them(root):
     for name in ("train/cat/a/0.png", "train/cat/a-b/0.PNG", "train/cat/a/c/1.jpeg", "train/cat/a!.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)

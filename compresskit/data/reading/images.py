@@ -25,8 +25,8 @@ def decode(path: str) -> Image.Image:
     """The RGB image of a file; grey levels of 16 bits are scaled (65535 is white), alpha is dropped.
 
     Raises DataError for a file that cannot be read, and for an image whose brightness cannot be told (32-bit integers
-    and floats), that would become black (16-bit levels below 256), that lies in its
-    alpha channel alone, or is a thread.
+    and floats), that would become black (16-bit levels below 256), that lies in its alpha channel alone, or that is a
+    thread.
     """
     with opened(path, "an image") as image:
         if max(image.size) > THIN * min(image.size):

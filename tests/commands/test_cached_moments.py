@@ -83,7 +83,7 @@ def test_equals_a_pass_without_a_cache(network, data, kept):
 def test_solvers_read_the_matrix_off_the_disk(network, data, kept, monkeypatch):
     request = requests(network)[0]
     moments = kept.gather(network, [request], data.train)[request.name]
-    direct = Cholesky()(moments.cxx[0], moments.cyx[0])
+    direct = Cholesky(ridge=0.0)(moments.cxx[0], moments.cyx[0])
     monkeypatch.setattr(moment_cache, "BLOCK_BYTES", 8 * request.features * 7)  # seven rows at a time
     iterated = ConjugateGradient(tol=1e-12)(moments.cxx[0], moments.cyx[0])
     torch.testing.assert_close(iterated.weight, direct.weight, rtol=1e-6, atol=1e-8)
@@ -196,7 +196,7 @@ def test_damage_while_an_entry_is_in_use_is_seen(network, data, kept):
     (path,) = kept.cache.folder.glob("*.h5")
     flip_bits(path, moments.cxx[0].read().numpy())
     with pytest.raises(CacheError, match=r"it was damaged while it was in use .*; run the command again with --resume"):
-        Cholesky()(moments.cxx[0], moments.cyx[0])
+        Cholesky(ridge=0.0)(moments.cxx[0], moments.cyx[0])
 
 
 def test_what_is_read_stays_what_it_was_when_others_replace_the_file(network, data, kept):

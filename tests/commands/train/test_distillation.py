@@ -104,7 +104,7 @@ def test_a_teacher_that_saw_other_normalised_images_is_refused(recipe, call):
     outcome = call("train", recipe, "data.normalize=none", f"train.distill={KINDS['kd']}")
     assert outcome.status == 2
     assert "error: distill.teacher: teacher/model.pt: trained on inputs of mean" in outcome.err
-    assert "give `data.normalize` as it was" in outcome.err
+    assert "(auto or none) as in its training" in outcome.err
 
 
 def test_soft_targets_are_for_classes(recipe, call, tmp_path):

@@ -107,7 +107,9 @@ class MomentCache:
         assert isinstance(moments.cxx, Tensor)
         tensors = {field: getattr(moments, field) for field in ("cxx", *_SMALL)}
         tensors["diagonal"] = moments.cxx.diagonal(dim1=-2, dim2=-1)
-        _write(self._path(name, identity), identity, moments.count, tensors)
+        path = self._path(name, identity)
+        _drop_temporaries(path)
+        _write(path, identity, moments.count, tensors)
 
     def read(self, name: str, identity: Identity) -> Moments:
         """The moments of an entry that is held; their matrices stay on disk."""
@@ -150,9 +152,7 @@ class MomentCache:
         """Removes a part, and what a killed process left of writing one."""
         path = self._part(name, rank, identity)
         path.unlink(missing_ok=True)
-        for rest in self.folder.glob(f".{path.stem}.*"):
-            if is_temporary(rest):
-                rest.unlink(missing_ok=True)
+        _drop_temporaries(path)
 
     def _refuse(self, path: Path, reason: str) -> Literal[False]:
         if self.stale == "fail":
@@ -192,6 +192,13 @@ def _write(path: Path, identity: Identity, count: int, tensors: Mapping[str, Ten
             raise OSError(errno.ENOSPC if "errno = 28" in str(error) else errno.EIO, str(error)) from error
 
 
+def _drop_temporaries(path: Path) -> None:
+    """What killed processes left of writing this very file; whoever writes it now holds the lock."""
+    for rest in path.parent.glob(f".{path.name}.*"):
+        if is_temporary(rest):
+            rest.unlink(missing_ok=True)
+
+
 def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Whole rows of the last dimension, as many of them as make about CHUNK_BYTES."""
     *outer, last = shape
@@ -212,6 +219,8 @@ def _damage(path: Path, identity: Identity, shapes: Shapes) -> str:
         for name, shape in shapes.items():
             if file[name].shape != shape or file[name].dtype.kind not in "fi":
                 return f"{name} is {file[name].dtype} {file[name].shape} in place of {shape}"
+            if not _chunks_are_whole(file[name]):
+                return f"{name} has a chunk that is shorter than its checksum"
             if not _finite(file[name]):
                 return f"{name} is not finite"
         return ""
@@ -225,6 +234,15 @@ def _reading(path: Path, look: Callable[[h5py.File], str]) -> str:
             return look(file)
     except _DAMAGE as error:
         return _first_line(error)
+
+
+def _chunks_are_whole(stored: h5py.Dataset) -> bool:
+    """Whether every chunk has more than the 4 bytes of its checksum: of less, HDF5 reads beyond the end."""
+    if stored.chunks is None:
+        return True
+    sizes: list[int] = []
+    stored.id.chunk_iter(lambda chunk: sizes.append(chunk.size))  # what it returns would end the iteration
+    return all(size > 4 for size in sizes)
 
 
 def _finite(stored: h5py.Dataset) -> bool:

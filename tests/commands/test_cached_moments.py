@@ -299,3 +299,19 @@ def test_a_full_disk_is_named_before_the_pass(network, data, kept, monkeypatch):
     with pytest.raises(ResourceError, match="bytes"):
         kept.gather(network, requests(network), data.train)
     assert kinds(kept) == set()
+
+
+def test_a_process_leaves_alone_what_another_is_writing(kept):
+    """Two processes of a run: the second drops its part while the first writes the whole."""
+    cache = kept.cache
+    cache.folder.mkdir()
+    identity = {"weights": "x"}
+    path = cache._path("conv1", identity)
+    writing = path.with_name(f".{path.name}.77.tmp")
+    writing.write_text("half")
+    own = cache._part("conv1", 1, identity)
+    rest = own.with_name(f".{own.name}.78.tmp")
+    rest.write_text("half")
+    cache.drop_part("conv1", 1, identity)
+    assert writing.exists()
+    assert not rest.exists()

@@ -1,6 +1,5 @@
 """Arrays in one HDF5 or NPZ file of the user, read by name. One of the homes of h5py."""
 
-import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from compresskit.data.reading.regular import reading, regular
 from compresskit.errors import DataError
+from compresskit.machine import total_memory
 
 ADVICE = "write the file anew, as plain arrays of numbers"
 Reader = Callable[[], NDArray[Any]]
@@ -91,7 +91,7 @@ def _check_chunks(dataset: h5py.Dataset, where: str) -> None:
 
 def _check_size(nbytes: int, where: str) -> None:
     """Raises DataError where not even the whole memory of the machine would do: a damaged size, or a zip bomb."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = total_memory()
     if nbytes > memory:
         raise DataError(
             f"{where}: of {nbytes / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB of memory; store less of "

@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,8 @@ def _deep(levels: int) -> list[Any]:
 
 
 def _tensor_damaged(tensor: torch.Tensor, draw: random.Random) -> torch.Tensor:
+    if tensor.is_quantized or tensor.is_sparse or tensor.is_meta:
+        return torch.zeros(())  # it was damaged before
     whole = tensor.reshape(-1)
     kinds: list[Callable[[], torch.Tensor]] = [
         lambda: tensor[None],
@@ -116,7 +119,8 @@ def _tensor_damaged(tensor: torch.Tensor, draw: random.Random) -> torch.Tensor:
         lambda: torch.zeros(0),
         lambda: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
     ]  # fmt: skip
-    return draw.choice(kinds)()
+    with warnings.catch_warnings(action="ignore"):  # torch's, of kinds of tensors that go out of use
+        return draw.choice(kinds)()
 
 
 TRAPS = (

@@ -137,7 +137,7 @@ class Tally:
 
 def _watch(folder: Path, at: tuple[int, Callable[[], object]] | None, count: Path | None = None) -> None:
     """Counts, from now on, operations on files below the folder. at: what happens before one of them."""
-    below, seen = str(folder), 0
+    below, seen = f"{folder}{os.sep}", 0
 
     def hook(event: str, given: tuple[Any, ...]) -> None:
         nonlocal seen

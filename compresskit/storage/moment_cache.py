@@ -28,6 +28,7 @@ log = logging.getLogger("compresskit")
 VERSION = "2"  # of the files' layout; 1 had neither checksums nor the identity in its name
 BLOCK_BYTES = 64 * 2**20  # read from disk at a time
 CHUNK_BYTES = 2**20  # that one checksum is for
+_HEAD = 512  # bytes before HDF5's own, the least that it leaves to its users: the digest of all behind them
 _DIGITS = 16  # of the identity in a file's name
 _SMALL = ("mean_x", "mean_y", "cyx", "cyy")
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError)  # what h5py raises at a file that is broken
@@ -164,6 +165,8 @@ class MomentCache:
     def _changed(self, path: Path, identity: Identity) -> str:
         """In what an entry differs; neither identity may say more than the other: a teacher is there or not."""
         try:
+            if not _is_whole(path):
+                return "it is damaged"
             with h5py.File(path, "r") as file:
                 found = json.loads(file.attrs["identity"])
         except _DAMAGE:
@@ -179,10 +182,10 @@ class MomentCache:
 
 
 def _write(path: Path, identity: Identity, count: int, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors with a checksum for each chunk (Fletcher-32); the file's own structure has checksums as of HDF5 1.10."""
+    """Tensors with a checksum for each chunk (Fletcher-32), behind a digest of the whole file."""
     with atomic_write(path) as temporary:
         try:
-            with h5py.File(temporary, "w", libver=("v110", "latest")) as file:
+            with h5py.File(temporary, "w", libver=("v110", "latest"), userblock_size=_HEAD) as file:
                 file.attrs.update({"identity": json.dumps(identity), "count": count})
                 for name, tensor in tensors.items():
                     values = tensor.cpu().numpy()
@@ -190,6 +193,26 @@ def _write(path: Path, identity: Identity, count: int, tensors: Mapping[str, Ten
                     file.create_dataset(name, data=values, chunks=chunks, fletcher32=bool(values.size))
         except RuntimeError as error:  # what h5py makes of a disk that is full when the file is closed
             raise OSError(errno.ENOSPC if "errno = 28" in str(error) else errno.EIO, str(error)) from error
+        digest = _digest_of(temporary)
+        with temporary.open("r+b") as head:
+            head.write(digest)
+
+
+def _digest_of(path: Path) -> bytes:
+    """SHA-256, in hexadecimal, of what HDF5 wrote. It is compared before HDF5 opens a file: damage to its structure can
+    make it crash, or loop without end."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(_HEAD)
+        while block := file.read(CHUNK_BYTES):
+            digest.update(block)
+    return digest.hexdigest().encode()
+
+
+def _is_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(2 * hashlib.sha256().digest_size)
+    return head == _digest_of(path)
 
 
 def _drop_temporaries(path: Path) -> None:
@@ -219,8 +242,6 @@ def _damage(path: Path, identity: Identity, shapes: Shapes) -> str:
         for name, shape in shapes.items():
             if file[name].shape != shape or file[name].dtype.kind not in "fi":
                 return f"{name} is {file[name].dtype} {file[name].shape} in place of {shape}"
-            if not _chunks_are_whole(file[name]):
-                return f"{name} has a chunk that is shorter than its checksum"
             if not _finite(file[name]):
                 return f"{name} is not finite"
         return ""
@@ -230,19 +251,12 @@ def _damage(path: Path, identity: Identity, shapes: Shapes) -> str:
 
 def _reading(path: Path, look: Callable[[h5py.File], str]) -> str:
     try:
+        if not _is_whole(path):
+            return "its checksum does not fit"
         with h5py.File(path, "r") as file:
             return look(file)
     except _DAMAGE as error:
         return _first_line(error)
-
-
-def _chunks_are_whole(stored: h5py.Dataset) -> bool:
-    """Whether every chunk has more than the 4 bytes of its checksum: of less, HDF5 reads beyond the end."""
-    if stored.chunks is None:
-        return True
-    sizes: list[int] = []
-    stored.id.chunk_iter(lambda chunk: sizes.append(chunk.size))  # what it returns would end the iteration
-    return all(size > 4 for size in sizes)
 
 
 def _finite(stored: h5py.Dataset) -> bool:

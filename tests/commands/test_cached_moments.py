@@ -1,5 +1,6 @@
 """The moment cache: equal to a fresh pass, trusted only where it fits, and able to go on where it was stopped."""
 
+import json
 import logging
 import threading
 import time
@@ -153,7 +154,7 @@ def cut_off(path: Path, within: np.ndarray) -> None:
 
 def break_the_header(path: Path, within: np.ndarray) -> None:
     content = bytearray(path.read_bytes())
-    content[48:52] = b"\xff\x00\xff\x00"
+    content[560:564] = b"\xff\x00\xff\x00"
     path.write_bytes(bytes(content))
 
 
@@ -315,3 +316,18 @@ def test_a_process_leaves_alone_what_another_is_writing(kept):
     cache.drop_part("conv1", 1, identity)
     assert writing.exists()
     assert not rest.exists()
+
+
+def test_a_damaged_file_never_reaches_hdf5(network, data, kept, monkeypatch):
+    """Which crashes, or loops without end, on some."""
+    request = requests(network)[0]
+    kept.gather(network, [request], data.train)
+    (path,) = kept.cache.folder.glob("*.h5")
+    whole = path.read_bytes()
+    identity = json.loads(h5py.File(path).attrs["identity"])
+    monkeypatch.setattr(moment_cache.h5py, "File", lambda *args, **options: pytest.fail("HDF5 opened it"))
+    for place in (0, 512, 600, len(whole) // 2, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(bytes(damaged))
+        assert not kept.cache.holds(request.name, identity, request.shapes)

@@ -257,7 +257,7 @@ def _lost_process() -> str:
         return ""
     from compresskit.distributed import ended_peers
 
-    ended = ", ".join(f"{peer.rank} of {os.environ['WORLD_SIZE']} (pid {peer.pid})" for peer in ended_peers())
+    ended = ", ".join(f"{peer.rank} of {os.environ['WORLD_SIZE']} (pid {peer.pid})" for peer in ended_peers(patience=1))
     reason = "it was killed, ran out of memory, or says above what stopped it"
     return f"error: process {ended} has ended: {reason}{_RESUME}" if ended else ""
 

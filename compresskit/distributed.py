@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,19 +123,29 @@ class Peer:
             return False
         try:
             os.kill(self.pid, 0)
-            return ") Z " in Path(f"/proc/{self.pid}/stat").read_text()
         except ProcessLookupError:
             return True
-        except OSError:
+        except OSError:  # another user's: it lives
             return False
+        try:
+            return ") Z " in Path(f"/proc/{self.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # gone meanwhile, or a system without /proc
+            return Path("/proc/self/stat").exists()
 
 
 _peers: list[Peer] = []
 
 
-def ended_peers() -> list[Peer]:
-    """Processes of this run on this machine that are no more."""
-    return [peer for peer in _peers if peer.has_ended]
+def ended_peers(patience: float = 0.0) -> list[Peer]:
+    """Processes of this run on this machine that are no more.
+
+    patience: seconds to wait for a first one. One that was killed closes its connections, which the others notice,
+    a while before the system calls it dead.
+    """
+    deadline = time.monotonic() + patience
+    while not (ended := [peer for peer in _peers if peer.has_ended]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return ended
 
 
 def speaker() -> Peer | None:

@@ -1,12 +1,15 @@
 import os
+import platform
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from compresskit import distributed
 from compresskit.distributed import Group, connect
 from compresskit.errors import RecipeError
 
@@ -57,3 +60,14 @@ def test_refuses_batches_that_processes_cannot_share(tiny, tmp_path, batch_size,
 
     with pytest.raises(RecipeError, match=message):
         tiny.run(tmp_path, replace(tiny.OPTIONS, batch_size=batch_size), group=Group(rank=1, world=3))
+
+
+def test_a_peer_that_is_about_to_die_is_waited_for(monkeypatch):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    peer = distributed.Peer(1, platform.node(), child.pid)
+    monkeypatch.setattr(distributed, "_peers", [peer])
+    assert distributed.ended_peers() == distributed.ended_peers(patience=0.05) == []
+    threading.Timer(0.3, child.kill).start()
+    assert distributed.ended_peers(patience=30) == [peer]  # dead, not buried
+    child.wait()
+    assert distributed.ended_peers() == [peer]

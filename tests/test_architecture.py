@@ -38,6 +38,7 @@ FLOORS = [
     # networks as graphs
     ["graph.channels"],
     ["graph"],
+    ["graph.doors"],
     ["graph.format"],
     ["graph.layers"],
     # what recipes name

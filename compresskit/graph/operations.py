@@ -20,7 +20,7 @@ ELEMENTWISE_MODULES = frozenset(
     """
     ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh Hardshrink
     Softshrink Tanhshrink Sigmoid LogSigmoid Tanh Softplus Softsign Threshold Identity Dropout Dropout1d Dropout2d
-    Dropout3d AlphaDropout FeatureAlphaDropout StochasticDepth
+    Dropout3d AlphaDropout FeatureAlphaDropout StochasticDepth SampleShape
     """.split()
 )
 

@@ -1,67 +1,56 @@
 """Any module to a graph that trains and evaluates like it, or the module and the line that stand in the way."""
 
 import copy
-import inspect
-import traceback
-from collections.abc import Callable
-from keyword import iskeyword
-from pathlib import Path
-from typing import Any
+import time
 
 import torch
 from torch import fx, nn
 
 from compresskit.errors import UnsupportedModelError
-from compresskit.graph.format.allowed import MODULES
+from compresskit.graph.doors.entry import Entry, Shape
+from compresskit.graph.doors.exported import exported
+from compresskit.graph.doors.owned import own_layers
+from compresskit.graph.doors.prepared import names_of, prepared
+from compresskit.graph.doors.sample import batch_for, shapes_of, types_for
+from compresskit.graph.doors.self_check import check_eval, check_training
+from compresskit.graph.doors.symbolic import replace_calls, same_calls, symbolic
 from compresskit.graph.format.table import to_table
-from compresskit.graph.layers import windows
-from compresskit.graph.layers.stochastic_depth import StochasticDepth
-from compresskit.graph.shapes import evaluating
+from compresskit.graph.layers.sample_shape import SampleShape
 
-# Functions with a `training` flag, which a trace would freeze: each becomes a module with the function's options.
-_MODULE_OF: dict[str, type[nn.Module]] = {
-    "torch.nn.functional.dropout": nn.Dropout,
-    "torch.nn.functional.dropout1d": nn.Dropout1d,
-    "torch.nn.functional.dropout2d": nn.Dropout2d,
-    "torch.nn.functional.dropout3d": nn.Dropout3d,
-    "torch.nn.functional.alpha_dropout": nn.AlphaDropout,
-    "torch.nn.functional.feature_alpha_dropout": nn.FeatureAlphaDropout,
-    "torchvision.ops.stochastic_depth.stochastic_depth": StochasticDepth,
-    "torchvision.models.swin_transformer.shifted_window_attention": windows.WindowAttention,
-}
-_FUNCTION_OF: dict[str, Callable[..., Any]] = {
-    "torchvision.models.swin_transformer._patch_merging_pad": windows.merge_patches,
-    "torchvision.models.swin_transformer._get_relative_position_bias": windows.relative_position_bias,
-}
+_COUNTS = (2, 3)  # samples in the batches that are compared
 
 
-def trace(module: nn.Module) -> fx.GraphModule:
-    """The network that `module` computes in eval mode: one input batch, one output tensor.
+def trace(
+    module: nn.Module, shape: Shape | None = None, *, output: str | int | None = None, lossy_training: bool = False
+) -> fx.GraphModule:
+    """The network that `module` computes in eval mode, and that trains as it does: one input, one output tensor.
 
-    It shares its layers and tensors with `module` (16-bit weights become float32 in a copy), whose mode stays as it
-    was. Dropout and stochastic depth written as functions become modules, so that train() and eval() work; what else
-    `forward` does only in training (auxiliary heads) is left out. node.meta["scope"] is the path of the submodule whose
-    forward made the call.
-    Raises UnsupportedModelError with the submodule and the line that stopped the tracer, or the call that a checkpoint
-    could not hold.
+    shape: of one sample; of several inputs a tuple of shapes, and the network takes one tuple. Where torch.fx cannot
+    follow forward, torch.export does, for which it is needed. output: which of the values that forward returns, by name
+    or number. lossy_training: what forward does in training mode alone may get lost; else it is an error, but for
+    further outputs.
+    The network shares its tensors with `module` (16-bit weights become float32 in a copy), which is left as it was.
+    Dropout and stochastic depth written as functions become modules. node.meta["scope"] is the path of the submodule
+    whose forward made the call, network.meta["entry"] an `Entry`. Where the graph alone does not show that it is
+    faithful, it is run beside the module, in both modes.
+    Raises UnsupportedModelError with the submodule and the line that stopped it, the call that a checkpoint could not
+    hold, or the difference that was found.
     """
+    started = time.monotonic()
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
         module = copy.deepcopy(module).float()
-    tracer = _Tracer()
-    with evaluating(module):
+    source = _Source(module, shape, output, lossy_training)
+    try:
+        network = source.through_fx()
+    except UnsupportedModelError as refusal:
+        if shape is None:
+            raise
         try:
-            graph = tracer.trace(module)
-        except Exception as error:  # whatever forward raises when it is given no numbers
-            raise UnsupportedModelError(_stopped(module, tracer.stopped_in, error)) from error
-    _check_names(graph)
-    network = fx.GraphModule(module, graph, type(module).__name__)
-    network.training = module.training
-    for node in graph.nodes:
-        if node.op == "call_function":
-            _replace_call(network, node)
-    network.recompile()
-    _check_output(network)
-    to_table(network)
+            network = source.through_export()
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{error} (and {refusal})") from error
+    _set_modes(network, module)
+    network.meta["entry"].seconds = time.monotonic() - started
     return network
 
 
@@ -70,99 +59,102 @@ def traced(module: nn.Module) -> fx.GraphModule:
     return module if isinstance(module, fx.GraphModule) else trace(module)
 
 
-class _Tracer(fx.Tracer):
-    """Notes in which submodule each node was made, and in which one the trace stopped."""
+class _Source:
+    """A module that is to come in, and what was asked of it."""
 
-    stopped_in: str | None = None
+    def __init__(self, module: nn.Module, shape: Shape | None, output: str | int | None, lossy: bool) -> None:
+        self._module, self._shape, self._output, self._lossy = module, shape, output, lossy
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in _LEAVES
+    def through_fx(self) -> fx.GraphModule:
+        module = self._copy()
+        network = symbolic(module)
+        in_training = self._in_training()
+        is_proved = in_training is not None and same_calls(network, in_training)
+        replace_calls(network)
+        owned = own_layers(network, module)
+        _finish(network)
+        network.meta["entry"] = Entry("fx")
+        if owned or not is_proved:
+            self._compare(network)
+        return network
 
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
-        """The first argument of forward is the input batch; any others keep their defaults."""
-        names = list(inspect.signature(root_fn).parameters)
-        return root_fn, [self.root, self.create_proxy("placeholder", names[1], (), {})]
+    def through_export(self) -> fx.GraphModule:
+        assert self._shape is not None
+        module = self._copy()
+        network = exported(module, batch_for(module, self._shape, types_for(self._copy(), self._shape), _COUNTS[0]))
+        own_layers(network, module)
+        entry = Entry("export", assumed=[f"samples of shape {self._shape}: numbers that follow from it are written in"])
+        _assert_shapes(network, shapes_of(self._shape))
+        _finish(network)
+        network.meta["entry"] = entry
+        self._compare(network)
+        return network
 
-    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(kind, *args, **kwargs)
-        paths = [path for path, _ in self.module_stack.values()]
-        if kind == "call_module":  # the called module itself is the last
-            paths.pop()
-        node.meta["scope"] = paths[-1] if paths else ""
-        node.type = None  # an annotation would reach the generated code, and need the user's source there
-        return node
+    def _copy(self) -> nn.Module:
+        return prepared(self._module, len(shapes_of(self._shape)) if self._shape else 1, self._output)
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _in_training(self) -> fx.GraphModule | None:
+        """The trace of training mode, on buffers of its own, which forward may change; None where there is none."""
+        module = self._copy()
+        for each in module.modules():
+            for name, buffer in each._buffers.items():
+                each._buffers[name] = None if buffer is None else buffer.clone()
         try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            if self.stopped_in is None:
-                self.stopped_in = self.path_of_module(m)
-            raise
+            return symbolic(module.train())
+        except UnsupportedModelError:
+            return None
 
-
-_LEAVES = frozenset(MODULES.values())
-
-
-def _stopped(module: nn.Module, path: str | None, error: Exception) -> str:
-    """Where and why the trace stopped: the innermost line that is neither torch's nor ours."""
-    ours = (str(Path(torch.__file__).parent), __file__)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    line = f" at {frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}`" if frames else ""
-    where = type(module).__name__ + (f", submodule {path}" if path else "")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return (
-        f"{where}: torch.fx cannot trace it{line}: {reason}; forward must take one batch and may not branch, loop or "
-        "compute on the values or shapes of tensors in Python"
-    )
-
-
-def _check_names(graph: fx.Graph) -> None:
-    """The graph is run as Python, which knows `self.0.a-b` to be a layer, but neither `self.class` nor another self."""
-    for node in graph.nodes:
-        parts = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
-        words = [part for part in parts if iskeyword(part)] or ["self"] * (node.name == "self")
-        if words:
-            raise UnsupportedModelError(f"{node.target}: {words[0]!r} is a word of Python; give it another name")
-
-
-def _replace_call(network: fx.GraphModule, node: fx.Node) -> None:
-    """A module or a function of ours in the place of a call that would not train, or not load without torchvision."""
-    name = f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', '')}"
-    if name in _FUNCTION_OF:
-        node.target = _FUNCTION_OF[name]
-        node.meta.pop("is_wrapped", None)
-    elif name in _MODULE_OF:
-        assert callable(node.target)
-        given = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-        given.apply_defaults()
-        if given.arguments.pop("training"):  # drops in eval mode as well, so it is no switch
+    def _compare(self, network: fx.GraphModule) -> None:
+        entry: Entry = network.meta["entry"]
+        if self._shape is None:
+            entry.assumed.append("it was not compared with the module, since no sample shape was given")
             return
-        kind = _MODULE_OF[name]
-        options = {key: given.arguments.pop(key) for key in inspect.signature(kind).parameters}
-        path = _free_path(network, node)
-        network.add_submodule(path, kind(**options).train(network.training))
-        node.op, node.target, node.args, node.kwargs = "call_module", path, tuple(given.arguments.values()), {}
+        module = self._copy()
+        types = types_for(module, self._shape)
+        batches = [batch_for(module, self._shape, types, count) for count in _COUNTS]
+        network.eval()
+        entry.assumed += check_eval(module, network, batches)
+        if self._lossy:
+            entry.assumed.append("what forward does in training mode alone is lost, as was allowed (lossy_training)")
+        else:
+            entry.assumed += check_training(module, network, batches[0])
 
 
-def _free_path(network: fx.GraphModule, node: fx.Node) -> str:
-    """The scope of the node where that module does nothing else, or a new name below it."""
-    scope = str(node.meta["scope"])
-    inside = [n for n in network.graph.nodes if f"{n.meta['scope']}.".startswith(f"{scope}.")]
-    path = scope if inside == [node] and scope else f"{scope}.{node.name}".removeprefix(".")
-    taken = {name for name, _ in network.named_modules()}
-    while path in taken:
-        path += "_"
-    return path
-
-
-def _check_output(network: fx.GraphModule) -> None:
+def _finish(network: fx.GraphModule) -> None:
+    """Refuses what could not be saved."""
+    network.graph.lint()
+    network.recompile()
     value = next(node for node in network.graph.nodes if node.op == "output").args[0]
     if not isinstance(value, fx.Node):
         kind = type(value).__name__.removeprefix("immutable_")
         raise UnsupportedModelError(
-            f"{type(network).__name__}: forward returns a {kind} in eval mode; a network must return one tensor, so "
-            "wrap it in a module that picks the one to keep"
+            f"{type(network).__name__}: forward returns a {kind} in eval mode; a network must return one tensor: "
+            f"choose it with model.output, {names_of(value)}"
         )
+    to_table(network)
+
+
+def _set_modes(network: fx.GraphModule, module: nn.Module) -> None:
+    """Each submodule as it is in the module; what was made on the way as the whole."""
+    modes = {path: each.training for path, each in module.named_modules(remove_duplicate=False)}
+    for path, each in network.named_modules(remove_duplicate=False):
+        each.training = modes.get(path, module.training)
+        for below in each.modules():
+            below.training = each.training
+
+
+def _assert_shapes(network: fx.GraphModule, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """A layer behind each input that stops samples of another shape."""
+    (placeholder,) = (node for node in network.graph.nodes if node.op == "placeholder")
+    inputs = list(placeholder.users) if len(shapes) > 1 else [placeholder]
+    for number, node in enumerate(inputs):
+        place = node.args[1] if len(shapes) > 1 else 0
+        path = "sample_shape" if len(shapes) == 1 else f"sample_shape_{number}"
+        while hasattr(network, path):
+            path += "_"
+        network.add_submodule(path, SampleShape(shapes[place]))
+        with network.graph.inserting_after(node):
+            guarded = network.graph.call_module(path)
+        guarded.meta["scope"] = ""
+        node.replace_all_uses_with(guarded)
+        guarded.args = (node,)

@@ -150,6 +150,9 @@ def _fill(network: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
             module._parameters[attribute] = parameters.setdefault(id(value), parameter)
         else:
             module._buffers[attribute] = value
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase):  # which keeps a list of its weights beside them
+            module._init_flat_weights()
 
 
 def _misfits(network: fx.GraphModule, tensors: Mapping[str, Any]) -> str:

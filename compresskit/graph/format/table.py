@@ -24,6 +24,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
 _KINDS = {module: kind for kind, module in MODULES.items()}
 
+_RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+
 # Options that a module does not keep as an attribute of the same name.
 _BIASES = {"add_bias_kv": ("bias_k",), "bias": ("in_proj_bias", "bias")}
 
@@ -135,6 +137,8 @@ def _option_names(module: nn.Module) -> list[str]:
 
 
 def _signature(kind: type[nn.Module]) -> list[str]:
+    if issubclass(kind, nn.RNNBase):  # whose constructors take anything
+        return [*_RECURRENT, *(["proj_size"] if kind is nn.LSTM else []), *(["nonlinearity"] if kind is nn.RNN else [])]
     parameters = inspect.signature(kind).parameters.values()
     named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return [name for name in named if name not in ("device", "dtype") and not name.startswith("_")]
@@ -142,7 +146,7 @@ def _signature(kind: type[nn.Module]) -> list[str]:
 
 def _option(module: nn.Module, name: str) -> Any:
     for attribute in _BIASES.get(name, ()):
-        if hasattr(module, attribute):
+        if hasattr(module, attribute) and not isinstance(module, nn.RNNBase):
             return getattr(module, attribute) is not None
     return getattr(module, name)
 

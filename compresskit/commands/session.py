@@ -173,7 +173,8 @@ def built(recipe: Recipe, data: DataSet, trial: int) -> fx.GraphModule:
     if not isinstance(model, Factory | Torchvision):
         _check_memory(model, data)
     torch.manual_seed(recipe.seed + trial)
-    return trace(model.build(data.input_shape, data.outputs))
+    output, lossy = getattr(model, "output", None), getattr(model, "lossy_training", False)  # of models from outside
+    return trace(model.build(data.input_shape, data.outputs), data.input_shape, output=output, lossy_training=lossy)
 
 
 def _check_memory(model: Any, data: DataSet) -> None:

@@ -7,15 +7,15 @@ import torch
 from torch import fx, nn
 
 from compresskit.errors import UnsupportedModelError
-from compresskit.graph.doors.entry import Entry, Shape
+from compresskit.graph.doors.entry import Entry
 from compresskit.graph.doors.exported import exported
 from compresskit.graph.doors.owned import own_layers
-from compresskit.graph.doors.prepared import names_of, prepared
-from compresskit.graph.doors.sample import batch_for, shapes_of, types_for
+from compresskit.graph.doors.prepared import prepared
 from compresskit.graph.doors.self_check import check_eval, check_training
 from compresskit.graph.doors.symbolic import replace_calls, same_calls, symbolic
 from compresskit.graph.format.table import to_table
 from compresskit.graph.layers.sample_shape import SampleShape
+from compresskit.models.calling import Shape, batch_for, names_of, shapes_of, types_for
 
 _COUNTS = (2, 3)  # samples in the batches that are compared
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from torch import nn
 
 from compresskit.errors import RecipeError, near_names
-from compresskit.models.weights import check_fit, load_weights
+from compresskit.models.calling import Shape, check_fit
+from compresskit.models.weights import load_weights
 from compresskit.options import option
 
 NO_CODE = "COMPRESSKIT_NO_CODE"  # in the environment: recipes may name no code
@@ -25,9 +26,11 @@ class Factory:
     kind: Literal["factory"] = "factory"
     target: str  # "package.module:factory", looked for in the current directory too
     arguments: dict[str, Any] = field(default_factory=dict)  # num_classes is filled in from the data if it is taken
+    output: str | int | None = None  # of the dict or tuple that forward returns, the value that is meant
+    lossy_training: bool = False  # what forward does in training mode alone may get lost
     weights: str | None = None  # file with a state dict to start from: .safetensors, or as torch.save writes it
 
-    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(self, input_shape: Shape, outputs: int) -> nn.Module:
         """Raises RecipeError for a target that cannot be found or called, or whose model does not take the data."""
         factory = _find(self.target)
         model = self._call(factory, outputs)
@@ -37,7 +40,7 @@ class Factory:
             )
         if self.weights is not None:
             load_weights(model, Path(self.weights))
-        check_fit(model, self.target, input_shape, outputs)
+        check_fit(model, self.target, input_shape, outputs, self.output)
         return model
 
     def _call(self, factory: Callable[..., Any], outputs: int) -> Any:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from torch import nn
 
 from compresskit.errors import RecipeError, near_names
-from compresskit.models.weights import check_fit, load_weights
+from compresskit.models.calling import check_fit
+from compresskit.models.weights import load_weights
 from compresskit.options import option
 
 
@@ -18,6 +19,8 @@ class Torchvision:
     kind: Literal["torchvision"] = "torchvision"
     name: str  # as torchvision.models has it
     arguments: dict[str, Any] = field(default_factory=dict)  # of its builder; num_classes is filled in from the data
+    output: str | int | None = None  # of the dict or tuple that forward returns, the value that is meant
+    lossy_training: bool = False  # what forward does in training mode alone may get lost
     weights: str | None = None  # file with a state dict to start from: .safetensors, or as torch.save writes it
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -36,7 +39,7 @@ class Torchvision:
         model = self._make(arguments)
         if self.weights is not None:
             load_weights(model, Path(self.weights))
-        check_fit(model, self.name, input_shape, outputs)
+        check_fit(model, self.name, input_shape, outputs, self.output)
         return model
 
     def _make(self, arguments: dict[str, Any]) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compresskit.errors import CheckpointError, RecipeError
+from compresskit.errors import CheckpointError
 
 _SHOWN = 5  # names of tensors in a message
 _KEYS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep it beside other things
@@ -91,20 +91,3 @@ def told(tensor: Tensor) -> str:
     """Its type and kind in a few words."""
     kind = "on meta" if tensor.device.type == "meta" else str(tensor.layout).removeprefix("torch.")
     return f"{str(tensor.dtype).removeprefix('torch.')}, {kind}"
-
-
-def check_fit(model: nn.Module, name: str, input_shape: tuple[int, ...], outputs: int) -> None:
-    """Runs one sample of zeros through a model from outside. Raises RecipeError where it does not fit the data."""
-    training = model.training
-    parameter = next(model.parameters(), torch.empty(0))
-    try:
-        with torch.no_grad():
-            value = model.eval()(torch.zeros(1, *input_shape, dtype=parameter.dtype))
-    except Exception as error:  # it is the user's code
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"model: {name} does not take the data's inputs of shape {input_shape}: {reason}") from error
-    finally:
-        model.train(training)
-    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    if shape != (1, outputs):
-        raise RecipeError(f"model: {name} returns {shape} for one sample, the data need (1, {outputs})")

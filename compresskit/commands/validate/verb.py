@@ -12,10 +12,9 @@ from compresskit.commands.prune import verb as prune
 from compresskit.commands.recipe import load_recipe
 from compresskit.commands.reconstruct import verb as reconstruct
 from compresskit.commands.result import Result, Table
-from compresskit.commands.session import Arguments, Progress, load_data
+from compresskit.commands.session import Arguments, Progress, built, load_data
 from compresskit.commands.spectra import verb as spectra
 from compresskit.commands.train import verb as train
-from compresskit.graph.trace import trace
 
 # ranking the candidates of `layers: auto` would take a pass over the data: that is what `fuse --dry-run` is for
 VERBS: dict[str, Callable[[Arguments, Progress], Result]] = {
@@ -56,7 +55,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         data = load_data(recipe, progress)
         rows.append(("data", "ready"))
         if recipe.model is not None:
-            trace(recipe.model.build(data.input_shape, data.outputs))
+            built(recipe, data, 0)
             rows.append(("model", "ready"))
     result.tables.insert(0, Table("sections", ("verb", "state"), rows))
     result.notes = ["the recipe is right", "nothing was written"]

@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 from torch import fx
 
-Shape = tuple[int, ...] | tuple[tuple[int, ...], ...]  # of one sample: of its one input, or of each of several
-
 
 @dataclass
 class Entry:

@@ -1,7 +1,7 @@
 """A module as the doors take it: a copy with its tensors, in which what is a plain layer by another name is that."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compresskit.graph.format.allowed import MODULES
 from compresskit.graph.layers.stochastic_depth import StochasticDepth
+from compresskit.models.calling import picked
 
 LEAVES = frozenset(MODULES.values()) - {nn.Module}
 # What a subclass may have of its own and still compute what its base does.
@@ -27,25 +28,6 @@ def prepared(module: nn.Module, inputs: int = 1, output: str | int | None = None
     if inputs > 1 or output is not None:
         _rewrite_forward(made, inputs, output)
     return made
-
-
-def picked(value: Any, output: str | int | None) -> Any:
-    """One tensor of what forward returned; the first where nothing is asked for. KeyError where there is no such."""
-    if output is None:
-        while isinstance(value, list | tuple | Mapping) and len(value):
-            value = next(iter(value.values())) if isinstance(value, Mapping) else value[0]
-        return value
-    if isinstance(output, str) and not isinstance(value, Mapping):
-        return getattr(value, output)
-    return value[output]
-
-
-def names_of(value: Any) -> str:
-    """What can be picked from it, in words."""
-    if isinstance(value, Mapping):
-        return " or ".join(map(str, value))
-    fields: Sequence[str] = getattr(value, "_fields", ())
-    return " or ".join(fields or map(str, range(len(value)))) if isinstance(value, list | tuple) else "nothing"
 
 
 def _memo(module: nn.Module) -> dict[int, Any]:
@@ -88,8 +70,9 @@ def _overrides(kind: type, base: type) -> bool:
 def _rewrite_forward(module: nn.Module, inputs: int, output: str | int | None) -> None:
     kind = type(module)
 
-    def forward(self: nn.Module, value: Any) -> Any:
-        values = [value[place] for place in range(inputs)] if inputs > 1 else [value]
+    def forward(self: nn.Module, *values: Any) -> Any:
+        if inputs > 1 and len(values) == 1:
+            values = tuple(values[0][place] for place in range(inputs))
         found = kind.forward(self, *values)
         return found if output is None else picked(found, output)
 

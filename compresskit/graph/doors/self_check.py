@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.errors import UnsupportedModelError
-from compresskit.graph.doors.prepared import picked
+from compresskit.models.calling import picked
 
 TOLERANCE = 1e-5  # largest difference, relative to the largest value, at which two results count as equal
 _SEED = 0

@@ -12,6 +12,7 @@ from compresskit.commands.trials import check_room, check_training
 from compresskit.errors import ConvergenceError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import Masks
+from compresskit.models.calling import Shape
 from compresskit.training.options import Training
 from compresskit.training.tasks.losses import loss_for
 
@@ -44,7 +45,7 @@ def plan_training(current: Session, network: fx.GraphModule, options: Training) 
     return result
 
 
-def layer_table(network: fx.GraphModule, input_shape: tuple[int, ...], masks: Masks | None = None) -> Table:
+def layer_table(network: fx.GraphModule, input_shape: Shape, masks: Masks | None = None) -> Table:
     """A row for each layer that has parameters or multiplies; with masks, the share of its weights that they keep."""
     counts = count(network, input_shape)
     rows: list[tuple[Any, ...]] = [

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compresskit.graph.layers.expanded import Expanded
 from compresskit.graph.shapes import example
+from compresskit.models.calling import Shape
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Counts:
     layers: list[LayerCount]
 
 
-def count(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Counts:
+def count(network: fx.GraphModule, input_shape: Shape) -> Counts:
     """Counts of one forward pass in eval mode.
 
     input_shape: of one sample. The network itself is not run: a copy without values passes through torch's own FLOP

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.errors import UnsupportedModelError
+from compresskit.graph.layers.sample_shape import SampleShape
 from compresskit.graph.operations import ELEMENTWISE_MODULES, NORMS, SPATIAL_MODULES, called
+from compresskit.models.calling import Shape, shapes_of
 
 _WHOLE = frozenset({"long", "int", "to"})  # calls that make whole numbers of the input
 _PASSING = _WHOLE | frozenset({"view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", "getitem", "clamp"})
@@ -40,22 +42,39 @@ class Tokens:
     whole: bool
 
 
-def tokens(network: fx.GraphModule) -> Tokens | None:
-    """What the network's input is looked up in; None where no embedding reads it."""
+def tokens(network: fx.GraphModule, place: int | None = None) -> Tokens | None:
+    """What the network's input is looked up in; None where no embedding reads it.
+
+    place: of a network whose input is a tuple, which of its tensors is meant.
+    """
     found = []
     for node in network.graph.nodes:
         entries = _entries(network, node)
         source, calls = (node.args[0] if node.args else None), set[str]()
-        while isinstance(source, fx.Node) and called(source) in _PASSING and source.op != "placeholder":
+        while isinstance(source, fx.Node) and _passes(network, source) and not _is_input(source, place):
             calls.add(called(source))
             source = source.args[0]
-        if entries and isinstance(source, fx.Node) and source.op == "placeholder":
+        if entries and isinstance(source, fx.Node) and _is_input(source, place):
             found.append(
                 Tokens(str(node.target if node.op == "call_module" else node.name), entries, bool(calls & _WHOLE))
             )
     if not found:
         return None
     return Tokens(found[0].layer, min(one.count for one in found), all(one.whole for one in found))
+
+
+def _passes(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether it hands on the numbers that it is given first."""
+    if node.op == "call_module":
+        return isinstance(network.get_submodule(str(node.target)), SampleShape | nn.Identity)
+    return node.op != "placeholder" and called(node) in _PASSING
+
+
+def _is_input(node: fx.Node, place: int | None) -> bool:
+    if place is None:
+        return node.op == "placeholder"
+    of_input = called(node) == "getitem" and isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
+    return of_input and bool(node.args[1] == place)
 
 
 def _entries(network: fx.GraphModule, node: fx.Node) -> int:
@@ -71,14 +90,24 @@ def _entries(network: fx.GraphModule, node: fx.Node) -> int:
 
 
 def example(
-    network: fx.GraphModule, input_shape: tuple[int, ...], count: int = 1, generator: torch.Generator | None = None
-) -> Tensor:
+    network: fx.GraphModule, input_shape: Shape, count: int = 1, generator: torch.Generator | None = None
+) -> Any:
     """A batch that the network can be called with, in the type and on the device of its parameters.
 
     Zeros, or with a generator (of the CPU) normal numbers; where the network reads tokens, such as its tables have.
+    A tuple of tensors where the shape is one of shapes.
     """
-    parameter, shape = next(network.parameters(), torch.empty(0)), (count, *input_shape)
-    looked_up = tokens(network)
+    shapes = shapes_of(input_shape)
+    if len(shapes) == 1:
+        return _example(network, tokens(network), (count, *shapes[0]), generator)
+    made = [_example(network, tokens(network, n), (count, *shape), generator) for n, shape in enumerate(shapes)]
+    return tuple(made)
+
+
+def _example(
+    network: fx.GraphModule, looked_up: Tokens | None, shape: tuple[int, ...], generator: torch.Generator | None
+) -> Tensor:
+    parameter = next(network.parameters(), torch.empty(0))
     if looked_up is None:
         dtype = parameter.dtype
         made = torch.zeros(shape) if generator is None else torch.randn(shape, generator=generator)
@@ -168,7 +197,7 @@ def _of_convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, shape: tuple[int, 
     return (shape[0], layer.out_channels, *sides) if min(sides) > 0 else None
 
 
-def node_shapes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def node_shapes(network: fx.GraphModule, input_shape: Shape) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor-valued node by its name, batch dimension (1) included.
 
     input_shape: of one sample. The network runs in eval mode, on the device and in the type of its parameters, without

@@ -13,9 +13,10 @@ Shape = tuple[int, ...] | tuple[tuple[int, ...], ...]  # of one sample: of its o
 _MOST = 3  # inputs for which every mixture of numbers and tokens is tried
 
 
-def shapes_of(shape: Shape) -> tuple[tuple[int, ...], ...]:
+def shapes_of(shape: Shape | Sequence[int] | Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """One for each input."""
-    return shape if shape and isinstance(shape[0], tuple) else (shape,)  # type: ignore[return-value]
+    several = bool(shape) and not isinstance(shape[0], int)
+    return tuple(tuple(one) for one in shape) if several else (tuple(shape),)  # type: ignore[arg-type]
 
 
 def batch_for(module: nn.Module, shape: Shape, types: tuple[torch.dtype, ...], count: int) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from compresskit.errors import CheckpointError, UnsupportedModelError
 from compresskit.graph.format.rehearsal import rehearse
 from compresskit.graph.format.table import from_table, named_tensors, to_table
+from compresskit.models.calling import Shape
 from compresskit.models.weights import is_plain
 from compresskit.storage import masked
 from compresskit.storage.atomic import write_tensors
@@ -34,14 +35,15 @@ class Checkpoint:
     """What model.pt holds.
 
     network: of one input batch and one output tensor.   model: the recipe's section that the first network was built
-    from.   input_shape: of one sample, without the batch.   task: "classification" or "regression".
+    from.   input_shape: of one sample, without the batch; of several inputs a tuple of such.   task: "classification"
+    or "regression".
     preprocessing: {"mean": [...], "std": [...]} for each channel, or {}.   history: one entry for each verb that was
     run, oldest first.   masks: by parameter, bool, True = keep; what they set to zero is not stored.
     """
 
     network: fx.GraphModule
     model: dict[str, Any]
-    input_shape: tuple[int, ...]
+    input_shape: Shape
     task: str
     preprocessing: dict[str, Any]
     history: list[dict[str, Any]]
@@ -84,7 +86,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         network = from_table(content["graph"])
         tensors, masks = _unpacked(network, content)
         plain = {name: content[name] for name in _PLAIN}
-        plain["input_shape"] = tuple(plain["input_shape"])
+        plain["input_shape"] = tuple(tuple(n) if isinstance(n, list) else n for n in plain["input_shape"])
         if problems := _misfits(network, tensors):
             raise CheckpointError(f"its tensors do not fit its graph: {problems}; take another copy of the file")
         rehearse(network, plain["input_shape"])

@@ -7,12 +7,14 @@ from annotated_types import Ge, Len
 from pydantic import AllowInfNan, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from compresskit.errors import CheckpointError
+from compresskit.models.calling import shapes_of
 
 DEPTH = 40  # of nesting: a recipe in a history takes about ten
 NUMBERS = 2**31  # that one sample may have
 _SHOWN = 3  # problems in a message
 
 Finite = Annotated[float, AllowInfNan(False)]
+OneShape = Annotated[list[Annotated[int, Ge(1)]], Len(1, 8)]
 Name = Annotated[str, StringConstraints(max_length=1000)]
 
 
@@ -45,10 +47,18 @@ class _Content(_Strict):
     tensors: dict[str, Any]
     masks: dict[str, Any]
     model: _Model
-    input_shape: Annotated[list[Annotated[int, Ge(1)]], Len(1, 8)]
+    input_shape: Any
     task: Literal["classification", "regression", "segmentation", "detection"]
     preprocessing: _Preprocessing
     history: list[_Entry]
+
+
+class _OneInput(_Content):
+    input_shape: OneShape
+
+
+class _Inputs(_Content):
+    input_shape: Annotated[list[OneShape], Len(2, 8)]
 
 
 def check_content(content: dict[str, Any]) -> None:
@@ -56,13 +66,18 @@ def check_content(content: dict[str, Any]) -> None:
     if (depth := _depth(content)) > DEPTH:
         raise CheckpointError(f"it is nested {depth} levels deep or more, {DEPTH} are allowed; take another copy")
     try:
-        found = _Content.model_validate(content)
+        found = (_Inputs if _has_lists(content.get("input_shape")) else _OneInput).model_validate(content)
     except ValidationError as error:
         told = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()[:_SHOWN]]
         more = f" and {error.error_count() - _SHOWN} more" if error.error_count() > _SHOWN else ""
         raise CheckpointError(f"it is damaged ({'; '.join(told)}{more}); take another copy of the file") from error
-    if prod(found.input_shape) > NUMBERS:
-        raise CheckpointError(f"its samples would have {prod(found.input_shape):,} numbers; take another copy of it")
+    numbers = sum(prod(shape) for shape in shapes_of(found.input_shape))
+    if numbers > NUMBERS:
+        raise CheckpointError(f"its samples would have {numbers:,} numbers; take another copy of it")
+
+
+def _has_lists(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], list)
 
 
 def _depth(value: Any) -> int:

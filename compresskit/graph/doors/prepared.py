@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from compresskit.graph.format.allowed import MODULES
 from compresskit.graph.layers.stochastic_depth import StochasticDepth
@@ -34,7 +35,8 @@ def _memo(module: nn.Module) -> dict[int, Any]:
     """For deepcopy: every tensor of the module is its own copy, those among its plain attributes, too."""
     kept: list[Any] = [*module.parameters(), *module.buffers()]
     for each in module.modules():
-        kept += [value for value in vars(each).values() if isinstance(value, Tensor | torch.Generator)]
+        attributes = {name: value for name, value in vars(each).items() if name not in ("_modules", "_parameters")}
+        kept += [value for value in pytree.tree_leaves(attributes) if isinstance(value, Tensor | torch.Generator)]
     return {id(value): value for value in kept}
 
 

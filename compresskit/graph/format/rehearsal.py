@@ -1,12 +1,15 @@
 """A graph that was read from a file is run once without numbers, so that what cannot run is refused by its node."""
 
 import operator
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from compresskit.errors import CheckpointError
+from compresskit.models.calling import Shape, shapes_of
 
 NUMBERS = 2**31  # that a value of one sample may have
 INTEGERS = 2**63  # that a value of Python's may reach
@@ -40,22 +43,44 @@ class _Rehearsal(fx.Interpreter):
         return super().call_function(target, args, kwargs | here)
 
 
-def rehearse(network: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
-    """Runs `network`, whose tensors are on the meta device, on one sample of this shape.
+def rehearse(network: fx.GraphModule, input_shape: Shape) -> None:
+    """Runs `network`, whose tensors are on the meta device, on one sample of this shape; of each type that fits.
 
     Raises CheckpointError with the node that cannot run, whose value is too large, or that does not give a batch.
     """
-    integers = any(isinstance(module, torch.nn.Embedding) for module in network.modules())
-    parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
-    sample = torch.zeros(1, *input_shape, dtype=torch.int64 if integers else parameter.dtype, device="meta")
-    try:
-        with torch.no_grad(), torch.device("meta"):
-            output = _Rehearsal(network, garbage_collect_values=True).run(sample)
-    except NotImplementedError:
-        return
+    refused: CheckpointError | None = None
+    for sample in _samples(network, shapes_of(input_shape)):
+        try:
+            with torch.no_grad(), torch.device("meta"):
+                output = _Rehearsal(network, garbage_collect_values=True).run(sample)
+        except NotImplementedError:
+            return
+        except CheckpointError as error:
+            refused = refused or error
+        else:
+            break
+    else:
+        assert refused is not None
+        raise refused
     if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != 1:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise CheckpointError(f"its output for one sample is {shape}, and a batch of outputs is wanted")
+
+
+def _samples(network: fx.GraphModule, shapes: tuple[tuple[int, ...], ...]) -> Iterator[Any]:
+    """Of one sample, what it may be called with: tokens first where something looks them up, numbers first elsewhere.
+
+    A network with one input is called with what is likely alone, so that the first refusal is the right one.
+    """
+    parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    looks_up = any(isinstance(module, torch.nn.Embedding) for module in network.modules())
+    kinds = (torch.int64, parameter.dtype) if looks_up else (parameter.dtype, torch.int64)
+    if len(shapes) == 1:
+        yield torch.zeros(1, *shapes[0], dtype=kinds[0], device="meta")
+        return
+    for types in product(kinds, repeat=len(shapes)):
+        made = zip(shapes, types, strict=True)
+        yield tuple(torch.zeros(1, *shape, dtype=kind, device="meta") for shape, kind in made)
 
 
 def _check_size(node: fx.Node, value: Any) -> None:

@@ -15,6 +15,7 @@ from compresskit.commands.recipe import Recipe, load_recipe
 from compresskit.data.dataset import DataSet, Split
 from compresskit.distributed import Group, connect
 from compresskit.errors import RecipeError, ResourceError
+from compresskit.graph.doors.entry import entry_of
 from compresskit.graph.masks import Masks
 from compresskit.graph.shapes import evaluating
 from compresskit.graph.trace import trace
@@ -101,7 +102,11 @@ class Session:
 
     def fresh(self, trial: int) -> Start:
         """The recipe's model, traced, with random weights drawn from the trial's seed (or those that it names)."""
-        return Start(built(self.recipe, self.data, trial).to(self.device, torch.float32))
+        network = built(self.recipe, self.data, trial)
+        entry = entry_of(network)
+        if entry is not None and entry.assumed:
+            self.progress.note(str(entry))
+        return Start(network.to(self.device, torch.float32))
 
     def parent(self, trial: int) -> Start:
         """The trained network that a trial starts from: a checkpoint, or the recipe's model with weights of its own."""
@@ -155,14 +160,18 @@ class Session:
         with torch.inference_mode(), evaluating(network):
             return float((network(inputs) - load(path, self.device).network(inputs)).abs().max())
 
-    def history(self, seed: int, metrics: dict[str, float], parent: Path | None) -> dict[str, Any]:
-        """The entry that this command adds to the history of a checkpoint."""
+    def history(
+        self, network: fx.GraphModule, seed: int, metrics: dict[str, float], parent: Path | None
+    ) -> dict[str, Any]:
+        """The entry that this command adds to the history of a checkpoint, with how the network came in if it did."""
+        entry = entry_of(network)
         return {
             "verb": self.verb,
             "recipe": self.recipe.plain(),
             "metrics": metrics,
             "parent": file_hash(parent) if parent else None,
             "seed": seed,
+            **({"entry": entry.plain()} if entry else {}),
             **provenance(),
         }
 

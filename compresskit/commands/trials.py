@@ -159,7 +159,7 @@ def keep(
         input_shape=data.input_shape,
         task=data.task,
         preprocessing={"mean": list(data.mean), "std": list(data.std)},
-        history=[*(parent.history if parent else []), current.history(seed, metrics, start.path)],
+        history=[*(parent.history if parent else []), current.history(network, seed, metrics, start.path)],
         masks=dict(start.masks),
     )
     if current.group.is_main:

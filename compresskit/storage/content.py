@@ -22,6 +22,11 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
+class _CameIn(_Strict):
+    door: Literal["fx", "export"]
+    assumed: list[Name]
+
+
 class _Entry(_Strict):
     """What `inspect` and reports read of a verb that was run; all of it may lack."""
 
@@ -31,6 +36,7 @@ class _Entry(_Strict):
     command: list[str] = []
     versions: dict[Name, str] = {}
     git: str | None = None
+    entry: _CameIn | None = None
 
 
 class _Model(_Strict):

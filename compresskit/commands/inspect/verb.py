@@ -8,6 +8,7 @@ from compresskit.commands.parents import in_folder, not_finite
 from compresskit.commands.plan import layer_table
 from compresskit.commands.result import Figure, Result, Table
 from compresskit.graph.counting import Counts, count
+from compresskit.graph.doors.entry import Entry
 from compresskit.graph.masks import kept
 from compresskit.storage.checkpoint import Checkpoint, file_hash, load
 
@@ -32,6 +33,7 @@ def run(path: Path) -> Result:
         f"{checkpoint.task} of inputs {'×'.join(map(str, checkpoint.input_shape))}, model {model}",
         f"sha256 {file_hash(path)}",
         *normalisation(checkpoint),
+        *_came_in(checkpoint),
         *(f"{name} holds NaN or infinity: {told}" for name, told in not_finite(checkpoint.network).items()),
     ]
     result.details = {
@@ -47,6 +49,12 @@ def normalisation(checkpoint: Checkpoint) -> list[str]:
     if not checkpoint.preprocessing.get("mean"):
         return []
     return [f"inputs are normalised: mean {_short('mean', checkpoint)}, std {_short('std', checkpoint)}"]
+
+
+def _came_in(checkpoint: Checkpoint) -> list[str]:
+    """A line for each time that a model was made a graph, by which door, and what that graph takes for granted."""
+    entries = [entry["entry"] for entry in checkpoint.history if isinstance(entry.get("entry"), dict)]
+    return [str(Entry(entry["door"], assumed=entry["assumed"])) for entry in entries]
 
 
 def _of_masks(checkpoint: Checkpoint, counts: Counts) -> list[Figure]:

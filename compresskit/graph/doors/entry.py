@@ -1,6 +1,6 @@
 """How a network came in: kept beside its graph as `network.meta["entry"]`."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import fx
@@ -18,7 +18,14 @@ class Entry:
     assumed: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        return asdict(self) | {"seconds": round(self.seconds, 3)}
+        """For a checkpoint: without the time, which would make the files of equal runs differ."""
+        return {"door": self.door, "assumed": self.assumed}
+
+    def __str__(self) -> str:
+        through = {"fx": "torch.fx", "export": "torch.export"}[self.door]
+        assumed = f"; it takes for granted: {'; '.join(self.assumed)}" if self.assumed else ""
+        taken = f" in {self.seconds:.1f} s" if self.seconds else ""
+        return f"the model came in through {through}{taken}{assumed}"
 
 
 def entry_of(network: fx.GraphModule) -> Entry | None:

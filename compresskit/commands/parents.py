@@ -1,14 +1,21 @@
-"""The checkpoints that a command starts from, and whether they fit the recipe."""
+"""What a command starts from: checkpoints, and whether they fit the recipe, or the recipe's model as a graph."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import fx, nn
 
 from compresskit.commands.recipe import Recipe
 from compresskit.data.dataset import DataSet
 from compresskit.errors import CheckpointError, RecipeError
 from compresskit.graph.shapes import node_shapes
+from compresskit.graph.trace import trace
+from compresskit.machine import total_memory
+from compresskit.models.outside import Outside
+from compresskit.models.weights import load_weights
 from compresskit.passes.expand.network import expanded_layers
 from compresskit.storage.checkpoint import Checkpoint
 
@@ -100,4 +107,37 @@ def check_unmasked(checkpoint: Checkpoint, path: Path, doing: str) -> None:
         raise CheckpointError(
             f"{path}: {doing} finds new weights for whole layers, which would undo the masks of this net ({names}); "
             "start from the net that was masked, and mask the result with `prune: {kind: weights, ...}`"
+        )
+
+
+def built(recipe: Recipe, data: DataSet, trial: int, weights: Path | None = None) -> fx.GraphModule:
+    """The recipe's model for these data, traced, its weights drawn by torch from the trial's seed.
+
+    weights: a state dict that it starts with, in the place of what the recipe names.
+    """
+    model = recipe.section("model")
+    if not isinstance(model, Outside):
+        _check_memory(model, data)
+    elif weights is not None:
+        model = replace(model, weights=str(weights))
+    torch.manual_seed(recipe.seed + trial)
+    made = model.build(data.input_shape, data.outputs)
+    if weights is not None and not isinstance(model, Outside):
+        load_weights(made, weights)
+    output, lossy = (model.output, model.lossy_training) if isinstance(model, Outside) else (None, False)
+    return trace(made, data.input_shape, output=output, lossy_training=lossy)
+
+
+def _check_memory(model: Any, data: DataSet) -> None:
+    """Raises RecipeError for a model that this machine could not hold with its gradients, before it is made."""
+    try:
+        with torch.random.fork_rng(), torch.device("meta"):
+            network = model.build(data.input_shape, data.outputs)
+    except NotImplementedError:  # drawing its weights takes numbers
+        return
+    count = sum(parameter.numel() for parameter in network.parameters())
+    if 8 * count > (memory := total_memory()):
+        raise RecipeError(
+            f"model: it would have {count:,} parameters, {8 * count / 1e9:,.0f} GB with their gradients, and this "
+            f"machine has {memory / 1e9:,.0f} GB; lower its widths"
         )

@@ -117,7 +117,7 @@ def variant(path: Path, overrides: Sequence[str], changes: Changes, where: str, 
 
 
 def _write_out_model(model: Node) -> None:
-    """`torchvision:resnet18` names a model of torchvision, `package.module:factory` a function of the user's."""
+    """`torchvision:NAME` and `timm:NAME` are models of these libraries, `package.module:factory` is the user's."""
     if isinstance(model.value, str):
         model.value = {"kind": Node(model.value, model.line)}
     values = model.value if isinstance(model.value, dict) else {}
@@ -125,7 +125,7 @@ def _write_out_model(model: Node) -> None:
     if kind is None or not isinstance(kind.value, str) or ":" not in kind.value:
         return
     head, _, rest = kind.value.partition(":")
-    key, value, name = ("name", rest, "torchvision") if head == "torchvision" else ("target", kind.value, "factory")
+    key, value, name = ("name", rest, head) if head in ("torchvision", "timm") else ("target", kind.value, "factory")
     if key not in values:  # else both say it, and the kind is refused as it is written
         values[key] = Node(value, kind.line)
         kind.value = name

@@ -10,20 +10,23 @@ import torch
 from torch import fx
 
 from compresskit.commands.figures import Figures, figures
-from compresskit.commands.parents import check_contracted, check_finite, check_fits, check_unmasked, find_parents
+from compresskit.commands.parents import (
+    built,
+    check_contracted,
+    check_finite,
+    check_fits,
+    check_unmasked,
+    find_parents,
+)
 from compresskit.commands.recipe import Recipe, load_recipe
 from compresskit.data.dataset import DataSet, Split
 from compresskit.distributed import Group, connect
-from compresskit.errors import RecipeError, ResourceError
+from compresskit.errors import CheckpointError, RecipeError, ResourceError
 from compresskit.graph.doors.entry import entry_of
 from compresskit.graph.masks import Masks
 from compresskit.graph.shapes import evaluating
-from compresskit.graph.trace import trace
-from compresskit.machine import total_memory
-from compresskit.models.factory import Factory
-from compresskit.models.torchvision_zoo import Torchvision
 from compresskit.recipes.yaml_reader import to_yaml
-from compresskit.storage.checkpoint import Checkpoint, file_hash, load
+from compresskit.storage.checkpoint import Checkpoint, ForeignFile, file_hash, load
 from compresskit.storage.run_folder import RunFolder, open_run_folder, provenance
 from compresskit.training.seeds import set_determinism
 from compresskit.training.tasks.evaluation import evaluate
@@ -102,11 +105,7 @@ class Session:
 
     def fresh(self, trial: int) -> Start:
         """The recipe's model, traced, with random weights drawn from the trial's seed (or those that it names)."""
-        network = built(self.recipe, self.data, trial)
-        entry = entry_of(network)
-        if entry is not None and entry.assumed:
-            self.progress.note(str(entry))
-        return Start(network.to(self.device, torch.float32))
+        return Start(self._came_in(built(self.recipe, self.data, trial)))
 
     def parent(self, trial: int) -> Start:
         """The trained network that a trial starts from: a checkpoint, or the recipe's model with weights of its own."""
@@ -115,7 +114,10 @@ class Session:
             check_finite(start.network, start.path or Path())
             return start
         path = self.parents[trial if len(self.parents) > 1 else 0]
-        checkpoint = load(path, self.device)
+        try:
+            checkpoint = load(path, self.device)
+        except ForeignFile as error:
+            return self._from_state(path, trial, error)
         check_finite(checkpoint.network, path)
         check_fits(checkpoint, path, self.data)
         if self.verb in ("fuse", "reconstruct", "prune"):
@@ -123,6 +125,21 @@ class Session:
         if self.verb in ("fuse", "reconstruct", "expand"):
             check_unmasked(checkpoint, path, f"'{self.verb}'")
         return Start(checkpoint.network, path, checkpoint, checkpoint.masks)
+
+    def _from_state(self, path: Path, trial: int, error: CheckpointError) -> Start:
+        """The recipe's model with the state dict of a file, as its `weights` would be."""
+        if self.recipe.model is None:
+            raise CheckpointError(f"{error}, or its model into the recipe, as `model`") from error
+        network = self._came_in(built(self.recipe, self.data, trial, path))
+        check_finite(network, path)
+        return Start(network, path)
+
+    def _came_in(self, network: fx.GraphModule) -> fx.GraphModule:
+        """The network on the session's device, with what its graph takes for granted said."""
+        entry = entry_of(network)
+        if entry is not None and entry.assumed:
+            self.progress.note(str(entry))
+        return network.to(self.device, torch.float32)
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -174,31 +191,6 @@ class Session:
             **({"entry": entry.plain()} if entry else {}),
             **provenance(),
         }
-
-
-def built(recipe: Recipe, data: DataSet, trial: int) -> fx.GraphModule:
-    """The recipe's model for these data, traced, its weights drawn by torch from the trial's seed."""
-    model = recipe.section("model")
-    if not isinstance(model, Factory | Torchvision):
-        _check_memory(model, data)
-    torch.manual_seed(recipe.seed + trial)
-    output, lossy = getattr(model, "output", None), getattr(model, "lossy_training", False)  # of models from outside
-    return trace(model.build(data.input_shape, data.outputs), data.input_shape, output=output, lossy_training=lossy)
-
-
-def _check_memory(model: Any, data: DataSet) -> None:
-    """Raises RecipeError for a model that this machine could not hold with its gradients, before it is made."""
-    try:
-        with torch.random.fork_rng(), torch.device("meta"):
-            network = model.build(data.input_shape, data.outputs)
-    except NotImplementedError:  # drawing its weights takes numbers
-        return
-    count = sum(parameter.numel() for parameter in network.parameters())
-    if 8 * count > (memory := total_memory()):
-        raise RecipeError(
-            f"model: it would have {count:,} parameters, {8 * count / 1e9:,.0f} GB with their gradients, and this "
-            f"machine has {memory / 1e9:,.0f} GB; lower its widths"
-        )
 
 
 @contextmanager

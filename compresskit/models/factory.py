@@ -4,31 +4,25 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import field
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from compresskit.errors import RecipeError, near_names
-from compresskit.models.calling import Shape, check_fit
-from compresskit.models.weights import load_weights
+from compresskit.models.calling import Shape
+from compresskit.models.outside import Outside
 from compresskit.options import option
 
 NO_CODE = "COMPRESSKIT_NO_CODE"  # in the environment: recipes may name no code
 
 
 @option
-class Factory:
+class Factory(Outside):
     """What a function or class of yours returns: `kind: package.module:factory` for short."""
 
     kind: Literal["factory"] = "factory"
     target: str  # "package.module:factory", looked for in the current directory too
-    arguments: dict[str, Any] = field(default_factory=dict)  # num_classes is filled in from the data if it is taken
-    output: str | int | None = None  # of the dict or tuple that forward returns, the value that is meant
-    lossy_training: bool = False  # what forward does in training mode alone may get lost
-    weights: str | None = None  # file with a state dict to start from: .safetensors, or as torch.save writes it
 
     def build(self, input_shape: Shape, outputs: int) -> nn.Module:
         """Raises RecipeError for a target that cannot be found or called, or whose model does not take the data."""
@@ -38,10 +32,7 @@ class Factory:
             raise RecipeError(
                 f"model.target: {self.target} returned a {type(model).__name__}; it must return a torch.nn.Module"
             )
-        if self.weights is not None:
-            load_weights(model, Path(self.weights))
-        check_fit(model, self.target, input_shape, outputs, self.output)
-        return model
+        return self.finished(model, self.target, input_shape, outputs)
 
     def _call(self, factory: Callable[..., Any], outputs: int) -> Any:
         signature = inspect.signature(factory)

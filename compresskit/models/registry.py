@@ -14,6 +14,7 @@ from compresskit.models.plain.smallnet import SmallNet
 from compresskit.models.plain.vanilla_cnn import VanillaCNN
 from compresskit.models.scenes.unet import UNet
 from compresskit.models.scenes.yolo_lite import YoloLite
+from compresskit.models.timm_zoo import Timm
 from compresskit.models.torchvision_zoo import Torchvision
 
 MODELS: dict[str, type] = {
@@ -34,5 +35,6 @@ MODELS: dict[str, type] = {
     "yolo-lite": YoloLite,
     "unet": UNet,
     "torchvision": Torchvision,
+    "timm": Timm,
     "factory": Factory,
 }

@@ -1,93 +1,141 @@
-"""Weights that a model from outside starts with, and whether it fits the data."""
+"""Weights of a file into a model from outside: what they are called there, what may lack, and what does not fit."""
 
-import warnings
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISREG
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compresskit.errors import CheckpointError
+from compresskit.errors import CheckpointError, near_names
+from compresskit.models.state_dicts import AVERAGED, read_state_and_key, told
 
 _SHOWN = 5  # names of tensors in a message
-_KEYS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep it beside other things
+_FIT = 0.9  # share of a model's tensors that must be found under a prefix
+# What a net in eval mode has no use for, or what newer libraries do not store.
+_SPARE = re.compile(
+    r"(.*\.)?(num_batches_tracked|n_averaged|relative_position_index|attn_mask|attention_bias_idxs|inv_freq|position_ids)"
+    r"|(aux\d*|AuxLogits|aux_classifier|aux_head)\..*"
+)
+logger = logging.getLogger(__name__)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Copies a state dict into `model`: a .safetensors file, or one of torch.save, of which only tensors are read.
+@dataclass
+class Fitted:
+    """A state dict by the names of a model. notes: what was renamed, converted or left out, a sentence each.
 
-    Raises CheckpointError for a file that cannot be read and for names or shapes that differ.
+    missing, surplus, wrong, kinds: what does not fit; wrong: by name in the model, the shape for the wanted one.
     """
-    state = read_state(path)
-    wanted = model.state_dict()
-    both = [name for name in wanted if name in state]
-    wrong = [n for n in both if state[n].shape != wanted[n].shape]
-    kinds = [n for n in both if state[n].is_floating_point() != wanted[n].is_floating_point()]
-    found = {
-        "missing": [name for name in wanted if name not in state],
-        "not in the model": [name for name in state if name not in wanted],
-        "wrong shape": [f"{n} {tuple(state[n].shape)} for {tuple(wanted[n].shape)}" for n in wrong],
-        "wrong type": [f"{n} {state[n].dtype} for {wanted[n].dtype}" for n in kinds],
+
+    state: dict[str, Tensor]
+    missing: list[str] = field(default_factory=list)
+    surplus: list[str] = field(default_factory=list)
+    wrong: dict[str, str] = field(default_factory=dict)
+    kinds: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def load_weights(model: nn.Module, path: Path, *, fresh: Collection[str] = ()) -> None:
+    """Copies the state dict of a file into `model`; what was renamed, converted or left out is a warning.
+
+    fresh: layers of the model that keep their own weights, whatever the file has. Takes what `read_state` reads, names
+    with or without a prefix (module., model., backbone., ...), without num_batches_tracked, in half precision.
+    Raises CheckpointError for a file that cannot be read, and for names or shapes that differ.
+    """
+    state, key = read_state_and_key(path)
+    fitted = fit(model, state, fresh)
+    problems = {
+        "missing": fitted.missing,
+        "not in the model": fitted.surplus,
+        "wrong shape": [f"{name} {told}" for name, told in fitted.wrong.items()],
+        "wrong type": fitted.kinds,
     }
-    if problems := [f"{what}: {', '.join(names[:_SHOWN])}" for what, names in found.items() if names]:
-        raise CheckpointError(f"{path}: the weights do not fit the model; {'; '.join(problems)}")
-    model.load_state_dict(state)
+    if any(problems.values()):
+        listed = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
+        raise CheckpointError(f"{path}: the weights do not fit the model; {listed}{_advice(fitted)}")
+    _check_ties(model, fitted.state, path)
+    model.load_state_dict(fitted.state, strict=False)
+    if key.split(".")[0] in AVERAGED:
+        fitted.notes.insert(0, f"the averaged weights ({key}) were taken")
+    if fitted.notes:
+        logger.warning("%s: %s", path, "; ".join(fitted.notes))
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, or in one of torch.save, where it may lie under one of the usual keys.
-
-    Raises CheckpointError for a file that cannot be read or that holds no state dict.
-    """
-    try:
-        if not S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
-            raise CheckpointError(f"{path}: it is no file but a folder, a pipe or a device; name a state dict")
-        if path.suffix == ".safetensors":
-            state: object = load_file(path)
-        else:
-            with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused below
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; `weights` is a path to a state dict") from error
-    except Exception as error:  # what is no state dict can fail in any way when it is read as one
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path}: no state dict can be read from it ({reason}); save one with torch.save(model.state_dict(), path)"
-        ) from error
-    if isinstance(state, dict):
-        state = next((state[key] for key in _KEYS if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        raise CheckpointError(
-            f"{path}: it holds more than a state dict; save model.state_dict() alone, and give a checkpoint of "
-            "compresskit to --checkpoint"
-        )
-    if strange := [f"{name} ({told(value)})" for name, value in state.items() if not is_plain(value)]:
-        raise CheckpointError(
-            f"{path}: layers take dense numbers of 16, 32 or 64 bits, not {', '.join(strange[:_SHOWN])}; convert them "
-            "before saving"
-        )
-    return state
+def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = ()) -> Fitted:
+    """The tensors of a file by the names of the model."""
+    wanted = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in fresh}
+    cut, put = _prefixes(wanted, state)
+    fitted = Fitted({f"{put}{name.removeprefix(cut)}": t for name, t in state.items() if name.startswith(cut)})
+    if cut or put:
+        fitted.notes.append(f"{f'{cut} was taken off' if cut else f'{put} was put before'} {len(fitted.state)} names")
+    parts = [name for name in state if not name.startswith(cut)]
+    skipped = [name for name in fitted.state if name.rpartition(".")[0] in fresh]
+    spare = [name for name in fitted.state if name not in wanted and name not in skipped and _SPARE.fullmatch(name)]
+    if left_out := [*parts, *spare]:
+        fitted.notes.append(f"left out, since the model has no place for them: {_some(left_out)}")
+    fitted.state = {name: t for name, t in fitted.state.items() if name not in {*skipped, *spare}}
+    fitted.surplus = [name for name in fitted.state if name not in wanted]
+    both = [name for name in wanted if name in fitted.state]
+    fitted.missing = [name for name in wanted if name not in fitted.state and not _SPARE.fullmatch(name)]
+    for name in both:
+        given, own = fitted.state[name], wanted[name]
+        if given.shape != own.shape:
+            fitted.wrong[name] = f"{tuple(given.shape)} for {tuple(own.shape)}"
+        if given.is_floating_point() != own.is_floating_point():
+            fitted.kinds.append(f"{name} {given.dtype} for {own.dtype}")
+    if half := [name for name in both if fitted.state[name].dtype in (torch.float16, torch.bfloat16)]:
+        fitted.notes.append(f"{len(half)} tensors of 16 bits became {told(wanted[half[0]]).partition(',')[0]}")
+    return fitted
 
 
-def is_plain(value: object) -> bool:
-    """Whether it is a dense tensor with all of its numbers, of a type that layers compute in."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.device.type != "meta"
-        and not value.is_quantized
-        and not value.is_complex()
-        and value.element_size() > (1 if value.is_floating_point() else 0)  # no float8
-        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()  # no strides of 0
-    )
+def _prefixes(wanted: Collection[str], state: Collection[str]) -> tuple[str, str]:
+    """(what to take off the names of the file, what to put before them): where most of the model's names are found then
+    and not without; ("", "") else."""
+    found = _matches(wanted, state, "", "")
+    best = (found, "", "")
+    for prefix in _starts(state):
+        best = max(best, (_matches(wanted, state, prefix, ""), prefix, ""), key=lambda one: one[0])
+    for prefix in _starts(wanted):
+        best = max(best, (_matches(wanted, state, "", prefix), "", prefix), key=lambda one: one[0])
+    count, cut, put = best
+    needed = sum(not _SPARE.fullmatch(name) for name in wanted)
+    return (cut, put) if count > found and count >= _FIT * needed else ("", "")
 
 
-def told(tensor: Tensor) -> str:
-    """Its type and kind in a few words."""
-    kind = "on meta" if tensor.device.type == "meta" else str(tensor.layout).removeprefix("torch.")
-    return f"{str(tensor.dtype).removeprefix('torch.')}, {kind}"
+def _starts(names: Collection[str]) -> list[str]:
+    """Every beginning of a name that ends with a dot, the shortest first."""
+    found = {name[: at + 1] for name in names for at, letter in enumerate(name) if letter == "."}
+    return sorted(found, key=lambda prefix: (len(prefix), prefix))
+
+
+def _matches(wanted: Collection[str], state: Collection[str], cut: str, put: str) -> int:
+    return sum(f"{put}{name.removeprefix(cut)}" in wanted for name in state if name.startswith(cut))
+
+
+def _check_ties(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError where the file has different values for two names of one tensor."""
+    names: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first = names.setdefault(id(tensor), name)
+        both = first != name and name in state and first in state
+        if both and not torch.equal(state[first], state[name]):
+            raise CheckpointError(
+                f"{path}: {first} and {name} are one tensor in the model, and differ in the file; take another copy"
+            )
+
+
+def _advice(fitted: Fitted) -> str:
+    """What to do where the head alone stands in the way, or where names are near."""
+    layers = {name.rpartition(".")[0] for name in fitted.wrong}
+    if fitted.wrong and not (fitted.missing or fitted.surplus or fitted.kinds) and len(layers) <= 2:
+        return "; for another number of classes write model.head: fresh"
+    if fitted.missing and fitted.surplus:
+        return f"; for {fitted.missing[0]}: {near_names(fitted.missing[0], fitted.surplus)}"
+    return ""
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

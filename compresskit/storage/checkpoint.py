@@ -19,7 +19,7 @@ from compresskit.errors import CheckpointError, UnsupportedModelError
 from compresskit.graph.format.rehearsal import rehearse
 from compresskit.graph.format.table import from_table, named_tensors, to_table
 from compresskit.models.calling import Shape
-from compresskit.models.weights import is_plain
+from compresskit.models.state_dicts import is_plain
 from compresskit.storage import masked
 from compresskit.storage.atomic import write_tensors
 from compresskit.storage.content import check_content
@@ -28,6 +28,10 @@ FORMAT = "compresskit checkpoint"
 VERSION = 2  # 1: masks beside whole tensors; still written where there are no masks
 _SHOWN = 5  # names of tensors in a message
 _PLAIN = ("model", "input_shape", "task", "preprocessing", "history")
+
+
+class ForeignFile(CheckpointError):
+    """A file that some other program wrote, a state dict perhaps."""
 
 
 @dataclass
@@ -77,8 +81,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """The checkpoint at `path`, its network in eval mode on `device`.
 
-    Raises CheckpointError for a file that is missing, damaged, of another origin or of a newer compresskit, and for a
-    graph that asks for anything outside the closed lists.
+    Raises CheckpointError for a file that is missing, damaged, of another origin (ForeignFile) or of a newer
+    compresskit, and for a graph that asks for anything outside the closed lists.
     """
     content = _read(path, device)
     try:
@@ -185,9 +189,9 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused below
             content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
+        raise ForeignFile(
             f"{path}: it holds Python objects, which are never run; save its state_dict() with torch.save and give "
-            "that file as `weights` of a torchvision or factory model"
+            "that file as `weights` of a torchvision, timm or factory model"
         ) from error
     except torch.OutOfMemoryError:
         raise
@@ -195,9 +199,9 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: it cannot be read ({reason}); {_OTHER_COPY}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: it is no compresskit checkpoint; a plain state dict goes into `weights` of a torchvision or "
-            "factory model"
+        raise ForeignFile(
+            f"{path}: it is no compresskit checkpoint; a plain state dict goes into `weights` of a torchvision, timm "
+            "or factory model"
         )
     version = content.get("version")
     if not isinstance(version, int) or version > VERSION:
@@ -225,7 +229,7 @@ def _check_archive(path: Path) -> None:
         except Exception as error:  # what a damaged file makes of zipfile is not told anywhere
             if start == b"PK":
                 raise CheckpointError(f"{path}: {_OTHER_COPY}") from error
-            raise CheckpointError(f"{path}: it is no compresskit checkpoint; name the model.pt of a run") from error
+            raise ForeignFile(f"{path}: it is no compresskit checkpoint; name the model.pt of a run") from error
     if damaged:
         raise CheckpointError(f"{path}: {damaged} fails its checksum; {_OTHER_COPY}")
 

@@ -25,7 +25,8 @@ from compresskit.graph.masks import Masks
 from compresskit.graph.selectors import select
 from compresskit.graph.trace import traced
 from compresskit.graph.weights import Weight, chosen, weights_in, weights_of
-from compresskit.models.weights import load_weights, read_state
+from compresskit.models.state_dicts import read_state
+from compresskit.models.weights import load_weights
 from compresskit.passes.spectra.similarity import similarity
 from compresskit.passes.spectra.spectrum import Spectrum
 from compresskit.passes.spectra.weights import spectra

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from compresskit.commands.parents import built
 from compresskit.commands.recipe import Recipe
-from compresskit.commands.session import Start, built
+from compresskit.commands.session import Start
 from compresskit.commands.train.section import FreshTraining, MaskedTraining, RamanujanTraining
 from compresskit.data.dataset import DataSet
 from compresskit.errors import RecipeError

@@ -8,11 +8,12 @@ from compresskit.commands.expand import verb as expand
 from compresskit.commands.expand.section import ExpandAndTrain
 from compresskit.commands.finetune import verb as finetune
 from compresskit.commands.fuse import verb as fuse
+from compresskit.commands.parents import built
 from compresskit.commands.prune import verb as prune
 from compresskit.commands.recipe import load_recipe
 from compresskit.commands.reconstruct import verb as reconstruct
 from compresskit.commands.result import Result, Table
-from compresskit.commands.session import Arguments, Progress, built, load_data
+from compresskit.commands.session import Arguments, Progress, load_data
 from compresskit.commands.spectra import verb as spectra
 from compresskit.commands.train import verb as train
 

@@ -1,0 +1,134 @@
+"""State dicts in the files that people have: of torch and safetensors, whole or in shards, alone or beside others."""
+
+import argparse
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path, PosixPath
+from stat import S_ISREG
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from compresskit.errors import CheckpointError
+
+# Under which training scripts keep it beside other things; averaged weights first, as timm takes them.
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+_KEYS = (*AVERAGED, "state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
+_LEVELS = 3  # of such keys in each other
+INDEX = ".index.json"
+_INDEX_SIZE = 2**26  # bytes that the index of shards may have
+_SHOWN = 5  # names of tensors in a message
+# What scripts store beside tensors (their arguments, a best accuracy), and what holds data alone.
+_SCALAR = np.float64(0).__reduce__()[0]
+_HARMLESS: list[Any] = [
+    *(argparse.Namespace, PosixPath, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.int64))),
+    *((_SCALAR, f"numpy.{home}.multiarray.scalar") for home in ("core", "_core")),
+]
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file, in one of torch.save, where it may lie under one of the usual keys, or in
+    the shards that a *.index.json names.
+
+    Raises CheckpointError for a file that cannot be read or that holds no state dict.
+    """
+    return read_state_and_key(path)[0]
+
+
+def read_state_and_key(path: Path) -> tuple[dict[str, Tensor], str]:
+    """`read_state` with the keys under which it lay, joined by dots; "" where it is all that the file holds."""
+    content = _read_shards(path) if path.name.endswith(INDEX) else _read(path)
+    key = ""
+    for _ in range(_LEVELS):
+        inner = next((name for name in _KEYS if isinstance(content, dict) and _is_state(content.get(name))), None)
+        if inner is None or not isinstance(content, dict):
+            break
+        content, key = content[inner], f"{key}.{inner}".lstrip(".")
+    if not isinstance(content, dict) or not _is_whole(content):
+        raise CheckpointError(
+            f"{path}: it holds more than a state dict; save model.state_dict() alone, or under one of "
+            f"{', '.join(_KEYS[:7])}, and give a checkpoint of compresskit to --checkpoint"
+        )
+    if strange := [f"{name} ({told(value)})" for name, value in content.items() if not is_plain(value)]:
+        raise CheckpointError(
+            f"{path}: layers take dense numbers of 16, 32 or 64 bits, not {', '.join(strange[:_SHOWN])}; convert them "
+            "before saving"
+        )
+    return dict(content), key
+
+
+def is_plain(value: object) -> bool:
+    """Whether it is a dense tensor with all of its numbers, of a type that layers compute in."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type != "meta"
+        and not value.is_quantized
+        and not value.is_complex()
+        and value.element_size() > (1 if value.is_floating_point() else 0)  # no float8
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()  # no strides of 0
+    )
+
+
+def told(tensor: Tensor) -> str:
+    """Its type and kind in a few words."""
+    kind = "on meta" if tensor.device.type == "meta" else str(tensor.layout).removeprefix("torch.")
+    return f"{str(tensor.dtype).removeprefix('torch.')}, {kind}"
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value)
+
+
+def _is_whole(content: Mapping[Any, Any]) -> bool:
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+
+
+def _read(path: Path) -> Any:
+    try:
+        if not S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            raise CheckpointError(f"{path}: it is no file but a folder, a pipe or a device; name a state dict")
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; `weights` is a path to a state dict") from error
+    except Exception as error:  # what is no state dict can fail in any way when it is read as one
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: no state dict can be read from it ({reason}); save one with torch.save(model.state_dict(), path)"
+        ) from error
+
+
+def _read_shards(path: Path) -> dict[str, Tensor]:
+    """The tensors of all files in the index, which must lie in its folder, each from the file that it is said to be."""
+    try:
+        if path.stat().st_size > _INDEX_SIZE:
+            raise CheckpointError(f"{path}: an index of shards has at most {_INDEX_SIZE >> 20} MB; take another copy")
+        places = json.loads(path.read_text())["weight_map"]
+        if not all(isinstance(text, str) for pair in places.items() for text in pair):
+            raise ValueError("weight_map does not give a file for each tensor")
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; `weights` is a path to a state dict") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: it is no index of shards ({error!r}); take another copy of it") from error
+    outside = [name for name in places.values() if Path(name).name != name or name in ("", ".", "..")]
+    if outside:
+        raise CheckpointError(f"{path}: it names {outside[0]!r}, which is no file of its own folder; take another copy")
+    found: dict[str, Tensor] = {}
+    for name in dict.fromkeys(places.values()):
+        content = _read(path.with_name(name))
+        lacking = [key for key, file in places.items() if file == name and key not in content]
+        if lacking:
+            raise CheckpointError(f"{path}: {name} does not hold {lacking[0]}, which the index says; take other copies")
+        found |= {key: content[key] for key, file in places.items() if file == name}
+    return found

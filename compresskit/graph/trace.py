@@ -5,6 +5,7 @@ import time
 
 import torch
 from torch import fx, nn
+from torch.nn import functional
 
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.doors.entry import Entry
@@ -12,7 +13,7 @@ from compresskit.graph.doors.exported import exported
 from compresskit.graph.doors.owned import own_layers
 from compresskit.graph.doors.prepared import prepared
 from compresskit.graph.doors.self_check import check_eval, check_training
-from compresskit.graph.doors.symbolic import replace_calls, same_calls, symbolic
+from compresskit.graph.doors.symbolic import replace_calls, symbolic, trains_alike
 from compresskit.graph.format.table import to_table
 from compresskit.graph.layers.sample_shape import SampleShape
 from compresskit.models.calling import Shape, batch_for, names_of, shapes_of, types_for
@@ -68,13 +69,13 @@ class _Source:
     def through_fx(self) -> fx.GraphModule:
         module = self._copy()
         network = symbolic(module)
-        in_training = self._in_training()
-        is_proved = in_training is not None and same_calls(network, in_training)
+        is_proved = trains_alike(module, network)
         replace_calls(network)
-        owned = own_layers(network, module)
+        own_layers(network, module)
+        is_proved &= not any(node.target is functional.batch_norm for node in network.graph.nodes)
         _finish(network)
         network.meta["entry"] = Entry("fx")
-        if owned or not is_proved:
+        if not is_proved:
             self._compare(network)
         return network
 
@@ -92,17 +93,6 @@ class _Source:
 
     def _copy(self) -> nn.Module:
         return prepared(self._module, len(shapes_of(self._shape)) if self._shape else 1, self._output)
-
-    def _in_training(self) -> fx.GraphModule | None:
-        """The trace of training mode, on buffers of its own, which forward may change; None where there is none."""
-        module = self._copy()
-        for each in module.modules():
-            for name, buffer in each._buffers.items():
-                each._buffers[name] = None if buffer is None else buffer.clone()
-        try:
-            return symbolic(module.train())
-        except UnsupportedModelError:
-            return None
 
     def _compare(self, network: fx.GraphModule) -> None:
         entry: Entry = network.meta["entry"]
@@ -122,7 +112,6 @@ class _Source:
 
 def _finish(network: fx.GraphModule) -> None:
     """Refuses what could not be saved."""
-    network.graph.lint()
     network.recompile()
     value = next(node for node in network.graph.nodes if node.op == "output").args[0]
     if not isinstance(value, fx.Node):

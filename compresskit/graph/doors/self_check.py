@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from compresskit.errors import UnsupportedModelError
+from compresskit.graph.layers.stochastic_depth import StochasticDepth
 from compresskit.models.calling import picked
 
 TOLERANCE = 1e-5  # largest difference, relative to the largest value, at which two results count as equal
 _SEED = 0
+_DROPOUTS = (nn.modules.dropout._DropoutNd, StochasticDepth)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ def check_training(module: nn.Module, network: fx.GraphModule, batch: Any) -> li
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return [f"training mode was not compared: forward cannot run there on its own ({reason})"]
-    found = _trained(network, batch)
+    if expected.has_more:  # what makes them draws from the same generator: compared is what remains without draws
+        expected = _without(_trained(module, batch, dropout=False), network)
+    found = _trained(network, batch, dropout=not expected.has_more)
     worst = {
         "the outputs": _difference(found.output, expected.output),
         "the gradients": _largest(found.gradients, expected.gradients),
@@ -74,9 +78,15 @@ def check_training(module: nn.Module, network: fx.GraphModule, batch: Any) -> li
     return notes + ([f"one step in training mode differs by {size:.1e} of the largest"] if size else [])
 
 
-def _trained(module: nn.Module, batch: Any) -> _Pass:
+def _without(done: _Pass, network: fx.GraphModule) -> _Pass:
+    """The pass without the buffers that the network has not: those of what makes further outputs."""
+    own = {id(buffer) for buffer in network.buffers()}
+    return replace(done, changed={key: buffer for key, buffer in done.changed.items() if key in own})
+
+
+def _trained(module: nn.Module, batch: Any, dropout: bool = True) -> _Pass:
     parameters = [p for p in module.parameters() if p.requires_grad]
-    with _kept(module) as before, torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with _kept(module, dropout) as before, torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(_SEED)
         value = module(batch)
         output = picked(value, None)
@@ -89,8 +99,8 @@ def _trained(module: nn.Module, batch: Any) -> _Pass:
 
 
 @contextmanager
-def _kept(module: nn.Module) -> Iterator[list[tuple[nn.Module, str, Tensor, Tensor]]]:
-    """Training mode inside the block; modes and buffers are as before it afterwards.
+def _kept(module: nn.Module, dropout: bool) -> Iterator[list[tuple[nn.Module, str, Tensor, Tensor]]]:
+    """Training mode inside the block, of dropout if asked; modes and buffers are as before it afterwards.
 
     Gives (module, name, buffer, copy of it) of each buffer.
     """
@@ -99,6 +109,8 @@ def _kept(module: nn.Module) -> Iterator[list[tuple[nn.Module, str, Tensor, Tens
     modes = [(each, each.training) for each in module.modules()]
     try:
         module.train()
+        for each in module.modules():
+            each.training &= dropout or not isinstance(each, _DROPOUTS)
         yield buffers
     finally:
         for each, mode in modes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.doors.prepared import LEAVES
@@ -56,12 +56,34 @@ def check_names(graph: fx.Graph) -> None:
             raise UnsupportedModelError(f"{node.target}: {words[0]!r} is a word of Python; give it another name")
 
 
-def same_calls(first: fx.GraphModule, second: fx.GraphModule) -> bool:
-    """Whether two traces made the same calls, but for flags that say whether it is training, where modules know it."""
+def trains_alike(module: nn.Module, network: fx.GraphModule) -> bool:
+    """Whether forward of the module, of which `network` is the trace in eval mode, makes the same calls in training
+    mode: but for the flag of functions for which modules will stand, and for counting the batches of batch norms.
+
+    The module, whose layers the network shares, is left in training mode; its buffers are as before.
+    """
+    owners = [each for each in module.modules() if type(each) not in LEAVES]
+    before = [(each, name, b, b.clone()) for each in owners for name, b in each._buffers.items() if b is not None]
+    try:
+        in_training = symbolic(module.train())
+    except UnsupportedModelError:
+        return False
+    finally:
+        changed = [name for each, name, old, copy in before if not _is(each._buffers[name], copy)]
+        for each, name, buffer, copy in before:
+            each._buffers[name] = buffer.copy_(copy)
+    return set(changed) <= {"num_batches_tracked"} and _same_calls(network, in_training)
+
+
+def _is(buffer: Tensor | None, before: Tensor) -> bool:
+    return buffer is not None and torch.equal(buffer, before)
+
+
+def _same_calls(first: fx.GraphModule, second: fx.GraphModule) -> bool:
     copies: dict[fx.Node, fx.Node] = {}
     nodes, others = list(first.graph.nodes), list(second.graph.nodes)
     for node, other in zip(nodes, others, strict=False):
-        ignored = _name(node) in _MODULE_OF
+        ignored = _name(node) in _MODULE_OF or node.target is torch.nn.functional.batch_norm
         if (node.op, node.target) != (other.op, other.target) or _plain(node, ignored) != _plain(other, ignored):
             return False
         if [copies[source] for source in node.all_input_nodes] != other.all_input_nodes:

@@ -1,7 +1,7 @@
 """Channel atoms: which channels of which tensors go together, found by walking through the graph on labels."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -21,6 +21,18 @@ from compresskit.graph.shapes import Interpreter, node_shapes
 
 _NOT_FOLLOWED = (IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
+Kind = Literal["channels", "hidden", "heads", "head-dim", "width"]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A node whose statistics run over channels. kind: of the norm. dim: of the value, along which channels lie.
+    atoms: (channels,) along it."""
+
+    kind: Literal["layer", "rms", "group"]
+    dim: int
+    atoms: Tensor
+
 
 @dataclass(frozen=True)
 class Channels:
@@ -31,9 +43,17 @@ class Channels:
     atom of each index. frozen: by atom, why it must stay. inputs: atoms of the network's input. sizes: by node that has
     sizes written into its arguments, the atoms of its results. selections: by node that selects channels, the atoms
     that it selects from.
+
+    kinds: of each atom. "width": its channels go through a norm whose statistics run over channels, or it is the
+    residual stream of such a net; "heads", "head-dim": whole heads of attention, or positions in them; "hidden": made
+    by linear layers and read by the next ones through elementwise calls alone; "channels": all others.
+    norms: by node, the norms whose statistics run over channels. sums: by node that sums over channels without weights
+    (attention), by place among its arguments, the atoms of that argument, which broadcast over it. blinding: the slots
+    that are zero where a network does not see what is dead: those by which layers read.
     """
 
     n_atoms: int
+    kinds: tuple[Kind, ...]
     reads: dict[str, Tensor]
     writes: dict[str, Tensor]
     slots: dict[tuple[str, int], Tensor]
@@ -41,9 +61,14 @@ class Channels:
     inputs: Tensor
     sizes: dict[str, list[Tensor]]
     selections: dict[str, Tensor]
+    norms: dict[str, Norm]
+    sums: dict[str, dict[int, Tensor]]
+    blinding: tuple[tuple[str, int], ...]
 
 
-def find_channels(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Channels:
+def find_channels(
+    network: fx.GraphModule, input_shape: tuple[int, ...], heads: Literal["positions", "whole"] = "positions"
+) -> Channels:
     """The channel atoms of `network` for samples of `input_shape`.
 
     Convolutions and linear layers give fresh labels to their outputs; norms and elementwise operations pass labels on
@@ -54,8 +79,11 @@ def find_channels(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Chan
     record = Record(network, node_shapes(network, input_shape))
     _Walk(network, record).run(torch.empty(1, *input_shape))
     atoms = record.labels.atoms()
+    n_atoms = int(atoms.max()) + 1 if len(atoms) else 0
+    kinds: list[Kind] = ["channels"] * n_atoms
     return Channels(
-        int(atoms.max()) + 1 if len(atoms) else 0,
+        n_atoms,
+        tuple(kinds),
         {name: atoms[labels] for name, labels in record.reads.items()},
         {name: atoms[labels] for name, labels in record.writes.items()},
         {slot: atoms[labels] for slot, labels in record.slots.items()},
@@ -63,6 +91,9 @@ def find_channels(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Chan
         atoms[record.inputs],
         {name: [atoms[labels] for labels in results] for name, results in record.sizes.items()},
         {name: atoms[labels] for name, labels in record.selections.items()},
+        {},
+        {},
+        tuple((f"{name}.weight", 1) for name in record.reads),
     )
 
 

@@ -37,6 +37,10 @@ FLOORS = [
     ["storage"],
     # networks as graphs
     ["graph.channels"],
+    ["graph.channels.rules"],
+    ["graph.channels.record"],
+    ["graph.channels.numbers"],
+    ["graph.channels.labels"],
     ["graph"],
     ["graph.doors"],
     ["graph.format"],

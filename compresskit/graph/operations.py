@@ -3,6 +3,8 @@
 from torch import fx, nn
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 # Each output value depends on the values at its own place alone; operands are broadcast.
 ELEMENTWISE = frozenset(
@@ -13,7 +15,8 @@ ELEMENTWISE = frozenset(
     isub itruediv leaky_relu leaky_relu_ lerp log log10 log1p log2 logsigmoid maximum minimum mish mul mul_ multiply
     neg negative pos positive pow reciprocal relu relu6 relu_ round rsqrt selu selu_ sigmoid sign silu sin sinh
     softplus softshrink softsign sqrt square sub sub_ subtract tan tanh tanhshrink threshold to true_divide truediv
-    trunc type_as
+    trunc type_as eq ne lt le gt ge logical_and logical_not logical_or logical_xor masked_fill masked_fill_ where
+    expand_as
     """.split()
 )
 ELEMENTWISE_MODULES = frozenset(
@@ -27,8 +30,8 @@ ELEMENTWISE_MODULES = frozenset(
 # Values move and nothing is computed: these run on the labels themselves.
 EXECUTED = frozenset(
     """
-    cat concat chunk expand flatten hstack movedim moveaxis permute reshape split split_with_sizes squeeze stack
-    swapaxes swapdims t transpose unbind unflatten unsqueeze view
+    cat concat chunk expand flatten hstack movedim moveaxis permute repeat reshape split split_with_sizes squeeze stack
+    swapaxes swapdims t tile transpose unbind unflatten unsqueeze view
     """.split()
 )
 
@@ -49,6 +52,7 @@ SPATIAL_MODULES = frozenset(
     """.split()
 )
 
+PRODUCTS = frozenset({"matmul", "bmm", "einsum", "scaled_dot_product_attention"})  # of two activations
 REDUCING = frozenset({"mean", "sum", "amax", "amin"})  # over dimensions along which labels repeat
 
 

@@ -17,7 +17,7 @@ from compresskit.models.plain.lipconvnet import LipConvNet
 from compresskit.models.plain.mlp import MLP
 from compresskit.models.plain.vanilla_cnn import VanillaCNN
 from compresskit.storage.checkpoint import Checkpoint, load, save
-from tests.graph.channels.test_walk import check_law
+from tests.graph.channels.law import check_law
 
 NETS = {
     "fnn": (FNN(depth=3), (1, 28, 28)),

@@ -1,16 +1,16 @@
 """Surgery on channels: a network without some of them, and a layer that reads a selection of its inputs."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from compresskit.errors import UnsupportedModelError
+from compresskit.graph.channels.resize import fix_numbers, resize, resize_norm, take
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.layers.grouped import ChannelPermutation
-from compresskit.graph.operations import NORMS, called
+from compresskit.graph.operations import TRANSPOSED
 from compresskit.graph.shapes import node_shapes
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -28,6 +28,7 @@ def cut(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphM
         if not bool(alive[atom]):
             raise ValueError(f"atom {atom} must stay: {reason}")
     network = copy.deepcopy(network)
+    fix_numbers(network, channels.numbers)
     given = {
         (f"{layer}.bias", 0): atoms
         for layer, atoms in channels.writes.items()
@@ -38,17 +39,30 @@ def cut(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphM
         if not bool(kept.any()):
             raise UnsupportedModelError(f"{name}: none of its {len(atoms)} channels would be left; keep one at least")
         if not bool(kept.all()):
-            _slice(network, name, dim, kept.nonzero(as_tuple=True)[0])
+            take(network, name, dim, kept.nonzero(as_tuple=True)[0])
     for path in {name.rpartition(".")[0] for name, _ in channels.slots}:
         _update_options(network.get_submodule(path))
-    for node in network.graph.nodes:
-        if node.name in channels.sizes:
-            _resize(network, node, [alive[atoms] for atoms in channels.sizes[node.name]])
-        elif node.name in channels.selections:
-            _renumber(network, node, alive[channels.selections[node.name]])
+    for node in list(network.graph.nodes):
+        _fit(network, node, channels, alive)
     network.graph.lint()
     network.recompile()
     return network
+
+
+def _fit(network: fx.GraphModule, node: fx.Node, channels: Channels, alive: Tensor) -> None:
+    """What is written into a call or a module without tensors, made to fit what is left."""
+    name = node.name
+    if name in channels.norms:
+        norm = channels.norms[name]
+        resize_norm(network, node, alive[norm.atoms], norm.dim)
+    elif name in channels.channel_norms:
+        resize_norm(network, node, alive[channels.channel_norms[name]], 1)
+    if name in channels.scales and not all(bool(alive[atoms].all()) for atoms in channels.sums[name].values()):
+        node.kwargs = {**node.kwargs, "scale": channels.scales[name]}
+    if name in channels.sizes:
+        resize(network, node, [alive[atoms] for atoms in channels.sizes[name]])
+    elif name in channels.selections:
+        _renumber(network, node, alive[channels.selections[name]])
 
 
 def select_inputs(network: fx.GraphModule, layer: str, kept: Tensor) -> fx.GraphModule:
@@ -60,7 +74,7 @@ def select_inputs(network: fx.GraphModule, layer: str, kept: Tensor) -> fx.Graph
     (node,) = (n for n in network.graph.nodes if n.op == "call_module" and n.target == layer)
     module = network.get_submodule(layer)
     assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    _slice(network, f"{layer}.weight", 1, kept)
+    take(network, f"{layer}.weight", 1, kept)
     _update_options(module)
     name = f"{layer.replace('.', '_')}_inputs"
     while hasattr(network, name):
@@ -89,99 +103,28 @@ def selections(network: fx.GraphModule, input_shape: tuple[int, ...]) -> list[tu
     return found
 
 
-def _slice(network: fx.GraphModule, name: str, dim: int, kept: Tensor) -> None:
-    path, _, attribute = name.rpartition(".")
-    module = network.get_submodule(path)
-    tensor = getattr(module, attribute)
-    smaller = tensor.detach().index_select(dim, kept.to(tensor.device))
-    if isinstance(tensor, nn.Parameter):
-        smaller = nn.Parameter(smaller, tensor.requires_grad)
-    setattr(module, attribute, smaller)
-
-
 def _update_options(module: nn.Module) -> None:
     """The constructor's options, from the shapes of the tensors."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, TRANSPOSED):
+        _update_transposed(module)
     elif isinstance(module, _CONVOLUTIONS):
         outputs = len(module.weight)
         if module.groups == module.in_channels > 1:  # depthwise: a group for each channel
             module.groups = outputs // (module.out_channels // module.in_channels)
         module.out_channels, module.in_channels = outputs, module.weight.shape[1] * module.groups
-    elif isinstance(module, NORMS):
-        tensor = module.running_mean if module.running_mean is not None else module.weight
-        module.num_features = len(tensor)
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
 
 
-def _resize(network: fx.GraphModule, node: fx.Node, results: list[Tensor]) -> None:
-    """Sizes that are written into the arguments, made to fit what is left of each result. results: bool, by place."""
-    if node.op == "call_module":
-        module = network.get_submodule(str(node.target))
-        if isinstance(module, nn.Unflatten):
-            module.unflattened_size = tuple(_sizes(module.unflattened_size, results[0], module.dim))
-        return
-    name = called(node)
-    if name in ("split", "split_with_sizes"):
-        _resize_split(node, results)
-    elif name in ("view", "reshape", "expand", "unflatten"):
-        _resize_shape(node, name, results[0])
-
-
-def _resize_shape(node: fx.Node, name: str, alive: Tensor) -> None:
-    """The sizes may be arguments of their own, one sequence, or given by keyword."""
-    arguments: list[Any] = list(node.args)
-    keyword = next((key for key in ("shape", "size", "sizes") if key in node.kwargs), None)
-    offset: Any = 0
-    if name == "unflatten":
-        offset = node.kwargs["dim"] if "dim" in node.kwargs else arguments[1]
-    if keyword:
-        given: Any = node.kwargs[keyword]
-        node.kwargs = {**node.kwargs, keyword: tuple(_sizes(given, alive, offset))}
-        return
-    first = 2 if name == "unflatten" else 1
-    written = arguments[first:]
-    nested = len(written) == 1 and isinstance(written[0], list | tuple)
-    sizes = _sizes(written[0] if nested else written, alive, offset)
-    node.args = (*arguments[:first], *([tuple(sizes)] if nested else sizes))
-
-
-def _sizes(written: Sequence[Any], alive: Tensor, offset: int) -> list[Any]:
-    """The sizes from dimension `offset` on, which is one of what is reshaped. Where a reshape splits channels, those
-    that are computed (half of the channels, say) become numbers as well: what is cut need not be in proportion."""
-    sizes, splits = list(written), sum(size > 1 for size in alive.shape) > 1
-    first = offset % (alive.ndim - len(sizes) + 1)
-    for place, size in enumerate(sizes):
-        left = _left(alive, place + first)
-        told = size > 1 if isinstance(size, int) else splits and isinstance(size, fx.Node)
-        if told and left is not None:
-            sizes[place] = left
-    return sizes
-
-
-def _resize_split(node: fx.Node, results: list[Tensor]) -> None:
-    keyword = next((key for key in node.kwargs if key.startswith("split_size")), None)
-    written: Any = node.kwargs[keyword] if keyword else node.args[1]
-    dim: Any = node.kwargs.get("dim", node.args[-1] if len(node.args) > 2 else 0)
-    parts = [_left(alive, dim) for alive in results]
-    if all(part is None for part in parts):
-        return  # of positions
-    new: Any = [int(alive.any()) if part is None else part for part, alive in zip(parts, results, strict=True)]
-    if isinstance(written, int) and len(set(new)) == 1:
-        new = new[0]
-    if keyword:
-        node.kwargs = {**node.kwargs, keyword: new}
-    else:
-        node.args = (node.args[0], new, *node.args[2:])
-
-
-def _left(alive: Tensor, dim: int) -> int | None:
-    """How many channels are left along `dim`; None where that is no dimension of channels."""
-    if alive.shape[dim] == 1:
-        return None
-    others = [d for d in range(alive.ndim) if d != dim % alive.ndim]
-    return int((alive.amax(others) if others else alive).sum())
+def _update_transposed(module: Any) -> None:
+    inputs = len(module.weight)
+    if module.groups == module.in_channels > 1:
+        module.groups = inputs
+    module.in_channels, module.out_channels = inputs, module.weight.shape[1] * module.groups
 
 
 def _renumber(network: fx.GraphModule, node: fx.Node, alive: Tensor) -> None:

@@ -2,40 +2,80 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
 from compresskit.graph.channels.labels import Labels, spread, unite_rows
 from compresskit.graph.format.table import named_tensors, shared_names
+from compresskit.graph.operations import ELEMENTWISE, called
+
+_ENTRIES = 2**19  # that a parameter may have to be given a label for each
 
 
 class Unknown:
     """Stands for a result that is no tensor, of an operation that nothing is known of."""
 
 
+@dataclass(frozen=True)
+class Held:
+    """A tensor of the network that a call reads, before anything asks for its labels. node: that reads it. name: ""
+    where a call has moved it."""
+
+    node: fx.Node
+    name: str
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Of a node whose statistics run over channels. kind: of the norm. dim: of the value, along which channels lie;
+    counted from the end, but 1 for kind "group". atoms: (channels,) those along it."""
+
+    kind: Literal["layer", "rms", "group"]
+    dim: int
+    atoms: Tensor
+
+
 class Record:
     """The labels of one network and where they stand; `Channels` has the same, with atoms in the place of labels.
 
-    shapes: of the values of nodes, by name. measured: by node that gives sizes, the labels that vary along them, None
-    where none do. calls: how often a module or tensor is used. shared: names of tensors that have several. own: by
-    module, the names of its tensors and of those below it.
+    shapes: of the values of nodes, by name. whole: whether a reshape to heads keeps heads apart, else positions in
+    them. calls: how often a module or tensor is used. shared: names of tensors that have several. own: by module, the
+    names of its tensors and of those below it. in_heads: labels of reshapes to heads.
+    heads, positions: labels that attention keeps, or multiplies. tables: parameters with a label for each
+    entry; loose: nodes whose labels come from those alone, so that nothing is known of their dimensions yet.
+    numbers: by node, what it computes from sizes.
     """
 
-    def __init__(self, network: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(self, network: fx.GraphModule, shapes: dict[str, tuple[int, ...]], whole: bool = False) -> None:
         self.labels = Labels()
         self.reads: dict[str, Tensor] = {}
         self.writes: dict[str, Tensor] = {}
         self.slots: dict[tuple[str, int], Tensor] = {}
+        self.blinding: list[tuple[str, int]] = []
         self.sizes: dict[str, list[Tensor]] = {}
         self.selections: dict[str, Tensor] = {}
+        self.norms: dict[str, Norm] = {}
+        self.channel_norms: dict[str, Tensor] = {}
+        self.sums: dict[str, dict[int, Tensor]] = {}
+        self.scales: dict[str, float] = {}
+        self.in_heads: list[Tensor] = []
+        self.heads: list[Tensor] = []
+        self.positions: list[Tensor] = []
+        self.width: list[Tensor] = []
+        self.tables: dict[str, Tensor] = {}
+        self.loose: set[fx.Node] = set()
+        self.numbers: dict[str, Any] = {}
         self.inputs = torch.empty(0, dtype=torch.int64)
-        self.measured: dict[fx.Node, Tensor | None] = {}
         self.shapes = shapes
+        self.whole = whole
         self.calls = Counter(n.target for n in network.graph.nodes if n.op in ("call_module", "get_attr"))
         self.shared = shared_names(network)
         self.own = _by_module(name for name, _ in named_tensors(network))
+        self._held: dict[str, Tensor] = {}
 
     def fresh_outputs(self, n: fx.Node, layer: Any, read: Tensor, dim: int) -> Tensor:
         """New labels for what a layer makes along `dim`, of inputs with the labels `read`."""
@@ -43,16 +83,58 @@ class Record:
         made = self.labels.fresh(len(layer.weight))
         if groups > 1:
             unite_rows(self.labels, made.view(groups, -1))
-        self.reads[name], self.writes[name] = read, made
-        self.note_outputs(name, layer, made)
-        self.slots[f"{name}.weight", 1] = read[: layer.weight.shape[1]]
+        self.note_layer(name, read, made, layer.bias is not None, groups)
         return spread(made, dim, self.shapes[n.name])
 
-    def note_outputs(self, name: str, layer: Any, outputs: Tensor) -> None:
+    def note_layer(self, name: str, read: Tensor, made: Tensor, bias: bool, groups: int = 1) -> None:
+        """A weight (out, in / groups, ...) and the bias of `name`."""
+        self.reads[name], self.writes[name] = read, made
+        self.note_outputs(name, made, bias)
+        self.note_inputs(f"{name}.weight", 1, read[: len(read) // groups])
+
+    def note_outputs(self, name: str, outputs: Tensor, bias: bool) -> None:
         """The labels own a slot each of the layer's filters and biases."""
         self.slots[f"{name}.weight", 0] = outputs
-        if layer.bias is not None:
+        if bias:
             self.slots[f"{name}.bias", 0] = outputs
+
+    def note_inputs(self, tensor: str, dim: int, read: Tensor) -> None:
+        self.slots[tensor, dim] = read
+        self.blinding.append((tensor, dim))
+
+    def labelled(self, held: Held) -> Tensor:
+        """Labels of a tensor that calls read: one for each index along the one dimension that it has; of a tensor with
+        several, one for each entry, until it is known along which one channels lie."""
+        tensor, name = held.tensor, held.name
+        if name in self.tables:
+            self.loose.add(held.node)
+        if name and name in self._held:
+            return self._held[name]
+        wide = [dim for dim, size in enumerate(tensor.shape) if size > 1]
+        told = bool(name) and name not in self.shared and not self.calls[name.rpartition(".")[0]]
+        indices = not tensor.is_floating_point() and any(called(user) not in ELEMENTWISE for user in held.node.users)
+        if told and len(wide) == 1 and not indices:
+            labels = self.slots[name, wide[0]] = self.labels.fresh(tensor.shape[wide[0]])
+            made = spread(labels, wide[0], tensor.shape)
+        elif told and wide and tensor.is_floating_point() and tensor.numel() <= _ENTRIES:
+            made = self.tables[name] = self.labels.fresh(tensor.numel()).view(tensor.shape)
+            self.loose.add(held.node)
+        else:
+            reason = f"a tensor of {len(wide)} dimensions, of indices, or shared"
+            made = self.frozen(tensor.shape, f"{name or held.node.name}: {reason}")
+        self._held[name] = made
+        return made
+
+    def settle_tables(self, atoms: Tensor) -> None:
+        """The one dimension along which the atoms of a parameter vary is a slot; where they vary along several, they
+        must stay."""
+        for name, labels in self.tables.items():
+            own = atoms[labels]
+            varies = [dim for dim in range(own.ndim) if not bool((own == own.narrow(dim, 0, 1)).all())]
+            if len(varies) == 1:
+                self.slots[name, varies[0]] = labels.movedim(varies[0], 0).flatten(1)[:, 0]
+            else:
+                self.freeze([labels], f"{name}: its entries are channels along {len(varies)} dimensions, not one")
 
     def stop(self, n: fx.Node, touched: list[Tensor], reason: str) -> Tensor | Unknown:
         """Freezes what a node touches; its result is frozen, too."""

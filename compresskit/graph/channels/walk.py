@@ -7,31 +7,28 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from compresskit.graph.channels.call_rules import Call, apply_call, item
-from compresskit.graph.channels.labels import (
-    spread,
-)
-from compresskit.graph.channels.module_rules import apply_module
-from compresskit.graph.channels.record import Record, Unknown
-from compresskit.graph.operations import (
-    ELEMENTWISE,
-    called,
-)
+from compresskit.graph.channels.kinds import Kind, kinds_of
+from compresskit.graph.channels.labels import spread
+from compresskit.graph.channels.numbers import computed, counts, fixed
+from compresskit.graph.channels.record import Held, Norm, Record, Unknown
+from compresskit.graph.channels.rules.call import Call
+from compresskit.graph.channels.rules.calls import apply_call
+from compresskit.graph.channels.rules.modules import apply_module
+from compresskit.graph.operations import EXECUTED, called
 from compresskit.graph.shapes import Interpreter, node_shapes
 
 _NOT_FOLLOWED = (IndexError, KeyError, RuntimeError, TypeError, ValueError)
-
-Kind = Literal["channels", "hidden", "heads", "head-dim", "width"]
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A node whose statistics run over channels. kind: of the norm. dim: of the value, along which channels lie.
-    atoms: (channels,) along it."""
-
-    kind: Literal["layer", "rms", "group"]
-    dim: int
-    atoms: Tensor
+# Arguments that rules look up by themselves: weights, and tables of indices.
+_UNLABELLED: dict[str, tuple[int | str, ...]] = {
+    "linear": (1, 2, "weight", "bias"),
+    "embedding": (1, "weight"),
+    "matmul": (1,),
+    "index_select": (2, "index"),
+    "getitem": (1,),
+    "relative_position_bias": (1,),
+    "WindowAttention": (1, 2, 4, 5, "qkv_weight", "proj_weight", "qkv_bias", "proj_bias"),
+}
+_MOVING = EXECUTED | {"getitem", "contiguous", "long", "int", "to", "clone"}
 
 
 @dataclass(frozen=True)
@@ -42,12 +39,15 @@ class Channels:
     convolution, whose outputs are its inputs' channels, is in neither. slots: by (name of a tensor, dimension), the
     atom of each index. frozen: by atom, why it must stay. inputs: atoms of the network's input. sizes: by node that has
     sizes written into its arguments, the atoms of its results. selections: by node that selects channels, the atoms
-    that it selects from.
+    that it selects from. numbers: by node that computes numbers from how many channels there are, those numbers; of
+    several, None for those that count no channels. scales: of attention whose call leaves them to the positions of its
+    heads.
 
     kinds: of each atom. "width": its channels go through a norm whose statistics run over channels, or it is the
     residual stream of such a net; "heads", "head-dim": whole heads of attention, or positions in them; "hidden": made
     by linear layers and read by the next ones through elementwise calls alone; "channels": all others.
-    norms: by node, the norms whose statistics run over channels. sums: by node that sums over channels without weights
+    norms: by node, the norms whose statistics run over channels; channel_norms: the atoms along dimension 1 of others.
+    sums: by node that sums over channels without weights
     (attention), by place among its arguments, the atoms of that argument, which broadcast over it. blinding: the slots
     that are zero where a network does not see what is dead: those by which layers read.
     """
@@ -61,7 +61,10 @@ class Channels:
     inputs: Tensor
     sizes: dict[str, list[Tensor]]
     selections: dict[str, Tensor]
+    numbers: dict[str, Any]
+    scales: dict[str, float]
     norms: dict[str, Norm]
+    channel_norms: dict[str, Tensor]
     sums: dict[str, dict[int, Tensor]]
     blinding: tuple[tuple[str, int], ...]
 
@@ -73,17 +76,17 @@ def find_channels(
 
     Convolutions and linear layers give fresh labels to their outputs; norms and elementwise operations pass labels on
     and unite those that meet; what only moves values is executed on the labels as they are. Grouped convolutions,
-    chunks and reshapes that split channels unite position i of every part, so that parts stay equal. What is unknown,
-    and the network's input and output, freeze the labels that they touch.
+    chunks and reshapes that split channels unite position i of every part, so that parts stay equal; a reshape to heads
+    of attention keeps positions in heads apart, or whole heads. What is unknown, and the network's input and output,
+    freeze the labels that they touch.
     """
-    record = Record(network, node_shapes(network, input_shape))
+    record = Record(network, node_shapes(network, input_shape), heads == "whole")
     _Walk(network, record).run(torch.empty(1, *input_shape))
     atoms = record.labels.atoms()
-    n_atoms = int(atoms.max()) + 1 if len(atoms) else 0
-    kinds: list[Kind] = ["channels"] * n_atoms
+    record.settle_tables(atoms)
     return Channels(
-        n_atoms,
-        tuple(kinds),
+        int(atoms.max()) + 1 if len(atoms) else 0,
+        kinds_of(network, record, atoms),
         {name: atoms[labels] for name, labels in record.reads.items()},
         {name: atoms[labels] for name, labels in record.writes.items()},
         {slot: atoms[labels] for slot, labels in record.slots.items()},
@@ -91,9 +94,12 @@ def find_channels(
         atoms[record.inputs],
         {name: [atoms[labels] for labels in results] for name, results in record.sizes.items()},
         {name: atoms[labels] for name, labels in record.selections.items()},
-        {},
-        {},
-        tuple((f"{name}.weight", 1) for name in record.reads),
+        {name: number for name, made in record.numbers.items() if (number := fixed(made)) is not None},
+        record.scales,
+        {name: Norm(norm.kind, norm.dim, atoms[norm.atoms]) for name, norm in record.norms.items()},
+        {name: atoms[labels] for name, labels in record.channel_norms.items()},
+        {name: {place: atoms[labels] for place, labels in found.items()} for name, found in record.sums.items()},
+        tuple(record.blinding),
     )
 
 
@@ -110,43 +116,75 @@ class _Walk(Interpreter):
             case "placeholder":
                 return self._input(n)
             case "get_attr":
-                return self._parameter(n)
+                tensor = self.fetch_attr(str(n.target))
+                return Held(n, str(n.target), tensor) if isinstance(tensor, Tensor) else tensor
             case "output":
                 self._record.freeze([args[0]], "it is the network's output")
                 return args[0]
+        if (table := self._moved_indices(n, args, kwargs)) is not None:
+            return table
+        args, kwargs = self._labelled(n, args, kwargs)
         found = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor | Unknown)]
-        touched = [x for x in found if isinstance(x, Tensor)]
-        call = Call(n, args, kwargs, touched, lambda: super(_Walk, self).run_node(n))
-        if not found:
-            return item(self._record, call) if called(n) == "getitem" else self._constant(n, call.run())
         try:
-            if n.op == "call_module":
-                return apply_module(self._record, n, self.fetch_attr(str(n.target)), touched)
-            return apply_call(self._record, call)
+            made = self._called(n, args, kwargs, found) if found else self._constant(n, args, kwargs)
         except _NOT_FOLLOWED:  # a call that is written in a way that its rule does not know
+            touched = [x for x in found if isinstance(x, Tensor)]
             return self._record.stop(n, touched, f"{n.name}: labels cannot be followed through {called(n)}")
+        if isinstance(made, torch.Size) or any(number.labels for number in counts(made)):
+            self._record.numbers[n.name] = made
+        return made
 
-    def _constant(self, n: fx.Node, made: Any) -> Any:
+    def _called(self, n: fx.Node, args: Any, kwargs: Any, found: list[Any]) -> Any:
+        record, touched = self._record, [x for x in found if isinstance(x, Tensor)]
+        for number in counts((args, kwargs)):
+            if number.samples and number.labels:
+                record.freeze(list(number.labels), f"{n.name}: it computes with the number of channels and of samples")
+        loose = self._loose(n, touched)
+        if touched and all(loose):
+            record.loose.add(n)
+        call = Call(n, args, kwargs, touched, loose, lambda: self._run(n, args, kwargs))
+        if n.op == "call_module":
+            return apply_module(record, call, self.fetch_attr(str(n.target)))
+        return apply_call(record, call)
+
+    def _constant(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
         """A number, or a tensor that does not depend on the input."""
-        if not isinstance(made, Tensor):
-            return made
-        return self._record.frozen(made.shape, f"{n.name}: constants have no channels")
+        made = self._run(n, args, kwargs)
+        if isinstance(made, Tensor):
+            return self._record.frozen(made.shape, f"{n.name}: constants have no channels")
+        return made if called(n) == "getitem" else computed(made, (args, kwargs))
+
+    def _run(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        return getattr(self, n.op)(n.target, args, kwargs)
+
+    def _moved_indices(self, n: fx.Node, args: Any, kwargs: Any) -> Held | None:
+        """A table of indices that a call only moves."""
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor | Unknown | Held)]
+        if called(n) not in _MOVING or len(tensors) != 1 or not isinstance(args[0], Held):
+            return None
+        if args[0].tensor.is_floating_point() or args[0].tensor.dtype is torch.bool:
+            return None
+        return Held(n, "", self._run(n, (args[0].tensor, *args[1:]), kwargs))
+
+    def _labelled(self, n: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        kind = type(self.fetch_attr(str(n.target))).__name__ if n.op == "call_module" else called(n)
+        kept = _UNLABELLED.get(kind, ())
+
+        def labels(key: int | str, value: Any) -> Any:
+            if key in kept:
+                return value
+            return pytree.tree_map(lambda one: self._record.labelled(one) if isinstance(one, Held) else one, value)
+
+        named = {key: labels(key, value) for key, value in kwargs.items()}
+        return tuple(labels(place, value) for place, value in enumerate(args)), named
+
+    def _loose(self, n: fx.Node, touched: list[Tensor]) -> list[bool]:
+        values = [self.env[node] for node in n.all_input_nodes if node in self._record.loose]
+        tables = [self._record.labelled(x) if isinstance(x, Held) else x for x in pytree.tree_leaves(values)]
+        return [any(x is table for table in tables) for x in touched]
 
     def _input(self, n: fx.Node) -> Tensor:
         record, shape = self._record, self._record.shapes[n.name]
         record.inputs = record.labels.fresh(shape[1])
         record.labels.freeze(record.inputs, "it is the network's input")
         return spread(record.inputs, 1, shape)
-
-    def _parameter(self, n: fx.Node) -> Any:
-        """Labels of a tensor that calls read, one for each entry along the one dimension that it has."""
-        record, tensor = self._record, self.fetch_attr(str(n.target))
-        if not isinstance(tensor, Tensor) or all(called(user) == "index_select" for user in n.users):
-            return tensor  # the indices of a selection are no channels
-        wide = [dim for dim, size in enumerate(tensor.shape) if size > 1]
-        indices = not tensor.is_floating_point() and any(called(user) not in ELEMENTWISE for user in n.users)
-        if len(wide) != 1 or indices or record.calls[n.target] > 1 or str(n.target) in record.shared:
-            return record.frozen(tensor.shape, f"{n.target}: a tensor of {len(wide)} dimensions, of indices, or shared")
-        labels = record.labels.fresh(tensor.shape[wide[0]])
-        record.slots[str(n.target), wide[0]] = labels
-        return spread(labels, wide[0], tensor.shape)

@@ -32,6 +32,7 @@ class WindowAttention(nn.Module):
     """Self-attention inside windows of a map (N, H, W, C), the windows shifted cyclically by `shift_size`.
 
     The weights are arguments of the call. With `logit_scale` it is the cosine attention of Swin Transformer V2.
+    scale: of the logits without it; by default 1/sqrt(D) for heads of D positions.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class WindowAttention(nn.Module):
         num_heads: int,
         attention_dropout: float = 0.0,
         dropout: float = 0.0,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         self.window_size = tuple(window_size)
@@ -48,6 +50,7 @@ class WindowAttention(nn.Module):
         self.num_heads = num_heads
         self.attention_dropout = attention_dropout
         self.dropout = dropout
+        self.scale = scale
 
     def forward(
         self,
@@ -71,12 +74,12 @@ class WindowAttention(nn.Module):
         if logit_scale is not None and qkv_bias is not None:
             qkv_bias = _without_key_bias(qkv_bias)
         query, key, value = self._heads(F.linear(windows, qkv_weight, qkv_bias))
-        logits = _logits(query, key, logit_scale) + position_bias
+        logits = _logits(query, key, logit_scale, self.scale) + position_bias
         if any(shift):
             mask = self._mask(size, shift, x)
             logits = (logits.unflatten(0, (-1, len(mask))) + mask.unsqueeze(1).unsqueeze(0)).flatten(0, 1)
         weights = F.dropout(F.softmax(logits, dim=-1), self.attention_dropout, self.training)
-        mixed = weights.matmul(value).transpose(1, 2).reshape(windows.shape)
+        mixed = weights.matmul(value).transpose(1, 2).flatten(2)
         mixed = F.dropout(F.linear(mixed, proj_weight, proj_bias), self.dropout, self.training)
         out = self._join(mixed, size)
         if any(shift):
@@ -119,9 +122,8 @@ def _without_key_bias(qkv_bias: Tensor) -> Tensor:
     return torch.cat((query, torch.zeros_like(query), value))
 
 
-def _logits(query: Tensor, key: Tensor, logit_scale: Tensor | None) -> Tensor:
+def _logits(query: Tensor, key: Tensor, logit_scale: Tensor | None, scale: float | None) -> Tensor:
     if logit_scale is None:
-        scale: float = query.shape[-1] ** -0.5
-        return (query * scale).matmul(key.transpose(-2, -1))
+        return (query * (query.shape[-1] ** -0.5 if scale is None else scale)).matmul(key.transpose(-2, -1))
     cosine = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).transpose(-2, -1)
     return cosine * torch.clamp(logit_scale, max=log(100.0)).exp()

@@ -9,7 +9,8 @@ from compresskit.graph.channels.cut import cut, select_inputs
 from compresskit.graph.channels.walk import Channels, find_channels
 from compresskit.graph.trace import trace
 from compresskit.storage.checkpoint import Checkpoint, load, save
-from tests.graph.channels.test_walk import check_law, torchvision_net, zeroed
+from tests.graph.channels.law import check_law, zeroed
+from tests.graph.channels.test_walk import torchvision_net
 from tests.graph.nets import Plain, make
 
 
@@ -69,11 +70,18 @@ ODD = {
     "pooled by keyword": lambda net, x: x + F.adaptive_avg_pool2d(input=x, output_size=1),
     "selected by keyword": lambda net, x: net.right(torch.index_select(input=x, dim=1, index=net.order)),
     "shuffled": lambda net, x: net.shuffle(x),
+    "number of channels": lambda net, x: x / x.shape[1],
+    "number of channels, a method": lambda net, x: x * x.size(1) ** -0.5,
+    "number of half the channels": lambda net, x: (
+        x.view(-1, 2, x.shape[1] // 2, 6, 6).mean(1).repeat(1, 2, 1, 1) / (x.shape[1] // 2)
+    ),
+    "shape of another tensor": lambda net, x: torch.flatten(x, 2).reshape((x + 1).shape) + net.zeros,
+    "choice by value": lambda net, x: torch.where(x > 1, x, net.gain),
+    "constant maps": lambda net, x: x + torch.cat([x, net.zeros + x], 1).chunk(2, 1)[1],
     "size of a map": lambda net, x: x / (x.shape[2] * x.shape[3]),
 }
 FROZEN = {
-    "number of channels": (lambda net, x: x / x.shape[1], "it computes with the number of these channels"),
-    "number of channels, a method": (lambda net, x: x * x.size(1) ** -0.5, "it computes with the number of these"),
+    "number of channels and samples": (lambda net, x: x / x.numel(), "with the number of channels and of samples"),
     "unequal chunks": (lambda net, x: torch.cat(x.chunk(3, 1)[::-1], 1), "splits channels into are unequal"),
     "indices read twice": (
         lambda net, x: net.right(torch.index_select(x, 1, net.order) + torch.index_select(x * 2, 1, net.order)),
@@ -81,9 +89,8 @@ FROZEN = {
     ),
     "indices in brackets": (lambda net, x: net.right(x[:, net.order]), "it picks channels by their number"),
     "mean of everything": (lambda net, x: x / x.mean(), "it mixes channels"),
-    "choice by value": (lambda net, x: torch.where(x > 1, x, net.gain), "gt mixes channels, or is not known"),
+    "sorted": (lambda net, x: x.topk(8, 1)[0], "topk mixes channels, or is not known"),
     "written in another way": (lambda net, x: x.view(x.dtype), "labels cannot be"),
-    "constant maps": (lambda net, x: x + torch.cat([x, net.zeros + x], 1).chunk(2, 1)[1], "a tensor of 3 dimensions"),
 }
 
 

@@ -12,8 +12,8 @@ from compresskit.errors import UnsupportedModelError
 from compresskit.graph.channels.cut import cut, select_inputs
 from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.counting import count
-from compresskit.graph.format.table import from_table, to_table
 from compresskit.graph.trace import trace
+from tests.graph.channels.law import check_law, random_alive, zeroed
 from tests.graph.nets import Depthwise, Plain, Residual, Shared, batch, make
 
 
@@ -55,63 +55,6 @@ class Excited(nn.Module):
         gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
         a, b = torch.split(self.wide(x * gate * self.scale), [3, 4], dim=1)
         return self.a(a.mean([2, 3])) + self.b(b.mean([2, 3]))
-
-
-def randomised(net: nn.Module) -> nn.Module:
-    """In float64 and eval mode, with no tensor left at its first value: zeros and ones hide mistakes."""
-    net = net.double().eval()
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point():
-            deviation = tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 1.0
-            tensor.uniform_(0.5, 2) if "running_var" in name else tensor.normal_(0, deviation)
-    return net
-
-
-def random_alive(channels, seed: int) -> torch.Tensor:
-    """About a third of the atoms that may go are gone, one at least stays in every tensor."""
-    generator = torch.Generator().manual_seed(seed)
-    alive = torch.rand(channels.n_atoms, generator=generator) > 0.35
-    alive[list(channels.frozen)] = True
-    for atoms in channels.slots.values():
-        if not alive[atoms].any():
-            alive[atoms[0]] = True
-    return alive
-
-
-def zeroed(network, channels, alive):
-    """The network with zeros where its layers read what is to go."""
-    network = copy.deepcopy(network)
-    with torch.no_grad():
-        for name, atoms in channels.reads.items():
-            layer = network.get_submodule(name)
-            groups = getattr(layer, "groups", 1)
-            dead = ~alive[atoms].view(groups, -1)
-            for weight, gone in zip(layer.weight.view(groups, -1, *layer.weight.shape[1:]), dead, strict=True):
-                weight[:, gone] = 0
-    return network
-
-
-def check_law(net: nn.Module, x: torch.Tensor, seed: int = 0) -> int:
-    """The law, and what goes with it; how many atoms were cut."""
-    network = trace(randomised(net))
-    channels = find_channels(network, tuple(x.shape[1:]))
-    alive = random_alive(channels, seed)
-    smaller = cut(network, channels, alive)
-    with torch.no_grad():
-        expected, got = zeroed(network, channels, alive)(x), smaller(x)
-    assert expected.abs().max() > 0
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
-    predicted = 0
-    for name, tensor in network.named_parameters():
-        sizes = [
-            int(alive[channels.slots[name, dim]].sum()) if (name, dim) in channels.slots else size
-            for dim, size in enumerate(tensor.shape)
-        ]
-        predicted += torch.Size(sizes).numel()
-    assert count(smaller, tuple(x.shape[1:])).parameters == predicted
-    loaded = from_table(to_table(smaller))
-    assert {n: t.shape for n, t in loaded.state_dict().items()} == {n: t.shape for n, t in smaller.state_dict().items()}
-    return int((~alive).sum())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -184,7 +127,7 @@ def test_grouped_convolutions_lose_alike_in_every_group():
 class Normed(nn.Module):
     def __init__(self):
         super().__init__()
-        self.fc1, self.norm, self.fc2 = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+        self.fc1, self.norm, self.fc2 = nn.Linear(4, 6), nn.LogSoftmax(-1), nn.Linear(6, 3)
 
     def forward(self, x):
         return self.fc2(self.norm(self.fc1(x)))
@@ -193,7 +136,7 @@ class Normed(nn.Module):
 def test_what_is_frozen_says_why():
     channels = find_channels(trace(Normed()), (4,))
     assert {channels.frozen[atom] for atom in channels.writes["fc1"].tolist()} == {
-        "norm: LayerNorm mixes channels, or is not known"
+        "norm: LogSoftmax mixes channels, or is not known"
     }
     shared = find_channels(trace(make(Shared)), (4,))
     assert "fc" not in shared.reads

@@ -1,4 +1,4 @@
-"""Labels whose values only move: parts of splits, reshapes, and maps whose positions change."""
+"""Labels whose values only move: parts of splits, reshapes, heads, and maps whose positions change."""
 
 from typing import Any
 
@@ -7,7 +7,11 @@ from torch.utils import _pytree as pytree
 
 from compresskit.graph.channels.labels import along, compact, spread, unite_rows
 from compresskit.graph.channels.record import Record, Unknown
-from compresskit.graph.operations import called
+from compresskit.graph.operations import ELEMENTWISE, ELEMENTWISE_MODULES, EXECUTED, PRODUCTS, called
+
+# What a value goes through on its way to a product of attention.
+_ON_THE_WAY = ELEMENTWISE | EXECUTED | {"getitem", "softmax", "normalize", "layer_norm", "rms_norm", "roll"}
+_MODULES_ON_THE_WAY = ELEMENTWISE_MODULES | {"LayerNorm", "RMSNorm", "Softmax", "Flatten", "Unflatten"}
 
 
 def moved(record: Record, n: fx.Node, result: Any, touched: list[Tensor]) -> Any:
@@ -15,7 +19,11 @@ def moved(record: Record, n: fx.Node, result: Any, touched: list[Tensor]) -> Any
     leaves, structure = pytree.tree_flatten(result)
     results = [compact(x) for x in leaves]
     record.sizes[n.name] = results
-    rectangles = [_rectangle(record, labels) for labels in results]
+    if n in record.loose:
+        return result
+    if any(x.ndim and x.shape[0] > 1 for x in results):
+        return record.stop(n, touched, f"{n.name}: it puts channels where samples are")
+    rectangles = [_rectangle(record, n, labels) for labels in results]
     if isinstance(result, tuple | list):
         if len({x.shape for x in leaves}) == 1:
             rectangles = [unite_rows(record.labels, rectangles)] * len(rectangles)
@@ -32,15 +40,45 @@ def spatial(record: Record, n: fx.Node, x: Tensor) -> Tensor | Unknown:
     return spread(channels, 1, shape)
 
 
-def _rectangle(record: Record, labels: Tensor) -> Tensor:
-    """The same where labels vary along one dimension only; else all but the longest lose alike, since what stays
-    must be a rectangle."""
+def _rectangle(record: Record, n: fx.Node, labels: Tensor) -> Tensor:
+    """The same where labels vary along one dimension only; else all but one lose alike, since what stays must be a
+    rectangle: all but the longest, or, of heads, all but the positions in them or the heads themselves."""
     wide = [dim for dim, size in enumerate(labels.shape) if size > 1]
-    longest = max(reversed(wide), key=lambda dim: labels.shape[dim], default=None)
+    if len(wide) < 2:
+        return labels
+    heads = _is_attended(n)
+    kept = max(reversed(wide), key=lambda dim: labels.shape[dim])
+    if heads:
+        kept = wide[-1]
+        if record.whole and kept - 1 in wide:
+            kept -= 1
     for dim in wide:
-        if dim != longest:
+        if dim != kept:
             labels = unite_rows(record.labels, labels.unbind(dim)).unsqueeze(dim)
+    if heads:
+        record.in_heads.append(labels)
     return labels
+
+
+def _is_attended(n: fx.Node) -> bool:
+    """Whether the value goes on into a product of attention."""
+    seen, pending = {n}, [n]
+    while pending:
+        for user in set(pending.pop().users) - seen:
+            if user.op != "call_module" and called(user) in PRODUCTS:
+                return True
+            if _is_on_the_way(user):
+                seen.add(user)
+                pending.append(user)
+    return False
+
+
+def _is_on_the_way(n: fx.Node) -> bool:
+    if n.op != "call_module":
+        return called(n) in _ON_THE_WAY
+    network = n.graph.owning_module
+    assert network is not None
+    return type(network.get_submodule(str(n.target))).__name__ in _MODULES_ON_THE_WAY
 
 
 def _cannot_be_told(n: fx.Node, whole: list[Tensor], narrow: list[Tensor]) -> bool:

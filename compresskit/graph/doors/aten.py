@@ -157,14 +157,16 @@ def _pool(function: Callable[..., Any]) -> Row:
     return row
 
 
-def _interpolate(mode: str) -> Row:
+def _interpolate(mode: str, antialias: bool = False) -> Row:
+    smooth = {"antialias": True} if antialias else {}
+
     def row(place: Place, x: Any, size: Any, *rest: Any, **_: Any) -> fx.Node:
         """The size of what comes out is known, and does not depend on the batch."""
         made = tuple(place.node.meta["val"].shape[2:])
         corners = {"align_corners": bool(rest[0])} if mode in ("bilinear", "bicubic", "trilinear", "linear") else {}
         scale = next((list(item) for item in rest if isinstance(item, list | tuple)), None)
         sizes = {"size": made} if scale is None else {"scale_factor": scale}
-        return place.make(F.interpolate, x, mode=mode, **sizes, **corners)
+        return place.make(F.interpolate, x, mode=mode, **sizes, **corners, **smooth)
 
     return row
 
@@ -253,6 +255,8 @@ ROWS: dict[str, Row] = {
     "upsample_linear1d": _interpolate("linear"),
     "upsample_bilinear2d": _interpolate("bilinear"),
     "upsample_bicubic2d": _interpolate("bicubic"),
+    "_upsample_bilinear2d_aa": _interpolate("bilinear", antialias=True),
+    "_upsample_bicubic2d_aa": _interpolate("bicubic", antialias=True),
     "upsample_trilinear3d": _interpolate("trilinear"),
     "pad": _pad,
     "dropout": _dropout(nn.Dropout),
@@ -266,6 +270,8 @@ ROWS: dict[str, Row] = {
     "split_with_sizes": _split,
     "scaled_dot_product_attention": _attention,
     "sym_numel": _renamed(torch.numel),
+    "im2col": _renamed(F.unfold),
+    "col2im": _renamed(F.fold),
     "conv_transpose1d": _renamed(F.conv_transpose1d),
     "conv_transpose2d": _renamed(F.conv_transpose2d),
     "conv_transpose3d": _renamed(F.conv_transpose3d),

@@ -64,7 +64,7 @@ _FUNCTIONAL = """
     interpolate pixel_shuffle pixel_unshuffle channel_shuffle unfold fold scaled_dot_product_attention
 """
 _METHODS = """
-    abs add add_ all amax amin any argmax argmin bmm bool ceil chunk clamp clamp_ clip clone contiguous cos cumsum
+    abs add add_ all amax amin any argmax argmin bmm bool ceil chunk clamp clamp_ clip clone contiguous copy_ cos cumsum
     detach dim div div_ double eq erf exp expand expand_as flatten flip float floor floor_divide gather ge gt half
     index_select int le log log1p log_softmax logical_and logical_not logical_or logsumexp long lt masked_fill
     masked_fill_ matmul max maximum mean min minimum mm movedim mul mul_ narrow ne neg new_full new_ones new_zeros

@@ -202,7 +202,7 @@ def stages(name: str, rival: bool) -> Iterator[Callable[[dict[str, Any]], dict[s
 
     def expanded(found: dict[str, Any]) -> dict[str, Any]:
         network = kept["network"]
-        grown = expand(network, Expand(strategy="cl+fc", rate=2.0))
+        grown = expand(network, Expand(strategy="cl+fc", rate=2.0, mode="sequential"))
         x = example(network, kept["shape"], 2, torch.Generator().manual_seed(0))
         whole = grown.network.double().eval()
         with torch.no_grad():

@@ -81,6 +81,21 @@ def chosen(weights: Sequence[Weight], wanted: Sequence[str]) -> list[Weight]:
     return [weight for weight in weights if weight.name in names]
 
 
+def filters(layer: nn.Module) -> Tensor:
+    """(out, in / groups, *taps) the weight of a linear layer or a convolution, transposed ones as well."""
+    return by_filter(layer, layer.get_parameter("weight").detach())
+
+
+def by_filter(layer: nn.Module, tensor: Tensor) -> Tensor:
+    """(out, in / groups, *taps) of a tensor that has the shape of the layer's weight."""
+    if not isinstance(layer, KINDS["transposed"]):
+        return tensor
+    groups = layer.groups
+    assert isinstance(groups, int)
+    rearranged: Tensor = tensor.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return rearranged
+
+
 def _effective(module: nn.Module) -> Tensor:
     """The weight that it runs with in eval mode, in which what makes it does not change."""
     with torch.no_grad(), evaluating(module):

@@ -1,6 +1,8 @@
 """A network of full size that computes what a cut one does: it does not see what is dead."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,32 +38,19 @@ def kept_norms(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx
     return network
 
 
-class _Restored(nn.Module):
-    """x at the places `kept` along `dim` of a value that has zeros elsewhere."""
+class _Kept(nn.Module):
+    """A norm of what lies at the places `kept` along `dim`, and zeros elsewhere. norm: a module or a function."""
 
     kept: Tensor
 
-    def __init__(self, kept: Tensor, dim: int, size: int) -> None:
+    def __init__(self, norm: Callable[..., Tensor], kept: Tensor, dim: int) -> None:
         super().__init__()
+        self.norm, self.dim = norm, dim
         self.register_buffer("kept", kept)
-        self.dim, self.size = dim, size
 
-    def forward(self, x: Tensor) -> Tensor:
-        shape = list(x.shape)
-        shape[self.dim] = self.size
-        return x.new_zeros(shape).index_copy(self.dim, self.kept, x)
-
-
-class _Picked(nn.Module):
-    kept: Tensor
-
-    def __init__(self, kept: Tensor, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("kept", kept)
-        self.dim = dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.index_select(self.dim, self.kept)
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = self.norm(x.index_select(self.dim, self.kept), *args, **kwargs)
+        return y.new_zeros(x.shape).index_copy(self.dim, self.kept, y)
 
 
 class _Masked(nn.Module):
@@ -76,35 +65,32 @@ class _Masked(nn.Module):
 
 
 def _narrow(network: fx.GraphModule, node: fx.Node, channels: Channels, alive: Tensor) -> None:
-    """The norm of the channels that stay, and zeros in place of the others."""
+    """The norm of the channels that stay, under the name of the node."""
     norm = channels.norms[node.name]
     left = alive[norm.atoms]
-    kept = left.nonzero(as_tuple=True)[0]
-    source, *others = node.all_input_nodes
     path = f"{node.target}." if node.op == "call_module" else None
-    read = {str(other.target) for other in others}
+    read = {str(source.target) for source in node.all_input_nodes}
     for (name, dim), atoms in channels.slots.items():
         if name in read or (path and name.startswith(path)):
             take(network, name, dim, alive[atoms].nonzero(as_tuple=True)[0])
     resize_norm(network, node, left, norm.dim)
-    node.replace_input_with(source, _added(network, node, _Picked(kept, norm.dim), source, before=True))
-    restored = _added(network, node, _Restored(kept, norm.dim, len(left)), node, before=False)
-    node.replace_all_uses_with(restored, delete_user_cb=lambda user: user is not restored)
+    called: Any = network.get_submodule(str(node.target)) if path else node.target
+    kept = left.nonzero(as_tuple=True)[0].to(next(network.parameters()).device)
+    node.op, node.target = "call_module", _added(network, node, _Kept(called, kept, norm.dim))
 
 
 def _mask(network: fx.GraphModule, node: fx.Node, place: int, alive: Tensor) -> None:
-    source = node.args[place]
-    assert isinstance(source, fx.Node)
-    masked = _added(network, node, _Masked(alive), source, before=True)
+    path = _added(network, node, _Masked(alive.to(next(network.parameters()).device)))
+    with network.graph.inserting_before(node):
+        masked = network.graph.call_module(path, (node.args[place],))
+    masked.meta["scope"] = node.meta.get("scope", "")
     node.args = (*node.args[:place], masked, *node.args[place + 1 :])
 
 
-def _added(network: fx.GraphModule, node: fx.Node, module: nn.Module, value: fx.Node, *, before: bool) -> fx.Node:
+def _added(network: fx.GraphModule, node: fx.Node, module: nn.Module) -> str:
+    """The path of a new module."""
     name = f"{node.name}_kept"
     while hasattr(network, name):
         name += "_"
-    network.add_submodule(name, module.to(next(network.parameters()).device))
-    with network.graph.inserting_before(node) if before else network.graph.inserting_after(node):
-        made = network.graph.call_module(name, (value,))
-    made.meta["scope"] = node.meta.get("scope", "")
-    return made
+    network.add_submodule(name, module)
+    return name

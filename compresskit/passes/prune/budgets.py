@@ -11,8 +11,7 @@ from annotated_types import Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from compresskit.graph.chains import weighted
-from compresskit.graph.weights import weights_of
+from compresskit.graph.weights import filters, weights_of
 from compresskit.numerics.pruning.ratios import ceilings, erdos_renyi, lamp, uniform
 from compresskit.numerics.spectra.rate_maps import positive
 from compresskit.options import option
@@ -73,7 +72,7 @@ class ERK:
     kind: Literal["erk"] = "erk"
 
     def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
-        shapes = [tuple(weighted(weighed.network, layers[0]).weight.shape) for layers in weighed.layers]
+        shapes = [tuple(filters(weighed.network.get_submodule(layers[0])).shape) for layers in weighed.layers]
         left = np.ones(len(shapes)) if weighed.left is None else weighed.left
         return _least(lambda level: np.maximum(1 - (1 - erdos_renyi(shapes, level)) / left, 0), reaches)
 

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from compresskit.data.augmentation.augmix import AugMix
 from compresskit.errors import ConvergenceError, RecipeError
-from compresskit.graph.chains import weighted
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.operations import NORMS
+from compresskit.graph.weights import by_filter, filters
 from compresskit.numerics.pruning import criteria
 from compresskit.options import option
 from compresskit.passes.prune.groups import Group
@@ -36,7 +36,7 @@ class Scored:
     def filters(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(layer, atoms of its outputs, weight). Raises ConvergenceError for a weight that is not finite."""
         for layer, atoms in self.channels.writes.items():
-            weight = weighted(self.network, layer).weight.detach()
+            weight = filters(self.network.get_submodule(layer))
             if not bool(weight.isfinite().all()):
                 raise ConvergenceError(f"{layer}.weight: it holds NaN or infinity; take a checkpoint that is whole")
             yield layer, atoms, weight
@@ -126,7 +126,8 @@ class Taylor(Worth):
 
     def __call__(self, scored: Scored) -> Slots:
         for layer, atoms, weight in scored.filters():
-            yield atoms, criteria.first_order(weight, scored.gradients[f"{layer}.weight"])
+            gradient = by_filter(scored.network.get_submodule(layer), scored.gradients[f"{layer}.weight"])
+            yield atoms, criteria.first_order(weight, gradient)
 
 
 @option
@@ -147,8 +148,8 @@ class AugPrune(Worth):
         responses = scored.take_responses(scored.network, readers, self.augmix)
         for layer in readers:
             atoms = scored.channels.reads[layer]
-            module = weighted(scored.network, layer)
-            squares = module.weight.detach().double().square()
+            module = scored.network.get_submodule(layer)
+            squares = filters(module).double().square()
             groups = getattr(module, "groups", 1)
             strength = squares.unflatten(0, (groups, -1)).flatten(3).sum((1, 3)) if squares.ndim > 2 else squares.sum(0)
             impact, response = (strength.flatten() * found for found in responses[layer])

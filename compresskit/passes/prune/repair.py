@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.errors import RecipeError, within
+from compresskit.graph.channels.kept import kept_norms
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.operations import NORMS
 from compresskit.passes.reconstruct.chaining import Draft, Gather
@@ -48,7 +49,7 @@ def repair(
         moments = known
         if chained:
             reader = replace(reader, request=replace(reader.request, name=f"{reader.request.name}--repaired"))
-            moments = gather(_blind(with_layers(network, draft.layers), channels, alive), [reader.request], network)
+            moments = gather(kept_norms(with_layers(network, draft.layers), channels, alive), [reader.request], network)
         site = static_site([reader])
         assert site.atoms is not None
         kept = alive[site.atoms]
@@ -60,21 +61,10 @@ def repair(
     return Repair(with_layers(network, draft.layers), unexplained, skipped)
 
 
-def _blind(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphModule:
-    """`network`, a copy already, whose layers do not see what is cut."""
-    with torch.no_grad():
-        for layer, atoms in channels.reads.items():
-            weight = network.get_submodule(layer).get_parameter("weight")
-            groups = len(atoms) // weight.shape[1]
-            dead = ~alive[atoms].view(groups, -1).to(weight.device)
-            for rows, gone in zip(weight.chunk(groups), dead, strict=True):
-                rows[:, gone] = 0
-    return network
-
-
 def blind(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphModule:
-    """A copy of full size that computes what the cut network does: every layer reads zeros in place of what is cut."""
-    return _blind(with_layers(network, {}), channels, alive)
+    """A copy of full size that computes what the cut network does: every layer reads zeros in place of what is cut, and
+    norms are computed on what stays."""
+    return kept_norms(with_layers(network, {}), channels, alive)
 
 
 def estimate_norms(

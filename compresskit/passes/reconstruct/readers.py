@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.errors import ConvergenceError, RecipeError
-from compresskit.graph.chains import Weighted, weighted
+from compresskit.graph.chains import WEIGHTED, Weighted, weighted
 from compresskit.graph.channels.walk import Channels, find_channels
 from compresskit.graph.selectors import select
 from compresskit.graph.shapes import node_shapes
@@ -156,10 +156,12 @@ def find_readers(
 
 
 def _refusal(network: fx.GraphModule, channels: Channels, layer: str, from_input: bool) -> str | None:
-    module = weighted(network, layer)
+    module = network.get_submodule(layer)
     if layer not in channels.reads:
         calls = sum(node.op == "call_module" and node.target == layer for node in network.graph.nodes)
         return f"it is called {calls} times" if calls > 1 else "each output reads one channel, so there is none to drop"
+    if not isinstance(module, WEIGHTED):
+        return f"moments of {type(module).__name__} are not there yet"
     if isinstance(module, nn.Conv3d):
         return "moments of 3-D convolutions are not there yet"
     if getattr(module, "padding_mode", "zeros") != "zeros":

@@ -53,6 +53,9 @@ SPATIAL_MODULES = frozenset(
 )
 
 PRODUCTS = frozenset({"matmul", "bmm", "einsum", "scaled_dot_product_attention"})  # of two activations
+# Of two activations, or of three in attention.
+PRODUCTS = frozenset({"matmul", "bmm", "mm", "baddbmm", "einsum", "scaled_dot_product_attention"})
+
 REDUCING = frozenset({"mean", "sum", "amax", "amin"})  # over dimensions along which labels repeat
 
 

@@ -47,7 +47,8 @@ class Record:
     names of its tensors and of those below it. in_heads: labels of reshapes to heads.
     heads, positions: labels that attention keeps, or multiplies. tables: parameters with a label for each
     entry; loose: nodes whose labels come from those alone, so that nothing is known of their dimensions yet.
-    numbers: by node, what it computes from sizes.
+    numbers: by node, what it computes from sizes. products: by node that multiplies activations, their labels.
+    mixed: by node of a linear layer over positions, the labels that it reads.
     """
 
     def __init__(self, network: fx.GraphModule, shapes: dict[str, tuple[int, ...]], whole: bool = False) -> None:
@@ -61,6 +62,8 @@ class Record:
         self.norms: dict[str, Norm] = {}
         self.channel_norms: dict[str, Tensor] = {}
         self.sums: dict[str, dict[int, Tensor]] = {}
+        self.products: dict[str, list[Tensor]] = {}
+        self.mixed: dict[str, Tensor] = {}
         self.scales: dict[str, float] = {}
         self.in_heads: list[Tensor] = []
         self.heads: list[Tensor] = []

@@ -8,13 +8,13 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from compresskit.graph.channels.kinds import Kind, kinds_of
-from compresskit.graph.channels.labels import spread
+from compresskit.graph.channels.labels import compact, spread
 from compresskit.graph.channels.numbers import computed, counts, fixed
 from compresskit.graph.channels.record import Held, Norm, Record, Unknown
 from compresskit.graph.channels.rules.call import Call
 from compresskit.graph.channels.rules.calls import apply_call
 from compresskit.graph.channels.rules.modules import apply_module
-from compresskit.graph.operations import EXECUTED, called
+from compresskit.graph.operations import EXECUTED, PRODUCTS, called
 from compresskit.graph.shapes import Interpreter, node_shapes
 
 _NOT_FOLLOWED = (IndexError, KeyError, RuntimeError, TypeError, ValueError)
@@ -29,6 +29,23 @@ _UNLABELLED: dict[str, tuple[int | str, ...]] = {
     "WindowAttention": (1, 2, 4, 5, "qkv_weight", "proj_weight", "qkv_bias", "proj_bias"),
 }
 _MOVING = EXECUTED | {"getitem", "contiguous", "long", "int", "to", "clone"}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Of a product of activations. shape: with a batch of one. atoms: of size 1 along dimensions without channels."""
+
+    shape: tuple[int, ...]
+    atoms: Tensor
+
+    def left(self, alive: Tensor) -> tuple[int, ...]:
+        """The shape with the atoms that are alive, (n_atoms,) bool."""
+        kept, sizes = alive[self.atoms], []
+        for dim, size in enumerate(self.shape):
+            others = [other for other in range(kept.ndim) if other != dim]
+            varies = kept.shape[dim] > 1
+            sizes.append(int((kept.amax(others) if others else kept).sum()) if varies else size)
+        return tuple(sizes)
 
 
 @dataclass(frozen=True)
@@ -47,9 +64,10 @@ class Channels:
     residual stream of such a net; "heads", "head-dim": whole heads of attention, or positions in them; "hidden": made
     by linear layers and read by the next ones through elementwise calls alone; "channels": all others.
     norms: by node, the norms whose statistics run over channels; channel_norms: the atoms along dimension 1 of others.
-    sums: by node that sums over channels without weights
-    (attention), by place among its arguments, the atoms of that argument, which broadcast over it. blinding: the slots
-    that are zero where a network does not see what is dead: those by which layers read.
+    sums: by node that sums over channels without weights (attention), by place among its arguments, the atoms of that
+    argument, which broadcast over it. blinding: the slots that are zero where a network does not see what is dead: by
+    which layers read. products: by node that multiplies activations with each other, these. mixed: by node of a linear
+    layer over positions, what it reads.
     """
 
     n_atoms: int
@@ -67,6 +85,8 @@ class Channels:
     channel_norms: dict[str, Tensor]
     sums: dict[str, dict[int, Tensor]]
     blinding: tuple[tuple[str, int], ...]
+    products: dict[str, tuple[Operand, ...]]
+    mixed: dict[str, Operand]
 
 
 def find_channels(
@@ -100,6 +120,11 @@ def find_channels(
         {name: atoms[labels] for name, labels in record.channel_norms.items()},
         {name: {place: atoms[labels] for place, labels in found.items()} for name, found in record.sums.items()},
         tuple(record.blinding),
+        {
+            name: tuple(Operand(tuple(x.shape), atoms[compact(x)]) for x in operands)
+            for name, operands in record.products.items()
+        },
+        {name: Operand(tuple(x.shape), atoms[compact(x)]) for name, x in record.mixed.items()},
     )
 
 
@@ -142,6 +167,8 @@ class _Walk(Interpreter):
         loose = self._loose(n, touched)
         if touched and all(loose):
             record.loose.add(n)
+        if called(n) in PRODUCTS and len(touched) > 1:
+            record.products[n.name] = touched
         call = Call(n, args, kwargs, touched, loose, lambda: self._run(n, args, kwargs))
         if n.op == "call_module":
             return apply_module(record, call, self.fetch_attr(str(n.target)))

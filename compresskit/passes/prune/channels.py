@@ -18,10 +18,11 @@ from compresskit.passes.moments import Batches, gather_from
 from compresskit.passes.prune.budgets import BUDGETS, Floats, Weighed
 from compresskit.passes.prune.criteria import CRITERIA, Scored, atom_scores
 from compresskit.passes.prune.gradients import mean_gradients
-from compresskit.passes.prune.groups import CutSizes, Group, find_groups
+from compresskit.passes.prune.groups import Group, find_groups
 from compresskit.passes.prune.options import Prune, PruneTarget
 from compresskit.passes.prune.repair import estimate_norms, repair
 from compresskit.passes.prune.responses import Responses
+from compresskit.passes.prune.sizes import CutSizes
 
 Measure = Callable[[fx.GraphModule], float]  # the latency of a network, in milliseconds
 

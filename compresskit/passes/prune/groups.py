@@ -1,4 +1,4 @@
-"""Groups of channels that are pruned together, and the size of a network by what is left of them."""
+"""Groups of channels that are pruned together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ from torch import Tensor, fx
 
 from compresskit.errors import RecipeError
 from compresskit.graph.channels.walk import Channels
-from compresskit.graph.counting import count
 from compresskit.graph.selectors import select
 
 
@@ -67,36 +66,3 @@ def _together(channels: Channels) -> list[list[str]]:
     order = {layer: place for place, layer in enumerate(channels.writes)}
     unique = {id(members): members for members in owner.values()}
     return sorted(unique.values(), key=lambda members: min(order[layer] for layer in members))
-
-
-class CutSizes:
-    """Parameters, multiply-accumulates and channels of a network by what is alive, without cutting it."""
-
-    def __init__(self, network: fx.GraphModule, channels: Channels, input_shape: tuple[int, ...]) -> None:
-        self._channels = channels
-        parameters = dict(network.named_parameters())
-        self._shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-        counted = count(network, input_shape)
-        self._macs = {}  # of one entry of each weight
-        self._fixed = 0.0  # of what has no weight
-        for layer in counted.layers:
-            name = f"{layer.name}.weight"
-            if layer.macs and name in parameters:
-                self._macs[name] = layer.macs / parameters[name].numel()
-            else:
-                self._fixed += layer.macs
-
-    def __call__(self, goal: str, alive: Tensor) -> float:
-        """`params`, `macs` or `channels` (outputs of layers) with these atoms, (n_atoms,) bool."""
-        if goal == "channels":
-            return float(sum(int(alive[atoms].sum()) for atoms in self._channels.writes.values()))
-        if goal == "macs":
-            return self._fixed + sum(each * self._entries(name, alive) for name, each in self._macs.items())
-        return float(sum(self._entries(name, alive) for name in self._shapes))
-
-    def _entries(self, name: str, alive: Tensor) -> int:
-        entries = 1
-        for dim, size in enumerate(self._shapes[name]):
-            atoms = self._channels.slots.get((name, dim))
-            entries *= size if atoms is None else int(alive[atoms].sum())
-        return entries

@@ -35,10 +35,11 @@ from compresskit.passes.prune.criteria import (
     Taylor,
     atom_scores,
 )
-from compresskit.passes.prune.groups import CutSizes, find_groups
+from compresskit.passes.prune.groups import find_groups
 from compresskit.passes.prune.options import Prune, PruneTarget
 from compresskit.passes.prune.repair import blind, estimate_norms, repair
 from compresskit.passes.prune.responses import responses
+from compresskit.passes.prune.sizes import CutSizes
 
 SHAPE = (3, 16, 16)
 

@@ -129,6 +129,7 @@ def pixel_unshuffle(record: Record, call: Call, factor: int) -> Tensor | Unknown
 
 def _over_positions(record: Record, n: fx.Node, x: Tensor, dim: int) -> Tensor | Unknown:
     """Of a layer that mixes what lies along `dim`, where labels repeat."""
+    record.mixed[n.name] = x
     narrow = compact(x)
     if narrow.shape[dim] > 1:
         return record.stop(n, [x], f"{n.target}: {_OTHERS}")

@@ -53,6 +53,7 @@ class PruneAndRetrain(Prune, Stepwise):
     compare: PruneCompare | None = None  # other settings, each pruned, repaired and retrained
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_pruning(self)
 
 

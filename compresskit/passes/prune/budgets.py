@@ -72,7 +72,7 @@ class ERK:
     kind: Literal["erk"] = "erk"
 
     def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
-        shapes = [tuple(filters(weighed.network.get_submodule(layers[0])).shape) for layers in weighed.layers]
+        shapes = [_shape(weighed.network, layers[0]) for layers in weighed.layers]
         left = np.ones(len(shapes)) if weighed.left is None else weighed.left
         return _least(lambda level: np.maximum(1 - (1 - erdos_renyi(shapes, level)) / left, 0), reaches)
 
@@ -118,6 +118,13 @@ class Spectral:
 
 
 Budget = Uniform | Global | LAMP | ERK | Spectral
+
+
+def _shape(network: fx.GraphModule, layer: str) -> tuple[int, ...]:
+    """Of the filters of a layer, or of a part of one that has its weight under a name of its own."""
+    part = f"{layer}_weight"
+    parameters = dict(network.named_parameters())
+    return tuple(parameters[part].shape if part in parameters else filters(network.get_submodule(layer)).shape)
 
 
 def first(last: int, holds: Callable[[int], bool]) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from compresskit.data.augmentation.augmix import AugMix
 from compresskit.errors import RecipeError, near_names
 from compresskit.graph.channels.cut import cut
+from compresskit.graph.channels.kinds import Kind
 from compresskit.graph.channels.walk import Channels, find_channels
 from compresskit.graph.trace import trace
 from compresskit.numerics.pruning.ratios import counts
@@ -24,6 +25,13 @@ from compresskit.passes.prune.repair import estimate_norms, repair
 from compresskit.passes.prune.responses import Responses
 from compresskit.passes.prune.sizes import CutSizes
 
+# Kinds of groups by what they cost in accuracy; a later one joins where those before it would have to lose too much.
+STAGES: tuple[tuple[Kind, ...], ...] = (
+    ("channels", "hidden"),
+    ("channels", "hidden", "head-dim"),
+    ("channels", "hidden", "head-dim", "width"),
+)
+ROOM = 0.25  # of every group, that a target must leave for the next kind to stay out
 Measure = Callable[[fx.GraphModule], float]  # the latency of a network, in milliseconds
 
 
@@ -58,23 +66,48 @@ class Pruner:
     ) -> None:
         """Raises RecipeError where no channel can go, or the target lies out of what can be reached."""
         self._network, self._options = network, options
-        self.channels = find_channels(network, input_shape)
-        self.groups, self.skipped = find_groups(network, self.channels, options.layers)
-        options.criterion.check(network, self.channels, self.groups)
-        self._sizes = CutSizes(network, self.channels, input_shape)
-        self._measure = measure
+        self.channels = find_channels(network, input_shape, "whole" if "heads" in options.groups else "positions")
+        self._sizes, self._measure = CutSizes(network, self.channels, input_shape), measure
         everything = torch.ones(self.channels.n_atoms, dtype=torch.bool)
         self.whole = self.now = self._size(everything)
         self.asked = options.target.limit(self.whole)
-        order = [torch.arange(len(group.atoms)) for group in self.groups]
-        self.least = self._size(self._alive(order, self._counts(np.ones(len(self.groups)))))
+        self.groups, self.skipped = self._chosen()
+        options.criterion.check(network, self.channels, self.groups)
+        self.least = self._smallest(1.0)
         goal = options.target.goal
         if not self.least <= self.asked < self.whole:
             raise RecipeError(
                 f"prune.target.{goal}: {self.asked:,.6g} was asked for; what can be reached lies from "
                 f"{self.least:,.6g} ({self.least / self.whole:.1%}: min_channels of every layer that can be pruned) to "
                 f"{self.whole:,.6g}; ask for a value in between, or lower min_channels and round_to"
+                f"{self._others()}"
             )
+
+    def _chosen(self) -> tuple[list[Group], dict[str, str]]:
+        """The groups of the kinds that may go. auto: kinds join in the order of `STAGES` until the target leaves a
+        share `ROOM` of every group."""
+        network, options = self._network, self._options
+        if options.groups != "auto":
+            return find_groups(network, self.channels, options.layers, options.groups)
+        there = {group.kind for group in find_groups(network, self.channels, options.layers)[0]}
+        stages = [stage for stage in STAGES if there & set(stage)]
+        for stage in stages:
+            self.groups, self.skipped = find_groups(network, self.channels, options.layers, stage)
+            if stage == stages[-1] or self._smallest(1 - ROOM) <= self.asked:
+                break
+        return self.groups, self.skipped
+
+    def _others(self) -> str:
+        """What to do where kinds of groups were left out by name."""
+        named = self._options.groups
+        there = {self.channels.kinds[atom] for atom in range(self.channels.n_atoms) if atom not in self.channels.frozen}
+        others = sorted(there - set(named)) if named != "auto" else []
+        return f", or name more in prune.groups: {', '.join(others)}" if others else ""
+
+    def _smallest(self, ratio: float) -> float:
+        """The size with this share of every group gone."""
+        order = [torch.arange(len(group.atoms)) for group in self.groups]
+        return self._size(self._alive(order, self._counts(np.full(len(self.groups), ratio))))
 
     def prune(self, data: Data, seed: int) -> Pruned:
         """Chooses what goes; the network stays as it is. Raises RecipeError where a criterion has nothing to read."""

@@ -16,7 +16,7 @@ from compresskit.graph.operations import NORMS
 from compresskit.graph.weights import by_filter, filters
 from compresskit.numerics.pruning import criteria
 from compresskit.options import option
-from compresskit.passes.prune.groups import Group
+from compresskit.passes.prune.groups import PACKED, Group
 from compresskit.passes.prune.responses import Responses
 
 Slots = Iterator[tuple[Tensor, Tensor]]  # (atoms, scores): of a place where channels have a score
@@ -34,12 +34,20 @@ class Scored:
     take_responses: Callable[[fx.GraphModule, Sequence[str], AugMix], Responses]
 
     def filters(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(layer, atoms of its outputs, weight). Raises ConvergenceError for a weight that is not finite."""
-        for layer, atoms in self.channels.writes.items():
-            weight = filters(self.network.get_submodule(layer))
+        """(name, atoms of its outputs, filters) of each weight. Raises ConvergenceError for one that is not finite."""
+        made = [(f"{layer}.weight", atoms) for layer, atoms in self.channels.writes.items()]
+        made += [
+            (name, atoms) for (name, dim), atoms in self.channels.slots.items() if name.endswith(PACKED) and not dim
+        ]
+        for name, atoms in made:
+            weight = self.by_filter(name, self.network.get_parameter(name).detach())
             if not bool(weight.isfinite().all()):
-                raise ConvergenceError(f"{layer}.weight: it holds NaN or infinity; take a checkpoint that is whole")
-            yield layer, atoms, weight
+                raise ConvergenceError(f"{name}: it holds NaN or infinity; take a checkpoint that is whole")
+            yield name, atoms, weight
+
+    def by_filter(self, name: str, tensor: Tensor) -> Tensor:
+        """(out, in / groups, *taps) of a tensor of the shape of a weight."""
+        return by_filter(self.network.get_submodule(name.rpartition(".")[0]), tensor)
 
     def makers(self, atoms: Tensor) -> str:
         """The layers that make these atoms, or read them where none does."""
@@ -125,9 +133,8 @@ class Taylor(Worth):
     kind: Literal["taylor"] = "taylor"
 
     def __call__(self, scored: Scored) -> Slots:
-        for layer, atoms, weight in scored.filters():
-            gradient = by_filter(scored.network.get_submodule(layer), scored.gradients[f"{layer}.weight"])
-            yield atoms, criteria.first_order(weight, gradient)
+        for name, atoms, weight in scored.filters():
+            yield atoms, criteria.first_order(weight, scored.by_filter(name, scored.gradients[name]))
 
 
 @option
@@ -144,7 +151,8 @@ class AugPrune(Worth):
     augmix: AugMix = AugMix()  # what makes x' of x
 
     def __call__(self, scored: Scored) -> Slots:
-        readers = list(scored.channels.reads)
+        called = {str(node.target) for node in scored.network.graph.nodes if node.op == "call_module"}
+        readers = [layer for layer in scored.channels.reads if layer in called]
         responses = scored.take_responses(scored.network, readers, self.augmix)
         for layer in readers:
             atoms = scored.channels.reads[layer]

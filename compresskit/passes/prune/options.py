@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
+from compresskit.graph.channels.kinds import Kind
 from compresskit.options import option
 from compresskit.passes.prune.budgets import Budget, Uniform
 from compresskit.passes.prune.criteria import Criterion, Magnitude
@@ -50,6 +51,10 @@ class Prune:
     criterion: Criterion = Magnitude()  # what a channel is worth
     budget: Budget = Uniform()  # how much each group of layers loses
     layers: tuple[str, ...] = ("re:.*",)  # selectors of the layers whose channels may go
+    # kinds of channels that may go: channels (of convolutions and plain layers), hidden (units between two linear
+    # layers), head-dim (positions in the heads of attention) or heads (whole ones), width (what norms over channels
+    # see: the stream of a transformer). auto: the first of them, and the others as far as the target needs them
+    groups: tuple[Kind, ...] | Literal["auto"] = "auto"
     # of an atom whose channels several layers make: the mean, the sum or the largest of their scores
     combine: Literal["mean", "sum", "max"] = "mean"
     min_channels: Annotated[int, Ge(1)] = 1  # of each group
@@ -58,3 +63,10 @@ class Prune:
     # another from what is left before them, with a pass over the data for each
     repair: Repair = "parallel"
     norms: bool = True  # estimate the means and variances of batch norms again
+
+    def __post_init__(self) -> None:
+        if not self.groups or {"heads", "head-dim"} <= set(self.groups):
+            raise ValueError(
+                f"groups: {', '.join(self.groups) or 'nothing'} was given; heads and head-dim go one after the other: "
+                "name one of them, and the other in a second run"
+            )

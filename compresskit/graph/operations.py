@@ -30,8 +30,8 @@ ELEMENTWISE_MODULES = frozenset(
 # Values move and nothing is computed: these run on the labels themselves.
 EXECUTED = frozenset(
     """
-    cat concat chunk expand flatten hstack movedim moveaxis permute repeat reshape split split_with_sizes squeeze stack
-    swapaxes swapdims t tile transpose unbind unflatten unsqueeze view
+    cat concat chunk expand flatten hstack movedim moveaxis permute repeat repeat_interleave reshape split
+    split_with_sizes squeeze stack swapaxes swapdims t tile transpose unbind unflatten unsqueeze view
     """.split()
 )
 
@@ -52,11 +52,9 @@ SPATIAL_MODULES = frozenset(
     """.split()
 )
 
-PRODUCTS = frozenset({"matmul", "bmm", "einsum", "scaled_dot_product_attention"})  # of two activations
 # Of two activations, or of three in attention.
 PRODUCTS = frozenset({"matmul", "bmm", "mm", "baddbmm", "einsum", "scaled_dot_product_attention"})
-
-REDUCING = frozenset({"mean", "sum", "amax", "amin"})  # over dimensions along which labels repeat
+REDUCING = frozenset({"mean", "sum", "amax", "amin", "norm", "var", "std"})
 
 
 def called(node: fx.Node) -> str:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.errors import UnsupportedModelError
-from compresskit.graph.channels.resize import fix_numbers, resize, resize_norm, take
+from compresskit.graph.channels.resize import fix_numbers, resize, resize_norm, resize_slice, take
 from compresskit.graph.channels.walk import Channels
+from compresskit.graph.format.table import shared_tensors
 from compresskit.graph.layers.grouped import ChannelPermutation
 from compresskit.graph.operations import TRANSPOSED
 from compresskit.graph.shapes import node_shapes
@@ -34,12 +35,13 @@ def cut(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphM
         for layer, atoms in channels.writes.items()
         if getattr(network.get_submodule(layer), "bias", None) is not None
     }
+    names = {name: own for own in shared_tensors(network) for name in own}
     for (name, dim), atoms in (channels.slots | given).items():
-        kept = alive[atoms]
+        kept, own = alive[atoms], names.get(name, [name])
         if not bool(kept.any()):
             raise UnsupportedModelError(f"{name}: none of its {len(atoms)} channels would be left; keep one at least")
-        if not bool(kept.all()):
-            take(network, name, dim, kept.nonzero(as_tuple=True)[0])
+        if not bool(kept.all()) and name == next(one for one in own if (one, dim) in channels.slots | given):
+            take(network, own, dim, kept.nonzero(as_tuple=True)[0])
     for path in {name.rpartition(".")[0] for name, _ in channels.slots}:
         _update_options(network.get_submodule(path))
     for node in list(network.graph.nodes):
@@ -57,6 +59,9 @@ def _fit(network: fx.GraphModule, node: fx.Node, channels: Channels, alive: Tens
         resize_norm(network, node, alive[norm.atoms], norm.dim)
     elif name in channels.channel_norms:
         resize_norm(network, node, alive[channels.channel_norms[name]], 1)
+    if name in channels.slices:
+        place, atoms = channels.slices[name]
+        resize_slice(node, place, alive[atoms])
     if name in channels.scales and not all(bool(alive[atoms].all()) for atoms in channels.sums[name].values()):
         node.kwargs = {**node.kwargs, "scale": channels.scales[name]}
     if name in channels.sizes:
@@ -74,7 +79,7 @@ def select_inputs(network: fx.GraphModule, layer: str, kept: Tensor) -> fx.Graph
     (node,) = (n for n in network.graph.nodes if n.op == "call_module" and n.target == layer)
     module = network.get_submodule(layer)
     assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    take(network, f"{layer}.weight", 1, kept)
+    take(network, [f"{layer}.weight"], 1, kept)
     _update_options(module)
     name = f"{layer.replace('.', '_')}_inputs"
     while hasattr(network, name):

@@ -39,17 +39,20 @@ def kept_norms(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx
 
 
 class _Kept(nn.Module):
-    """A norm of what lies at the places `kept` along `dim`, and zeros elsewhere. norm: a module or a function."""
+    """A norm of what lies at the places `kept` along `dim`, and zeros elsewhere; or a statistic of it alone. norm: a
+    module or a function."""
 
     kept: Tensor
 
-    def __init__(self, norm: Callable[..., Tensor], kept: Tensor, dim: int) -> None:
+    def __init__(self, norm: Callable[..., Tensor], kept: Tensor, dim: int, is_statistic: bool) -> None:
         super().__init__()
-        self.norm, self.dim = norm, dim
+        self.norm, self.dim, self.is_statistic = norm, dim, is_statistic
         self.register_buffer("kept", kept)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = self.norm(x.index_select(self.dim, self.kept), *args, **kwargs)
+        if self.is_statistic:
+            return y
         return y.new_zeros(x.shape).index_copy(self.dim, self.kept, y)
 
 
@@ -69,14 +72,16 @@ def _narrow(network: fx.GraphModule, node: fx.Node, channels: Channels, alive: T
     norm = channels.norms[node.name]
     left = alive[norm.atoms]
     path = f"{node.target}." if node.op == "call_module" else None
-    read = {str(source.target) for source in node.all_input_nodes}
+    read = {str(source.target) for source in node.all_input_nodes if source is not node.args[0]}
     for (name, dim), atoms in channels.slots.items():
         if name in read or (path and name.startswith(path)):
-            take(network, name, dim, alive[atoms].nonzero(as_tuple=True)[0])
+            take(network, [name], dim, alive[atoms].nonzero(as_tuple=True)[0])
     resize_norm(network, node, left, norm.dim)
     called: Any = network.get_submodule(str(node.target)) if path else node.target
+    if node.op == "call_method":
+        called = getattr(torch.Tensor, str(node.target))
     kept = left.nonzero(as_tuple=True)[0].to(next(network.parameters()).device)
-    node.op, node.target = "call_module", _added(network, node, _Kept(called, kept, norm.dim))
+    node.op, node.target = "call_module", _added(network, node, _Kept(called, kept, norm.dim, norm.kind == "statistic"))
 
 
 def _mask(network: fx.GraphModule, node: fx.Node, place: int, alive: Tensor) -> None:

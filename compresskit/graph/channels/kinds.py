@@ -23,6 +23,10 @@ def kinds_of(network: fx.GraphModule, record: Record, atoms: Tensor) -> tuple[Ki
         ("heads", record.heads),
         ("width", record.width),
     ]
+    makers = torch.zeros(count, dtype=torch.int64)
+    for made in record.writes.values():
+        makers[atoms[made].unique()] += 1
+    marked.append(("width", [labels[makers[atoms[labels]] > 1] for labels in record.by_hand]))
     for kind, labels in marked:
         for atom in {int(atom) for one in labels for atom in atoms[one.flatten()].unique()}:
             found[atom] = kind

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
+from compresskit.graph.chains import closure
 from compresskit.graph.channels.labels import Labels, spread, unite_rows
 from compresskit.graph.format.table import named_tensors, shared_names
 from compresskit.graph.operations import ELEMENTWISE, called
@@ -31,10 +32,11 @@ class Held:
 
 @dataclass(frozen=True)
 class Norm:
-    """Of a node whose statistics run over channels. kind: of the norm. dim: of the value, along which channels lie;
-    counted from the end, but 1 for kind "group". atoms: (channels,) those along it."""
+    """Of a node whose statistics run over channels. kind: of the norm; "statistic" where a network takes a mean, a
+    variance or a maximum by itself. dim: of the value, along which channels lie; counted from the end for kinds "layer"
+    and "rms". atoms: (channels,) those along it."""
 
-    kind: Literal["layer", "rms", "group"]
+    kind: Literal["layer", "rms", "group", "statistic"]
     dim: int
     atoms: Tensor
 
@@ -42,16 +44,20 @@ class Norm:
 class Record:
     """The labels of one network and where they stand; `Channels` has the same, with atoms in the place of labels.
 
-    shapes: of the values of nodes, by name. whole: whether a reshape to heads keeps heads apart, else positions in
-    them. calls: how often a module or tensor is used. shared: names of tensors that have several. own: by module, the
-    names of its tensors and of those below it. in_heads: labels of reshapes to heads.
-    heads, positions: labels that attention keeps, or multiplies. tables: parameters with a label for each
-    entry; loose: nodes whose labels come from those alone, so that nothing is known of their dimensions yet.
-    numbers: by node, what it computes from sizes. products: by node that multiplies activations, their labels.
-    mixed: by node of a linear layer over positions, the labels that it reads.
+        shapes: of the values of nodes, by name. whole: whether a reshape to heads keeps heads apart, else positions in
+    them; whole_at: where it does so in any case. splits: those reshapes; stuck: those whose positions a product mixes.
+    of_samples: nodes that the input reaches, whose first dimension is that of samples. calls: how often a module or
+    tensor is used. shared: names of tensors that have several. own: by module, the names of its tensors and of those
+    below it. in_heads: labels of reshapes to heads. heads, positions: labels that attention keeps, or multiplies.
+    width, by_hand: labels that norms, or statistics of the network's own, run over. tables: parameters with a label
+    for each entry; loose: nodes whose labels come from those alone, so that nothing is known of their dimensions yet.
+    numbers: by node, what it computes from sizes. products: by node that multiplies activations, their labels. mixed:
+    by node of a linear layer over positions, the labels that it reads.
     """
 
-    def __init__(self, network: fx.GraphModule, shapes: dict[str, tuple[int, ...]], whole: bool = False) -> None:
+    def __init__(
+        self, network: fx.GraphModule, shapes: dict[str, tuple[int, ...]], whole: bool, whole_at: frozenset[str]
+    ) -> None:
         self.labels = Labels()
         self.reads: dict[str, Tensor] = {}
         self.writes: dict[str, Tensor] = {}
@@ -59,6 +65,7 @@ class Record:
         self.blinding: list[tuple[str, int]] = []
         self.sizes: dict[str, list[Tensor]] = {}
         self.selections: dict[str, Tensor] = {}
+        self.slices: dict[str, tuple[int, Tensor]] = {}
         self.norms: dict[str, Norm] = {}
         self.channel_norms: dict[str, Tensor] = {}
         self.sums: dict[str, dict[int, Tensor]] = {}
@@ -69,13 +76,19 @@ class Record:
         self.heads: list[Tensor] = []
         self.positions: list[Tensor] = []
         self.width: list[Tensor] = []
+        self.by_hand: list[Tensor] = []
         self.tables: dict[str, Tensor] = {}
         self.loose: set[fx.Node] = set()
+        self.splits: set[fx.Node] = set()
+        self.stuck: set[str] = set()
         self.numbers: dict[str, Any] = {}
         self.inputs = torch.empty(0, dtype=torch.int64)
         self.shapes = shapes
         self.whole = whole
-        self.calls = Counter(n.target for n in network.graph.nodes if n.op in ("call_module", "get_attr"))
+        self.whole_at = whole_at
+        inputs = [n for n in network.graph.nodes if n.op == "placeholder"]
+        self.of_samples = {n for one in inputs for n in closure(one, lambda node: node.users)}
+        self.calls = Counter(n.target for n in network.graph.nodes if _is_call(n))
         self.shared = shared_names(network)
         self.own = _by_module(name for name, _ in named_tensors(network))
         self._held: dict[str, Tensor] = {}
@@ -139,6 +152,17 @@ class Record:
             else:
                 self.freeze([labels], f"{name}: its entries are channels along {len(varies)} dimensions, not one")
 
+    def settle_names(self, names: Iterable[list[str]]) -> None:
+        """A tensor of several names loses the same under each. names: those of each such tensor."""
+        for own in names:
+            used = [name for name in own if self.calls[name] or self.calls[name.rpartition(".")[0]]]
+            for dim in {dim for name, dim in self.slots if name in own}:
+                found = [self.slots[name, dim] for name in used if (name, dim) in self.slots]
+                if len(found) < len(used):
+                    self.freeze(found, f"{own[0]}: it is {own[1]} as well, and not as channels")
+                elif len(found) > 1:
+                    unite_rows(self.labels, found)
+
     def stop(self, n: fx.Node, touched: list[Tensor], reason: str) -> Tensor | Unknown:
         """Freezes what a node touches; its result is frozen, too."""
         self.freeze(touched, reason)
@@ -154,6 +178,13 @@ class Record:
         label = self.labels.fresh(1)
         self.labels.freeze(label, reason)
         return label.squeeze().expand(tuple(shape))  # a value of no dimensions has no room for one
+
+
+def _is_call(n: fx.Node) -> bool:
+    """Whether a node calls a module, or reads a tensor for more than its type and device."""
+    if n.op == "get_attr":
+        return any(called(user) != "getattr" or user.args[1] == "shape" for user in n.users)
+    return n.op == "call_module"
 
 
 def _by_module(tensors: Iterable[str]) -> dict[str, list[str]]:

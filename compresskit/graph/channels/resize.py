@@ -12,15 +12,17 @@ from compresskit.graph.layers.windows import WindowAttention
 from compresskit.graph.operations import called
 
 
-def take(network: fx.GraphModule, name: str, dim: int, kept: Tensor) -> None:
-    """Leaves those indices of a tensor, along one dimension. kept: (n,) int64."""
-    path, _, attribute = name.rpartition(".")
-    module = network.get_submodule(path)
-    tensor = getattr(module, attribute)
+def take(network: fx.GraphModule, names: Sequence[str], dim: int, kept: Tensor) -> None:
+    """Leaves those indices of a tensor, along one dimension. names: all that it has. kept: (n,) int64."""
+    owners = [
+        (network.get_submodule(path), attribute) for path, _, attribute in (name.rpartition(".") for name in names)
+    ]
+    tensor = getattr(*owners[0])
     smaller = tensor.detach().index_select(dim, kept.to(tensor.device))
     if isinstance(tensor, nn.Parameter):
         smaller = nn.Parameter(smaller, tensor.requires_grad)
-    setattr(module, attribute, smaller)
+    for module, attribute in owners:
+        setattr(module, attribute, smaller)
 
 
 def fix_numbers(network: fx.GraphModule, numbers: dict[str, Any]) -> None:
@@ -56,6 +58,16 @@ def _written(graph: fx.Graph, number: fx.Node, user: fx.Node, value: Any) -> Any
                 size.meta["scope"] = user.meta.get("scope", "")
             written.append(size)
     return tuple(written)
+
+
+def resize_slice(node: fx.Node, place: int, alive: Tensor) -> None:
+    """The range of channels that a node takes, among those that are left. place: of the slice among the indices.
+    alive: (channels,) bool."""
+    source, index = node.args
+    items: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    start, stop, _ = items[place].indices(len(alive))
+    items[place] = slice(int(alive[:start].sum()), int(alive[:stop].sum()))
+    node.args = (source, tuple(items) if isinstance(index, tuple) else items[0])
 
 
 def resize(network: fx.GraphModule, node: fx.Node, results: list[Tensor]) -> None:

@@ -14,6 +14,7 @@ from compresskit.graph.channels.record import Held, Norm, Record, Unknown
 from compresskit.graph.channels.rules.call import Call
 from compresskit.graph.channels.rules.calls import apply_call
 from compresskit.graph.channels.rules.modules import apply_module
+from compresskit.graph.format.table import shared_tensors
 from compresskit.graph.operations import EXECUTED, PRODUCTS, called
 from compresskit.graph.shapes import Interpreter, node_shapes
 
@@ -53,12 +54,14 @@ class Channels:
     """An atom is one channel with every slot that it owns; atoms are numbered from 0.
 
     reads, writes: by convolution or linear layer, (in,) and (out,) atom of each input and output; a depthwise
-    convolution, whose outputs are its inputs' channels, is in neither. slots: by (name of a tensor, dimension), the
-    atom of each index. frozen: by atom, why it must stay. inputs: atoms of the network's input. sizes: by node that has
-    sizes written into its arguments, the atoms of its results. selections: by node that selects channels, the atoms
-    that it selects from. numbers: by node that computes numbers from how many channels there are, those numbers; of
-    several, None for those that count no channels. scales: of attention whose call leaves them to the positions of its
-    heads.
+    convolution, whose outputs are its inputs' channels, is in neither. A linear layer that is called with its weight as
+    an argument, NAME.weight, is NAME. slots: by (name of a tensor, dimension), the atom of each index; a transposed
+    convolution reads along dimension 0 of its weight and writes along 1. frozen: by atom, why it must stay. inputs:
+    atoms of the network's input. sizes: by node that has sizes written into its arguments, the atoms of its results.
+    selections: by node that selects channels, the atoms that it selects from. slices: by node that takes a range of
+    channels, the place of that range among its indices, and the atoms that it takes from. numbers: by node that
+    computes numbers from how many channels there are, those numbers; of several, None for those that count no channels.
+    scales: of attention whose call leaves them to the positions of its heads.
 
     kinds: of each atom. "width": its channels go through a norm whose statistics run over channels, or it is the
     residual stream of such a net; "heads", "head-dim": whole heads of attention, or positions in them; "hidden": made
@@ -79,6 +82,7 @@ class Channels:
     inputs: Tensor
     sizes: dict[str, list[Tensor]]
     selections: dict[str, Tensor]
+    slices: dict[str, tuple[int, Tensor]]
     numbers: dict[str, Any]
     scales: dict[str, float]
     norms: dict[str, Norm]
@@ -96,12 +100,18 @@ def find_channels(
 
     Convolutions and linear layers give fresh labels to their outputs; norms and elementwise operations pass labels on
     and unite those that meet; what only moves values is executed on the labels as they are. Grouped convolutions,
-    chunks and reshapes that split channels unite position i of every part, so that parts stay equal; a reshape to heads
-    of attention keeps positions in heads apart, or whole heads. What is unknown, and the network's input and output,
-    freeze the labels that they touch.
+    chunks and reshapes that split channels unite position i of every part, so that parts stay equal. heads: what a
+    reshape to heads of attention keeps apart, positions in heads or whole heads; where a product mixes positions, whole
+    heads in any case. What is unknown, and the network's input and output, freeze the labels that they touch.
     """
-    record = Record(network, node_shapes(network, input_shape), heads == "whole")
-    _Walk(network, record).run(torch.empty(1, *input_shape))
+    shapes, whole_at = node_shapes(network, input_shape), frozenset[str]()
+    while True:
+        record = Record(network, shapes, heads == "whole", whole_at)
+        _Walk(network, record).run(torch.empty(1, *input_shape))
+        if record.stuck <= whole_at:
+            break
+        whole_at |= record.stuck
+    record.settle_names(shared_tensors(network))
     atoms = record.labels.atoms()
     record.settle_tables(atoms)
     return Channels(
@@ -114,6 +124,7 @@ def find_channels(
         atoms[record.inputs],
         {name: [atoms[labels] for labels in results] for name, results in record.sizes.items()},
         {name: atoms[labels] for name, labels in record.selections.items()},
+        {name: (dim, atoms[labels]) for name, (dim, labels) in record.slices.items()},
         {name: number for name, made in record.numbers.items() if (number := fixed(made)) is not None},
         record.scales,
         {name: Norm(norm.kind, norm.dim, atoms[norm.atoms]) for name, norm in record.norms.items()},
@@ -146,6 +157,8 @@ class _Walk(Interpreter):
             case "output":
                 self._record.freeze([args[0]], "it is the network's output")
                 return args[0]
+        if called(n) == "getattr" and isinstance(args[0], Held) and args[1] != "shape":
+            return getattr(args[0].tensor, args[1])
         if (table := self._moved_indices(n, args, kwargs)) is not None:
             return table
         args, kwargs = self._labelled(n, args, kwargs)

@@ -5,7 +5,6 @@ torch.fx writes Python source from a graph, names and targets as they are; so wh
 
 import inspect
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from keyword import iskeyword
 from typing import Any
@@ -69,11 +68,16 @@ def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}".removeprefix("."), tensor
 
 
+def shared_tensors(network: nn.Module) -> list[list[str]]:
+    """The names of each tensor that has several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in named_tensors(network):
+        names.setdefault(id(tensor), []).append(name)
+    return [own for own in names.values() if len(own) > 1]
+
+
 def shared_names(network: nn.Module) -> set[str]:
-    """Names of the tensors that have several."""
-    tensors = list(named_tensors(network))
-    times = Counter(id(tensor) for _, tensor in tensors)
-    return {name for name, tensor in tensors if times[id(tensor)] > 1}
+    return {name for own in shared_tensors(network) for name in own}
 
 
 def _walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -1,6 +1,7 @@
 """The law of cutting: a net without some atoms equals the whole net that does not see them, at full size."""
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -52,6 +53,8 @@ class Reference(fx.Interpreter):
 
     def normalised(self, n: fx.Node, norm: Any, args: Any, kwargs: Any) -> Tensor:
         x = args[0]
+        if norm.kind == "statistic":
+            return self.statistic(n, norm, args, kwargs)
         names = {"group": ("x", "num_groups"), "rms": ("x", "normalized_shape")}.get(
             norm.kind, ("x", "normalized_shape")
         )
@@ -78,6 +81,21 @@ class Reference(fx.Interpreter):
                 tensor = tensor.view(view) if norm.kind == "group" else tensor
                 y = y * tensor if key == "weight" else y + tensor
         return y * mask
+
+    def statistic(self, n: fx.Node, norm: Any, args: Any, kwargs: Any) -> Tensor:
+        x, name = args[0], str(getattr(n.target, "__name__", n.target))
+        dims = kwargs.get("dim", args[1] if len(args) > 1 else list(range(x.ndim)))
+        keep = kwargs.get("keepdim", len(args) > 2 and args[2])
+        view = [1] * x.ndim
+        view[norm.dim] = -1
+        mask = self.alive[norm.atoms].view(view).to(x).expand(x.shape)
+        if name == "amax":
+            return x.masked_fill(mask == 0, -math.inf).amax(dims, keep)
+        number = mask.sum(dims, keepdim=True)
+        mean = (x * mask).sum(dims, keepdim=True) / number
+        if name == "var":
+            mean = ((x - mean).square() * mask).sum(dims, keepdim=True) / (number - 1)
+        return mean if keep else mean.squeeze(dims)
 
 
 def standardised(x: Tensor, mask: Tensor, dims: tuple[int, ...], eps: float, *, centred: bool) -> Tensor:

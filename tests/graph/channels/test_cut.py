@@ -78,6 +78,17 @@ ODD = {
     "shape of another tensor": lambda net, x: torch.flatten(x, 2).reshape((x + 1).shape) + net.zeros,
     "choice by value": lambda net, x: torch.where(x > 1, x, net.gain),
     "constant maps": lambda net, x: x + torch.cat([x, net.zeros + x], 1).chunk(2, 1)[1],
+    "mean of everything": lambda net, x: x / x.mean(),
+    "norm by hand": lambda net, x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt() * net.scale,
+    "response norm": lambda net, x: x / (1 + torch.mean(x.norm(p=2, dim=(2, 3), keepdim=True), dim=1, keepdim=True)),
+    "maximum and sum": lambda net, x: x * torch.amax(x, 1, keepdim=True) + x.sum(1)[:, None] / 8,
+    "halves in brackets": lambda net, x: torch.cat([x[:, 5:] + 1, x[:, :3] * 2, x[:, 3:5]], 1),
+    "halves that are computed": lambda net, x: torch.cat(
+        [x[:, : x.shape[1] // 2] * x[..., x.shape[1] // 2 :, :, :], x[..., 4:8, :, :]], 1
+    ),
+    "every other channel": lambda net, x: torch.stack([x[:, 1::2], -x[:, ::2]], 2).reshape(x.shape),
+    "shape as another": lambda net, x: net.slope(x.flatten(2)).reshape_as(x),
+    "rolled and repeated": lambda net, x: x.roll((1, 2), (2, -1)).repeat_interleave(2, dim=3)[..., ::2].flip(-1),
     "size of a map": lambda net, x: x / (x.shape[2] * x.shape[3]),
 }
 FROZEN = {
@@ -88,7 +99,6 @@ FROZEN = {
         "it picks channels by their number",
     ),
     "indices in brackets": (lambda net, x: net.right(x[:, net.order]), "it picks channels by their number"),
-    "mean of everything": (lambda net, x: x / x.mean(), "it mixes channels"),
     "sorted": (lambda net, x: x.topk(8, 1)[0], "topk mixes channels, or is not known"),
     "written in another way": (lambda net, x: x.view(x.dtype), "labels cannot be"),
 }

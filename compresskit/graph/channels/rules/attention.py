@@ -8,6 +8,7 @@ from compresskit.graph.channels.labels import along, compact, spread, unite_rows
 from compresskit.graph.channels.record import Held, Record, Unknown
 from compresskit.graph.channels.rules.call import Call
 from compresskit.graph.channels.rules.elementwise import meet
+from compresskit.graph.channels.rules.moves import note_stuck
 from compresskit.graph.channels.rules.products import MIXED, contracted, letters
 from compresskit.graph.channels.rules.weights import is_own, note_arguments
 from compresskit.graph.layers.windows import WindowAttention
@@ -26,6 +27,7 @@ def scaled_dot_product(record: Record, call: Call) -> Tensor | Unknown:
         else contracted(record, (logits, value), (letters(logits, "ij"), letters(value, "jd")), letters(logits, "id"))
     )
     if mixed is None:
+        note_stuck(record, n)
         return record.stop(n, call.touched, f"{n.name}: {MIXED}")
     if compact(query).shape[-1] > 1:
         record.sums[n.name] = {0: compact(query), 1: compact(key)}

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from compresskit.graph.channels.labels import along, compact, concatenated, repeats, spread
+from compresskit.graph.channels.labels import along, compact, concatenated, repeats, spread, unite_rows
 from compresskit.graph.channels.numbers import computed, sizes_of
-from compresskit.graph.channels.record import Held, Record, Unknown
+from compresskit.graph.channels.record import Held, Norm, Record, Unknown
 from compresskit.graph.channels.rules import attention, norms, products, weights
 from compresskit.graph.channels.rules.call import Call
 from compresskit.graph.channels.rules.elementwise import meet
@@ -36,9 +36,28 @@ def item(record: Record, call: Call) -> Any:
     items = index if isinstance(index, tuple) else (index,)
     plain = all(isinstance(item, int | slice | Held | type(None) | type(Ellipsis)) for item in items)
     free = n in record.loose
-    if not plain or not (free or all(_is_whole(source, dim, item) for dim, item in _by_dimension(source, items))):
+    apart = [dim for dim, item in _by_dimension(source, items) if not free and not _is_whole(source, dim, item)]
+    if not plain or (apart and not _sliced(record, call, source, apart)):
         return record.stop(n, call.touched, f"{n.name}: it picks channels by their number")
     return source[tuple(item.tensor.cpu() if isinstance(item, Held) else item for item in items)]
+
+
+def _sliced(record: Record, call: Call, source: Tensor, dims: list[int]) -> bool:
+    """Whether a slice picks channels that can be counted when some are gone: one range of them, or every n-th, of which
+    all that are left out lose alike."""
+    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    (dim, *more), channels = dims, along(source, dims[0])
+    item = dict(_by_dimension(source, index))[dim]
+    if more or channels is None or not isinstance(item, slice):
+        return False
+    start, stop, step = item.indices(len(channels))
+    if step == 1:
+        record.slices[call.node.name] = (_place(index, dim, source.ndim), channels)
+        return True
+    if len(channels) % step or start >= step or stop < len(channels):
+        return False
+    unite_rows(record.labels, channels.view(-1, step).unbind(1))
+    return True
 
 
 def _measure(record: Record, call: Call) -> Any:
@@ -142,6 +161,17 @@ def _pixel_unshuffle(record: Record, call: Call) -> Tensor | Unknown:
     return weights.pixel_unshuffle(record, call, call.args[1])
 
 
+def _shaped_as(record: Record, call: Call) -> Any:
+    """A reshape to the shape of a tensor, which loses what this one does."""
+    x, other = call.touched
+    made = moved(record, call.node, call.run(), [x])
+    ours, theirs = compact(made), compact(other)
+    if ours.shape != theirs.shape:
+        return record.stop(call.node, call.touched, f"{call.node.name}: it has the shape of other channels")
+    record.labels.unite(ours, theirs)
+    return made
+
+
 def _spatial(record: Record, call: Call) -> Tensor | Unknown:
     return spatial(record, call.node, call.touched[0])
 
@@ -159,13 +189,21 @@ def _selected(record: Record, call: Call) -> Tensor | Unknown:
 
 
 def _reduced(record: Record, call: Call) -> Tensor | Unknown:
-    """Mean, sum or maximum over dimensions along which the labels repeat."""
-    x, args = call.touched[0], call.args
-    dims = call.kwargs.get("dim", args[1] if len(args) > 1 else tuple(range(x.ndim)))
-    dims = [dims] if isinstance(dims, int) else list(dims)
-    if not all(x.shape[dim] == 1 or repeats(x, dim) for dim in dims):
-        return record.stop(call.node, [x], f"{call.node.name}: it mixes channels")
-    keep = call.kwargs.get("keepdim", args[2] if len(args) > 2 else False)
+    """Mean, norm or maximum. Over channels it is a statistic: of what stays, or, of a sum, without what is dead."""
+    order = ("input", "p", "dim", "keepdim") if call.name == "norm" else ("input", "dim", "keepdim")
+    given = call.given(*order)
+    x, dims, keep = call.touched[0], given["dim"], bool(given["keepdim"])
+    dims = list(range(x.ndim)) if dims is None else [dims] if isinstance(dims, int) else list(dims)
+    narrow = compact(x)
+    wide = [dim for dim, size in enumerate(narrow.shape) if size > 1]
+    if any(dim % x.ndim in wide for dim in dims):
+        if len(wide) > 1 or call.node.name not in record.shapes:
+            return record.stop(call.node, [x], f"{call.node.name}: it mixes channels")
+        if call.name in ("sum", "norm"):
+            record.sums[call.node.name] = {0: narrow}
+        else:
+            norms.note(record, call, Norm("statistic", wide[0], narrow.flatten()))
+        return record.frozen(record.shapes[call.node.name], f"{call.node.name}: it has no channels")
     for dim in sorted((dim % x.ndim for dim in dims), reverse=True):
         x = x.narrow(dim, 0, 1) if keep else x.select(dim, 0)
     reduced: Tensor = x
@@ -187,6 +225,13 @@ def _by_dimension(source: Tensor, items: tuple[Any, ...]) -> list[tuple[int, Any
     return list(enumerate(items))
 
 
+def _place(items: tuple[Any, ...], dim: int, ndim: int) -> int:
+    """Of the index for a dimension, among all."""
+    places = [place for place, item in enumerate(items) if item is not None]
+    dots = [place for place in places if items[place] is Ellipsis]
+    return places[dim] if not dots or dim < places.index(dots[0]) else places[dim - ndim]
+
+
 def _is_whole(source: Tensor, dim: int, item: Any) -> bool:
     """Whether this index leaves all labels along `dim`, or all that differ."""
     whole = item == slice(None) or source.shape[dim] == 1
@@ -200,6 +245,7 @@ RULES: dict[str, Rule] = {
     "cat": _cat,
     "concat": _cat,
     "view": _view,
+    **dict.fromkeys(("reshape_as", "view_as"), _shaped_as),
     "getitem": item,
     "index_select": _selected,
     **dict.fromkeys(ELEMENTWISE, _elementwise),

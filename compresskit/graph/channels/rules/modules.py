@@ -22,7 +22,7 @@ def apply_module(record: Record, call: Call, module: nn.Module) -> Any:
     name = str(call.node.target)
     own = [] if _has_one_slope(module) else record.own[name]
     read_by_calls = any(record.calls[tensor] for tensor in own)
-    if own and (record.calls[name] > 1 or read_by_calls or record.shared.intersection(own)):
+    if own and (record.calls[name] > 1 or read_by_calls):
         return record.stop(call.node, call.touched, f"{name}: its weights are used more than once")
     return _rule_of(module)(record, call, module)
 

@@ -21,7 +21,7 @@ def moved(record: Record, n: fx.Node, result: Any, touched: list[Tensor]) -> Any
     record.sizes[n.name] = results
     if n in record.loose:
         return result
-    if any(x.ndim and x.shape[0] > 1 for x in results):
+    if n in record.of_samples and any(x.ndim and x.shape[0] > 1 for x in results):
         return record.stop(n, touched, f"{n.name}: it puts channels where samples are")
     rectangles = [_rectangle(record, n, labels) for labels in results]
     if isinstance(result, tuple | list):
@@ -50,7 +50,8 @@ def _rectangle(record: Record, n: fx.Node, labels: Tensor) -> Tensor:
     kept = max(reversed(wide), key=lambda dim: labels.shape[dim])
     if heads:
         kept = wide[-1]
-        if record.whole and kept - 1 in wide:
+        record.splits.add(n)
+        if (record.whole or n.name in record.whole_at) and kept - 1 in wide:
             kept -= 1
     for dim in wide:
         if dim != kept:
@@ -79,6 +80,18 @@ def _is_on_the_way(n: fx.Node) -> bool:
     network = n.graph.owning_module
     assert network is not None
     return type(network.get_submodule(str(n.target))).__name__ in _MODULES_ON_THE_WAY
+
+
+def note_stuck(record: Record, n: fx.Node) -> None:
+    """A product mixes positions that the reshapes to heads before it keep apart: whole heads are to be kept there."""
+    seen, pending = {n}, [n]
+    while pending:
+        for source in set(pending.pop().all_input_nodes) - seen:
+            seen.add(source)
+            if source in record.splits:
+                record.stuck.add(source.name)
+            elif _is_on_the_way(source):
+                pending.append(source)
 
 
 def _cannot_be_told(n: fx.Node, whole: list[Tensor], narrow: list[Tensor]) -> bool:

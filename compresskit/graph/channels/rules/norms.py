@@ -125,6 +125,9 @@ def called_over_positions(record: Record, call: Call) -> Tensor | Unknown:
 def note(record: Record, call: Call, norm: Norm) -> None:
     """Channels of the norm are the width of a network, unless they are positions in heads already."""
     record.norms[call.node.name] = norm
+    if norm.kind == "statistic":
+        record.by_hand.append(norm.atoms)
+        return
     heads = torch.cat([labels.flatten() for labels in record.in_heads]) if record.in_heads else norm.atoms[:0]
     if not bool(torch.isin(norm.atoms, heads).any()):
         record.width.append(norm.atoms)

@@ -5,6 +5,7 @@ from torch import Tensor
 from compresskit.graph.channels.labels import compact
 from compresskit.graph.channels.record import Record, Unknown
 from compresskit.graph.channels.rules.call import Call
+from compresskit.graph.channels.rules.moves import note_stuck
 
 MIXED = "it multiplies channels along several dimensions, or along one of its arguments alone"
 _BATCH = "abcdefgh"
@@ -38,6 +39,7 @@ def _product(record: Record, call: Call, named: tuple[str, str], output: str) ->
     first, second = call.touched
     made = contracted(record, (first, second), named, output)
     if made is None:
+        note_stuck(record, call.node)
         return record.stop(call.node, call.touched, f"{call.node.name}: {MIXED}")
     if (summed := _varying(compact(first), named[0])) and summed not in output:
         places = [place for place, one in enumerate(call.args) if isinstance(one, Tensor)]

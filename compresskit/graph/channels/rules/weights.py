@@ -78,14 +78,16 @@ def called_embedding(record: Record, call: Call) -> Tensor | Unknown:
 def called_linear(record: Record, call: Call) -> Tensor | Unknown:
     """A linear layer whose weight and bias are arguments."""
     given = call.given("input", "weight", "bias")
-    x, weight, bias = given["input"], given["weight"], given.get("bias")
+    x, weight, bias = given["input"], given["weight"], given["bias"]
     read = along(x, -1) if isinstance(x, Tensor) else None
     tensors = [one for one in (weight, bias) if one is not None]
-    if read is None or not all(is_own(record, one) for one in tensors):
+    if read is None or not is_own(record, weight) or (isinstance(bias, Held) and not is_own(record, bias)):
         found = [one for one in (x, *tensors) if isinstance(one, Tensor)]
         return record.stop(call.node, found, f"{call.node.name}: its weights are used elsewhere, or computed")
     made = record.labels.fresh(len(weight.tensor))
-    note_arguments(record, read, made, weight, bias)
+    note_arguments(record, read, made, weight, bias if isinstance(bias, Held) else None)
+    if isinstance(bias, Tensor):
+        record.labels.unite(made, bias)
     return spread(made, -1, record.shapes[call.node.name])
 
 

@@ -1,0 +1,171 @@
+"""The network of full size that computes what the cut one does, and what becomes of layers that are written out."""
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from compresskit.graph.channels.cut import cut
+from compresskit.graph.channels.kept import kept_norms
+from compresskit.graph.channels.walk import find_channels
+from compresskit.graph.trace import trace
+from tests.graph.channels import families
+from tests.graph.channels.law import check_law, random_alive, randomised
+
+
+class Values(fx.Interpreter):
+    """Every value of a network, by the name of its node."""
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__(network)
+        self.found: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node):
+        self.found[n.name] = super().run_node(n)
+        return self.found[n.name]
+
+
+def values(network: fx.GraphModule, x: Tensor) -> dict[str, Tensor]:
+    runner = Values(network)
+    with torch.no_grad():
+        runner.run(x)
+    return runner.found
+
+
+@pytest.mark.parametrize("kind", [families.ViT, families.ConvNeXt, families.Windows])
+def test_nodes_keep_names_and_shapes(kind):
+    torch.manual_seed(0)
+    network, x = trace(randomised(kind())), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    channels = find_channels(network, (3, 8, 8))
+    alive = random_alive(channels, 0)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    whole, kept = values(network, x), values(kept_norms(network, channels, alive), x)
+    for name, value in whole.items():
+        if isinstance(value, Tensor):
+            assert kept[name].shape == value.shape
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_what_stays_of_a_norm_is_what_the_cut_net_has():
+    torch.manual_seed(0)
+    network, x = trace(randomised(families.ViT())), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    channels = find_channels(network, (3, 8, 8))
+    alive = random_alive(channels, 1)
+    kept, smaller = values(kept_norms(network, channels, alive), x), values(cut(network, channels, alive), x)
+    norms = list(channels.norms)
+    assert len(norms) == 3
+    for name in norms:
+        left = alive[channels.norms[name].atoms]
+        torch.testing.assert_close(kept[name][..., left], smaller[name])
+        assert not kept[name][..., ~left].any()
+        assert not torch.allclose(values(network, x)[name][..., left], smaller[name])
+
+
+def test_multihead_attention_is_written_out_where_it_is_cut():
+    network = trace(randomised(families.Multihead()))
+    channels = find_channels(network, (3, 6, 6))
+    everything = torch.ones(channels.n_atoms, dtype=torch.bool)
+    assert isinstance(cut(network, channels, everything).own, nn.MultiheadAttention)
+    alive = everything.clone()
+    alive[channels.slots["cross.in_proj_weight", 0][0]] = False
+    smaller = cut(network, channels, alive)
+    assert isinstance(smaller.own, nn.MultiheadAttention)
+    assert smaller.cross.query.weight.shape == (10, 12)
+    assert smaller.cross.out_proj.weight.shape == (12, 10)
+    assert all("scope" in node.meta for node in smaller.graph.nodes if node.op.startswith("call"))
+
+
+def test_written_out_attention_drops_as_torch_does():
+    network = trace(randomised(families.Multihead(dropout=0.5)))
+    channels = find_channels(network, (3, 6, 6))
+    alive = torch.ones(channels.n_atoms, dtype=torch.bool)
+    alive[channels.slots["own.in_proj_weight", 0][0]] = False
+    smaller, x = cut(network, channels, alive), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert torch.equal(smaller(x), smaller(x))
+    assert not torch.equal(smaller.train()(x), smaller(x))
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention, self.head = nn.Linear(3, 6), nn.MultiheadAttention(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.embed(x)
+        y, weights = self.attention(x, x, x)
+        return self.head(y + weights.sum())
+
+
+def test_attention_that_is_not_followed_says_so():
+    channels = find_channels(trace(Masked()), (4, 3))
+    assert set(channels.writes["embed"].tolist()) <= channels.frozen.keys()
+    assert "attention: it has masks, returns weights, or is of an odd kind" in channels.frozen.values()
+
+
+class Tied(nn.Module):
+    """Embedding and head share a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Embedding(7, 6), nn.LayerNorm(6), nn.Linear(6, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.norm(self.embed(x)))
+
+
+def test_tied_tensors_stay_tied():
+    check_law(Tied(), torch.randint(7, (2, 5)))
+    network = trace(Tied())
+    channels = find_channels(network, (5,))
+    alive = torch.ones(channels.n_atoms, dtype=torch.bool)
+    alive[channels.reads["head"][[0, 3]]] = False
+    smaller = cut(network, channels, alive)
+    assert smaller.head.weight is smaller.embed.weight
+    assert smaller.head.weight.shape == (7, 4)
+    assert smaller.embed.embedding_dim == smaller.head.in_features == 4
+
+
+class Biased(nn.Module):
+    """Query, key and value of BEiT: a weight of one layer, and a bias out of parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.head = nn.Linear(3, 8), nn.Linear(8, 24, bias=False), nn.Linear(8, 2)
+        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(8))
+        self.register_buffer("k_bias", torch.zeros(8))
+
+    def forward(self, x):
+        x = self.embed(x)
+        bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        qkv = nn.functional.linear(x, self.qkv.weight, bias)
+        q, k, v = qkv.reshape(x.shape[0], x.shape[1], 3, 2, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x = nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3)
+        return self.head(x.transpose(1, 2).flatten(2)).mean(1)
+
+
+class AmongChannels(nn.Module):
+    """Attention of XCiT: positions in heads are mixed, so that whole heads go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.head = nn.Linear(3, 8), nn.Linear(8, 24), nn.Linear(8, 2)
+        self.temperature = nn.Parameter(torch.ones(2, 1, 1))
+
+    def forward(self, x):
+        x = self.embed(x)
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, 2, C // 2).permute(2, 0, 3, 4, 1).unbind(0)
+        q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
+        x = ((q @ k.transpose(-2, -1)) * self.temperature).softmax(-1) @ v
+        return self.head(x.permute(0, 3, 1, 2).reshape(B, N, C)).mean(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("heads", ["positions", "whole"])
+@pytest.mark.parametrize("kind", [Biased, AmongChannels])
+def test_attention_as_some_write_it(kind, heads, seed):
+    torch.manual_seed(seed)
+    check_law(kind(), torch.randn(2, 5, 3, dtype=torch.float64), seed, heads)
+    channels = find_channels(trace(kind()), (5, 3), heads)
+    free = {channels.kinds[atom] for atom in range(channels.n_atoms) if atom not in channels.frozen}
+    assert free == {"channels", "heads" if heads == "whole" or kind is AmongChannels else "head-dim"}

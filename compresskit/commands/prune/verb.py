@@ -23,6 +23,7 @@ from compresskit.commands.session import (
     with_folder,
 )
 from compresskit.commands.trials import check_room, check_training, keep, train_network
+from compresskit.graph.channels.plain_weights import plain_weights
 from compresskit.passes.prune.channels import Pruner
 from compresskit.passes.prune.masks import Masker
 from compresskit.storage.checkpoint import load
@@ -32,7 +33,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     """Prunes a trained net; writes pruned.pt, as it was before retraining, and model.pt."""
     with session("prune", arguments, ("data", "prune"), progress, from_checkpoint=True) as current:
         options: Options = current.recipe.section("prune")
-        start = current.parent(0)
+        start = _start(current, options, 0)
         plan = _planned(current, options, start, current.recipe.seed)
         others = [setting.options for setting in settings(options)]
         for other in others:
@@ -48,6 +49,21 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         return prune_result(current, options, trials)
 
 
+def _start(current: Session, options: Options, trial: int) -> Start:
+    """The network to prune; where channels are to go, without weights that it computes of parameters."""
+    start = current.parent(trial)
+    if isinstance(options, MaskAndRetrain):
+        return start
+    network, changed = plain_weights(start.network)
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        current.progress.note(
+            f"weights that forward computes of parameters became plain ones, so that channels may go: "
+            f"{', '.join(changed[:3])}{more}; the outputs are the same, and retraining trains them as they are"
+        )
+    return replace(start, network=network)
+
+
 def _planned(current: Session, options: Options, start: Start, seed: int) -> Pruner | Masker:
     """All that can be refused before any work."""
     if isinstance(options, MaskAndRetrain):
@@ -58,7 +74,7 @@ def _planned(current: Session, options: Options, start: Start, seed: int) -> Pru
 
 
 def _run_trial(current: Session, options: Options, trial: int) -> PrunedTrial:
-    folder, start = trial_folder(current, trial, current.recipe.trials), current.parent(trial)
+    folder, start = trial_folder(current, trial, current.recipe.trials), _start(current, options, trial)
     seed = current.recipe.seed + trial
     assert start.path is not None
     before = current.figures(start.network, current.evaluate(start.network), start.path, start.masks)

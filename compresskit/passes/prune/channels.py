@@ -12,6 +12,7 @@ from compresskit.data.augmentation.augmix import AugMix
 from compresskit.errors import RecipeError, near_names
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.kinds import Kind
+from compresskit.graph.channels.plain_weights import plain_weights
 from compresskit.graph.channels.walk import Channels, find_channels
 from compresskit.graph.trace import trace
 from compresskit.numerics.pruning.ratios import counts
@@ -173,8 +174,8 @@ def prune_model(
     target of latency and for augprune, which know of devices and of images.
     """
     chosen = _options(options)
-    network = model if isinstance(model, fx.GraphModule) else trace(model)
     shape = tuple(next(iter(loader))[0].shape[1:])
+    network, _ = plain_weights(model if isinstance(model, fx.GraphModule) else trace(model, shape))
     data = Data(lambda net: mean_gradients(net, loader, loss), _no_images)
     pruned = Pruner(network, chosen, shape).prune(data, seed)
     smaller = cut(network, pruned.channels, pruned.alive)

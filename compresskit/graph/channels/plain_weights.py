@@ -1,0 +1,158 @@
+"""Weights that forward computes of parameters, as standardised convolutions do: plain layers in their place."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from compresskit.graph.operations import called
+
+_LAYERS: dict[str, type[nn.Module]] = {
+    "linear": nn.Linear,
+    **{f"conv{n}d": getattr(nn, f"Conv{n}d") for n in (1, 2, 3)},
+}
+_RESAMPLED = frozenset({"interpolate"})  # position embeddings, for another size
+
+
+def plain_weights(network: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
+    """A copy in which no layer computes its weight, and the names of what changed; the network itself if nothing does.
+
+    Computed are weights and biases of convolutions and linear layers, and resampled tables, that depend on parameters
+    alone. The copy gives the same outputs in eval mode; trained further, it trains the weights as they are.
+    """
+    made = _from_parameters(network)
+    found = [node for node in network.graph.nodes if _is_layer(node) and any(s in made for s in _weights(node))]
+    tables = [node for node in network.graph.nodes if node in made and _is_resampled(node, made)]
+    if not found and not tables:
+        return network, []
+    values = _Values(network, made).values
+    changed = copy.deepcopy(network)
+    nodes = {node.name: node for node in changed.graph.nodes}
+    names = [_put_layer(changed, nodes[node.name], values) for node in found]
+    names += [_put_table(changed, nodes[node.name], values[node.name]) for node in tables]
+    _drop_unread(changed)
+    changed.graph.lint()
+    changed.recompile()
+    return changed, names
+
+
+class _Values(fx.Interpreter):
+    """Runs what depends on parameters alone."""
+
+    def __init__(self, network: fx.GraphModule, made: set[fx.Node]) -> None:
+        super().__init__(network, garbage_collect_values=False)
+        self.values: dict[str, Any] = {}
+        with torch.no_grad():
+            for node in network.graph.nodes:
+                if node in made or node.op == "get_attr":
+                    self.env[node] = self.run_node(node)
+                    self.values[node.name] = self.env[node]
+
+
+def _from_parameters(network: fx.GraphModule) -> set[fx.Node]:
+    """Calls that read tensors of the network and numbers, and nothing that depends on the input."""
+    made: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        sources = node.all_input_nodes
+        if node.op in ("call_function", "call_method") and sources:
+            if all(source.op == "get_attr" or source in made for source in sources):
+                made.add(node)
+    return made
+
+
+def _is_layer(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in _FUNCTIONS
+
+
+def _weights(node: fx.Node) -> list[fx.Node]:
+    given = [*node.args[1:3], node.kwargs.get("weight"), node.kwargs.get("bias")]
+    return [source for source in given if isinstance(source, fx.Node)]
+
+
+def _is_resampled(node: fx.Node, made: set[fx.Node]) -> bool:
+    """Whether it is the last of the calls that make a table, one of which resamples it."""
+    if any(user in made for user in node.users):
+        return False
+    pending, seen = [node], {node}
+    while pending:
+        last = pending.pop()
+        if called(last) in _RESAMPLED:
+            return True
+        before = [source for source in last.all_input_nodes if source not in seen]
+        seen |= set(before)
+        pending += before
+    return False
+
+
+def _put_layer(network: fx.GraphModule, node: fx.Node, values: dict[str, Any]) -> str:
+    weights = _weights(node)
+    tensors = [values[source.name] for source in weights]
+    options = _options(node, tensors[0])
+    layer = _LAYERS[called(node)](**options, bias=len(tensors) > 1, device="meta")
+    for name, tensor in zip(("weight", "bias"), tensors, strict=False):
+        layer._parameters[name] = nn.Parameter(tensor.detach().clone())
+    path = _path(network, node, weights[0])
+    network.add_submodule(path, layer)
+    source = node.args[0]
+    node.op, node.target, node.args, node.kwargs = "call_module", path, (source,), {}
+    node.meta["scope"] = path.rpartition(".")[0]
+    return path
+
+
+def _options(node: fx.Node, weight: Tensor) -> dict[str, Any]:
+    if called(node) == "linear":
+        return {"in_features": weight.shape[1], "out_features": weight.shape[0]}
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
+    groups = int(given.get("groups", 1))
+    options: dict[str, Any] = {name: given[name] for name in ("stride", "padding", "dilation") if name in given}
+    options = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in options.items()}
+    sizes: dict[str, Any] = {"in_channels": weight.shape[1] * groups, "out_channels": weight.shape[0], "groups": groups}
+    return {**sizes, "kernel_size": tuple(weight.shape[2:]), **options}
+
+
+def _path(network: fx.GraphModule, node: fx.Node, weight: fx.Node) -> str:
+    """Where the parameter lies that the weight is made of, if no module is called there, or a new name."""
+    source = weight
+    while source.op != "get_attr":
+        source = source.all_input_nodes[0]
+    home = str(source.target).rpartition(".")[0]
+    taken = any(n.op == "call_module" and f"{n.target}.".startswith(f"{home}.") for n in network.graph.nodes)
+    if home and not taken:
+        return home
+    path = f"{node.meta.get('scope', '')}.{node.name}".removeprefix(".")
+    while path in dict(network.named_modules()):
+        path += "_"
+    return path
+
+
+def _put_table(network: fx.GraphModule, node: fx.Node, value: Tensor) -> str:
+    name = f"{node.name}_table"
+    while hasattr(network, name):
+        name += "_"
+    network.register_parameter(name, nn.Parameter(value.detach().clone()))
+    with network.graph.inserting_before(node):
+        table = network.graph.get_attr(name)
+    table.meta["scope"] = ""
+    node.replace_all_uses_with(table)
+    return name
+
+
+def _drop_unread(network: fx.GraphModule) -> None:
+    """Calls on parameters that nothing reads any more, and tensors that nothing does."""
+    before = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
+    for node in reversed(list(network.graph.nodes)):
+        alone = node.op == "get_attr" or node in _from_parameters(network)
+        if alone and not node.users:
+            network.graph.erase_node(node)
+    left = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
+    for name in before - left:
+        path, _, attribute = name.rpartition(".")
+        module = network.get_submodule(path)
+        if type(module) not in _LAYERS.values() and hasattr(module, attribute):
+            delattr(module, attribute)
+
+
+_FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d}

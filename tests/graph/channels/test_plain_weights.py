@@ -1,0 +1,69 @@
+"""Computed weights become plain ones, with the same outputs, and their channels may go."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from compresskit.graph.channels.plain_weights import plain_weights
+from compresskit.graph.channels.walk import find_channels
+from compresskit.graph.format.table import from_table, to_table
+from compresskit.graph.trace import trace
+from tests.graph.channels.law import check_law
+
+
+class Standardised(nn.Conv2d):
+    """As normaliser-free nets have it."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.gain = nn.Parameter(torch.full((self.out_channels, 1, 1, 1), 0.7))
+
+    def forward(self, x):
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, weight=self.gain.view(-1), training=True,
+            momentum=0.0, eps=1e-6,
+        ).reshape_as(self.weight)  # fmt: skip
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Standardised(3, 6, 3, padding=1, bias=False), Standardised(6, 8, 3, stride=2)
+        self.table, self.qkv = nn.Parameter(torch.randn(1, 8, 2, 2)), nn.Linear(8, 6, bias=False)
+        self.first, self.last = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.two(self.one(x).relu()) + F.interpolate(self.table, size=(3, 3), mode="bilinear")
+        return self.head(F.linear(x.mean((2, 3)), self.qkv.weight, torch.cat((self.first, self.last))).relu())
+
+
+def test_outputs_stay_and_all_channels_may_go():
+    torch.manual_seed(0)
+    network = trace(Net().eval(), (3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    assert len(find_channels(network, (3, 8, 8)).frozen) > 20
+    plain, names = plain_weights(network)
+    assert names == ["one", "two", "qkv", "interpolate_table"]
+    assert torch.equal(plain(x), network(x))
+    assert plain.get_submodule("two").stride == (2, 2)
+    assert plain.get_submodule("one").bias is None
+    assert [node.target for node in plain.graph.nodes if node.op == "get_attr"] == ["interpolate_table"]
+    channels = find_channels(plain, (3, 8, 8))
+    assert set(channels.frozen.values()) == {"it is the network's input", "it is the network's output"}
+    from_table(to_table(plain))
+    assert not any(name.startswith(("one.gain", "first", "table")) for name, _ in plain.named_parameters())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_law(seed):
+    torch.manual_seed(seed)
+    plain, _ = plain_weights(trace(Net().eval(), (3, 8, 8)))
+    assert check_law(plain, torch.randn(2, 3, 8, 8, dtype=torch.float64), seed) > 0
+
+
+def test_what_computes_nothing_is_returned_as_it_is():
+    network = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    assert plain_weights(network) == (network, [])

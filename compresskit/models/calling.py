@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compresskit.errors import RecipeError, UnsupportedModelError
 
 Shape = tuple[int, ...] | tuple[tuple[int, ...], ...]  # of one sample: of its one input, or of each of several
+TAKES_TUPLE = "_takes_one_tuple"  # an attribute of modules whose several inputs are one argument
 _MOST = 3  # inputs for which every mixture of numbers and tokens is tried
 
 
@@ -33,8 +34,8 @@ def batch_for(module: nn.Module, shape: Shape, types: tuple[torch.dtype, ...], c
 
 
 def called(module: nn.Module, batch: Any) -> Any:
-    """What forward returns; of several inputs each is an argument of its own."""
-    return module(*batch) if isinstance(batch, tuple) else module(batch)
+    """What forward returns; of several inputs each is an argument of its own, unless the module takes one tuple."""
+    return module(*batch) if isinstance(batch, tuple) and not hasattr(module, TAKES_TUPLE) else module(batch)
 
 
 def types_for(module: nn.Module, shape: Shape) -> tuple[torch.dtype, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from compresskit.errors import UnsupportedModelError
@@ -55,6 +55,17 @@ def translate(place: Place, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return made
 
 
+def constant(node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+    """Of a call that reads nothing but the type of another value, what it makes; None for other calls."""
+    name = _name(node)
+    if name == "type_as" and isinstance(args[0], Tensor):
+        return args[0].to(node.meta["val"].dtype)
+    if name in _NEW and all(isinstance(size, int) for size in args[1]):
+        return torch.full(args[1], _NEW[name] if len(args) < 3 else args[2], dtype=node.meta["val"].dtype)
+    return None
+
+
+_NEW = {"new_full": 0, "new_zeros": 0, "new_ones": 1}
 _ADVICE = "write that part with functions of torch.nn.functional, or leave it out of forward"
 _OF_MEMORY = frozenset({"layout", "pin_memory", "memory_format", "device", "non_blocking", "copy", "requires_grad"})
 
@@ -186,6 +197,10 @@ def _dropout(kind: type[nn.Module]) -> Row:
     return row
 
 
+def _type_as(place: Place, x: Any, other: Any) -> Any:
+    return _to(place, x)
+
+
 def _to(place: Place, x: Any, *_: Any, **__: Any) -> Any:
     """Of where and how a tensor lies nothing is kept, of its type what changes."""
     source: Any = place.node.args[0]
@@ -263,6 +278,7 @@ ROWS: dict[str, Row] = {
     "feature_dropout": _dropout(nn.Dropout2d),
     "alpha_dropout": _dropout(nn.AlphaDropout),
     **dict.fromkeys(("to", "_to_copy"), _to),
+    "type_as": _type_as,
     **{name: _factory(name) for name in ("zeros", "ones", "full", "arange", "eye", "linspace")},
     "linalg_vector_norm": _norm,
     "rsub": _reverse_sub,

@@ -102,6 +102,8 @@ class _Lowering:
             return self._layer(node, *args)
         if node.target is operator.getitem and isinstance(args[0], list | tuple):
             return args[0][args[1]]
+        if (made := aten.constant(node, args, kwargs)) is not None:
+            return made
         if not any(isinstance(leaf, fx.Node) for leaf in _leaves((args, kwargs))) and callable(node.target):
             with torch.no_grad():
                 return node.target(*args, **kwargs)

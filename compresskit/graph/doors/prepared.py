@@ -1,7 +1,6 @@
 """A module as the doors take it: a copy with its tensors, in which what is a plain layer by another name is that."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from compresskit.graph.format.allowed import MODULES
 from compresskit.graph.layers.stochastic_depth import StochasticDepth
-from compresskit.models.calling import picked
+from compresskit.models.calling import TAKES_TUPLE, picked
 
 LEAVES = frozenset(MODULES.values()) - {nn.Module}
 # What a subclass may have of its own and still compute what its base does.
@@ -72,11 +71,10 @@ def _overrides(kind: type, base: type) -> bool:
 def _rewrite_forward(module: nn.Module, inputs: int, output: str | int | None) -> None:
     kind = type(module)
 
-    def forward(self: nn.Module, *values: Any) -> Any:
-        if inputs > 1 and len(values) == 1:
-            values = tuple(values[0][place] for place in range(inputs))
+    def forward(self: nn.Module, value: Any) -> Any:
+        values = [value[place] for place in range(inputs)] if inputs > 1 else [value]
         found = kind.forward(self, *values)
         return found if output is None else picked(found, output)
 
-    made: dict[str, Callable[..., Any]] = {"forward": forward}
+    made: dict[str, Any] = {"forward": forward, TAKES_TUPLE: True}
     module.__class__ = type(kind.__name__, (kind,), made)

@@ -11,8 +11,9 @@ from torch import Tensor, fx
 from compresskit.graph.chains import closure
 from compresskit.graph.channels.labels import Labels, spread, unite_rows
 from compresskit.graph.format.table import named_tensors, shared_names
-from compresskit.graph.operations import ELEMENTWISE, called
+from compresskit.graph.operations import ELEMENTWISE, EXECUTED, PRODUCTS, called
 
+_MEETING = ELEMENTWISE | PRODUCTS | {"layer_norm", "rms_norm", "relative_position_bias", "getattr", "size"}
 _ENTRIES = 2**19  # that a parameter may have to be given a label for each
 
 
@@ -132,7 +133,7 @@ class Record:
         if told and len(wide) == 1 and not indices:
             labels = self.slots[name, wide[0]] = self.labels.fresh(tensor.shape[wide[0]])
             made = spread(labels, wide[0], tensor.shape)
-        elif told and wide and tensor.is_floating_point() and tensor.numel() <= _ENTRIES:
+        elif told and wide and tensor.is_floating_point() and tensor.numel() <= _ENTRIES and _meets(held.node):
             made = self.tables[name] = self.labels.fresh(tensor.numel()).view(tensor.shape)
             self.loose.add(held.node)
         else:
@@ -178,6 +179,19 @@ class Record:
         label = self.labels.fresh(1)
         self.labels.freeze(label, reason)
         return label.squeeze().expand(tuple(shape))  # a value of no dimensions has no room for one
+
+
+def _meets(n: fx.Node) -> bool:
+    """Whether all that becomes of a tensor, moved as it may be, meets activations entry by entry or in a product."""
+    seen, pending = {n}, [n]
+    while pending:
+        for user in set(pending.pop().users) - seen:
+            seen.add(user)
+            if called(user) in EXECUTED or called(user) == "getitem":
+                pending.append(user)
+            elif called(user) not in _MEETING and user.op != "call_module":
+                return False
+    return True
 
 
 def _is_call(n: fx.Node) -> bool:

@@ -107,7 +107,7 @@ def find_channels(
     shapes, whole_at = node_shapes(network, input_shape), frozenset[str]()
     while True:
         record = Record(network, shapes, heads == "whole", whole_at)
-        _Walk(network, record).run(torch.empty(1, *input_shape))
+        _Walk(network, record, input_shape).run(torch.empty(1))
         if record.stuck <= whole_at:
             break
         whole_at |= record.stuck
@@ -142,9 +142,11 @@ def find_channels(
 class _Walk(Interpreter):
     """Runs the graph on labels: its input and tensors get labels here, modules and calls have rules of their own."""
 
-    def __init__(self, network: fx.GraphModule, record: Record) -> None:
+    def __init__(self, network: fx.GraphModule, record: Record, input_shape: Any) -> None:
         super().__init__(network)
         self._record = record
+        self._several = isinstance(input_shape[0], tuple)
+        self._shapes = input_shape if self._several else (input_shape,)
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -178,7 +180,7 @@ class _Walk(Interpreter):
             if number.samples and number.labels:
                 record.freeze(list(number.labels), f"{n.name}: it computes with the number of channels and of samples")
         loose = self._loose(n, touched)
-        if touched and all(loose):
+        if any(loose) and all(free or x.numel() == 1 for x, free in zip(touched, loose, strict=True)):
             record.loose.add(n)
         if called(n) in PRODUCTS and len(touched) > 1:
             record.products[n.name] = touched
@@ -223,8 +225,18 @@ class _Walk(Interpreter):
         tables = [self._record.labelled(x) if isinstance(x, Held) else x for x in pytree.tree_leaves(values)]
         return [any(x is table for table in tables) for x in touched]
 
-    def _input(self, n: fx.Node) -> Tensor:
-        record, shape = self._record, self._record.shapes[n.name]
-        record.inputs = record.labels.fresh(shape[1])
-        record.labels.freeze(record.inputs, "it is the network's input")
-        return spread(record.inputs, 1, shape)
+    def _input(self, n: fx.Node) -> Any:
+        """Channels lie along dimension 1, or along the last one where linear layers read them."""
+        last = all(type(self._module_of(user)).__name__ in ("Linear", "LayerNorm", "RMSNorm") for user in n.users)
+        made = [self._input_of(shape, -1 if last else 1) for shape in self._shapes]
+        self._record.inputs = torch.cat([labels for labels, _ in made])
+        self._record.labels.freeze(self._record.inputs, "it is the network's input")
+        spreads = tuple(labels for _, labels in made)
+        return spreads if self._several else spreads[0]
+
+    def _input_of(self, shape: tuple[int, ...], dim: int) -> tuple[Tensor, Tensor]:
+        labels = self._record.labels.fresh((1, *shape)[dim])
+        return labels, spread(labels, dim, (1, *shape))
+
+    def _module_of(self, n: fx.Node) -> Any:
+        return self.fetch_attr(str(n.target)) if n.op == "call_module" else None

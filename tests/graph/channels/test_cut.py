@@ -51,6 +51,7 @@ ODD = {
     "number that stops a value": lambda net, x: torch.lerp(torch.clamp(x, min=net.gain), x, net.quarter),
     "number out of a scale": lambda net, x: x * net.scale.mean(),
     "scale to a power": lambda net, x: net.scale * (1 + x) ** net.gain - 1,
+    "table that is scaled": lambda net, x: x + net.gain * net.zeros * net.temperature,
     "parameter of positions": lambda net, x: x + net.place,
     "gate of one channel": lambda net, x: x * torch.sigmoid(net.gate(x)),
     "slope called twice": lambda net, x: net.slope(net.slope(x) - 1),

@@ -39,8 +39,9 @@ def test_nodes_keep_names_and_shapes(kind):
     alive = random_alive(channels, 0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     whole, kept = values(network, x), values(kept_norms(network, channels, alive), x)
+    tensors = {node.name for node in network.graph.nodes if node.op == "get_attr"}
     for name, value in whole.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and name not in tensors:
             assert kept[name].shape == value.shape
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
@@ -123,49 +124,3 @@ def test_tied_tensors_stay_tied():
     assert smaller.head.weight is smaller.embed.weight
     assert smaller.head.weight.shape == (7, 4)
     assert smaller.embed.embedding_dim == smaller.head.in_features == 4
-
-
-class Biased(nn.Module):
-    """Query, key and value of BEiT: a weight of one layer, and a bias out of parts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.qkv, self.head = nn.Linear(3, 8), nn.Linear(8, 24, bias=False), nn.Linear(8, 2)
-        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(8))
-        self.register_buffer("k_bias", torch.zeros(8))
-
-    def forward(self, x):
-        x = self.embed(x)
-        bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
-        qkv = nn.functional.linear(x, self.qkv.weight, bias)
-        q, k, v = qkv.reshape(x.shape[0], x.shape[1], 3, 2, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        x = nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3)
-        return self.head(x.transpose(1, 2).flatten(2)).mean(1)
-
-
-class AmongChannels(nn.Module):
-    """Attention of XCiT: positions in heads are mixed, so that whole heads go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.qkv, self.head = nn.Linear(3, 8), nn.Linear(8, 24), nn.Linear(8, 2)
-        self.temperature = nn.Parameter(torch.ones(2, 1, 1))
-
-    def forward(self, x):
-        x = self.embed(x)
-        B, N, C = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, 2, C // 2).permute(2, 0, 3, 4, 1).unbind(0)
-        q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
-        x = ((q @ k.transpose(-2, -1)) * self.temperature).softmax(-1) @ v
-        return self.head(x.permute(0, 3, 1, 2).reshape(B, N, C)).mean(1)
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("heads", ["positions", "whole"])
-@pytest.mark.parametrize("kind", [Biased, AmongChannels])
-def test_attention_as_some_write_it(kind, heads, seed):
-    torch.manual_seed(seed)
-    check_law(kind(), torch.randn(2, 5, 3, dtype=torch.float64), seed, heads)
-    channels = find_channels(trace(kind()), (5, 3), heads)
-    free = {channels.kinds[atom] for atom in range(channels.n_atoms) if atom not in channels.frozen}
-    assert free == {"channels", "heads" if heads == "whole" or kind is AmongChannels else "head-dim"}

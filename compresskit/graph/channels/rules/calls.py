@@ -37,27 +37,29 @@ def item(record: Record, call: Call) -> Any:
     plain = all(isinstance(item, int | slice | Held | type(None) | type(Ellipsis)) for item in items)
     free = n in record.loose
     apart = [dim for dim, item in _by_dimension(source, items) if not free and not _is_whole(source, dim, item)]
-    if not plain or (apart and not _sliced(record, call, source, apart)):
+    if not plain:
         return record.stop(n, call.touched, f"{n.name}: it picks channels by their number")
+    if apart:
+        return _sliced(record, call, source, items, apart)
     return source[tuple(item.tensor.cpu() if isinstance(item, Held) else item for item in items)]
 
 
-def _sliced(record: Record, call: Call, source: Tensor, dims: list[int]) -> bool:
-    """Whether a slice picks channels that can be counted when some are gone: one range of them, or every n-th, of which
-    all that are left out lose alike."""
-    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
-    (dim, *more), channels = dims, along(source, dims[0])
-    item = dict(_by_dimension(source, index))[dim]
+def _sliced(record: Record, call: Call, source: Tensor, items: tuple[Any, ...], dims: list[int]) -> Tensor | Unknown:
+    """Channels that can be counted when some are gone: one range of them, or every n-th, of which all that are left out
+    lose alike."""
+    (dim, *more), channels, n = dims, along(source, dims[0]), call.node
+    item = dict(_by_dimension(source, items))[dim]
     if more or channels is None or not isinstance(item, slice):
-        return False
+        return record.stop(n, call.touched, f"{n.name}: it picks channels by their number")
     start, stop, step = item.indices(len(channels))
     if step == 1:
-        record.slices[call.node.name] = (_place(index, dim, source.ndim), channels)
-        return True
-    if len(channels) % step or start >= step or stop < len(channels):
-        return False
-    unite_rows(record.labels, channels.view(-1, step).unbind(1))
-    return True
+        record.slices[n.name] = (_place(items, dim, source.ndim), channels)
+    elif len(channels) % step or start >= step or stop < len(channels):
+        return record.stop(n, call.touched, f"{n.name}: it picks channels by their number")
+    else:
+        shares = unite_rows(record.labels, channels.view(-1, step).unbind(1))
+        source = spread(shares.repeat_interleave(step), dim, source.shape)
+    return source[items]
 
 
 def _measure(record: Record, call: Call) -> Any:

@@ -16,10 +16,13 @@ def meet(record: Record, name: str, found: list[Tensor], loose: list[bool]) -> T
     if len(found) == 1:
         return found[0]
     shape, narrow = broadcast(found), [compact(x) for x in found]
-    varying = torch.broadcast_shapes(*(y.shape for y, free in zip(narrow, loose, strict=True) if not free))
+    firm = [y for x, y, free in zip(found, narrow, loose, strict=True) if not free and x.numel() > 1]
+    varying = torch.broadcast_shapes(*(y.shape for y in firm))
     meeting = []
     for place, (x, free) in enumerate(zip(found, loose, strict=True)):
-        if not _lacks(x.shape, varying):
+        if free and firm and varying.numel() == 1:
+            continue  # what has no channels cannot tell where those of a table would lie
+        if not _lacks(x.shape, varying) and (x.numel() > 1 or shape.numel() == 1):
             meeting.append(place)
         elif not free:
             record.freeze([x], f"{name}: it is broadcast over channels")

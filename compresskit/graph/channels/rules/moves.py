@@ -11,6 +11,7 @@ from compresskit.graph.operations import ELEMENTWISE, ELEMENTWISE_MODULES, EXECU
 
 # What a value goes through on its way to a product of attention.
 _ON_THE_WAY = ELEMENTWISE | EXECUTED | {"getitem", "softmax", "normalize", "layer_norm", "rms_norm", "roll"}
+_SPLITTING = frozenset({"reshape", "view", "unflatten"})
 _MODULES_ON_THE_WAY = ELEMENTWISE_MODULES | {"LayerNorm", "RMSNorm", "Softmax", "Flatten", "Unflatten"}
 
 
@@ -18,12 +19,13 @@ def moved(record: Record, n: fx.Node, result: Any, touched: list[Tensor]) -> Any
     """What only moves values. Equal parts of a split, and rows where a reshape splits channels, lose alike."""
     leaves, structure = pytree.tree_flatten(result)
     results = [compact(x) for x in leaves]
-    record.sizes[n.name] = results
-    if n in record.loose:
+    free = n in record.loose
+    rectangles = record.sizes[n.name] = results if free else [_rectangle(record, n, labels) for labels in results]
+    if free:
         return result
-    if n in record.of_samples and any(x.ndim and x.shape[0] > 1 for x in results):
+    if n in record.of_samples and any(x.ndim and x.shape[0] > 1 for x in rectangles):
+        del record.sizes[n.name]
         return record.stop(n, touched, f"{n.name}: it puts channels where samples are")
-    rectangles = [_rectangle(record, n, labels) for labels in results]
     if isinstance(result, tuple | list):
         if len({x.shape for x in leaves}) == 1:
             rectangles = [unite_rows(record.labels, rectangles)] * len(rectangles)
@@ -46,12 +48,13 @@ def _rectangle(record: Record, n: fx.Node, labels: Tensor) -> Tensor:
     wide = [dim for dim, size in enumerate(labels.shape) if size > 1]
     if len(wide) < 2:
         return labels
-    heads = _is_attended(n)
+    heads = (n.op == "call_module" or called(n) in _SPLITTING) and _is_attended(n)
     kept = max(reversed(wide), key=lambda dim: labels.shape[dim])
     if heads:
         kept = wide[-1]
         record.splits.add(n)
-        if (record.whole or n.name in record.whole_at) and kept - 1 in wide:
+        apart = kept - 1 in wide and not (kept == 1 and n in record.of_samples)  # heads that lie among samples do not
+        if (record.whole or n.name in record.whole_at) and apart:
             kept -= 1
     for dim in wide:
         if dim != kept:

@@ -36,7 +36,7 @@ def einsum(record: Record, call: Call) -> Tensor | Unknown:
 
 
 def _product(record: Record, call: Call, named: tuple[str, str], output: str) -> Tensor | Unknown:
-    first, second = call.touched
+    first, second = _firm(record, call, named, output)
     made = contracted(record, (first, second), named, output)
     if made is None:
         note_stuck(record, call.node)
@@ -45,6 +45,25 @@ def _product(record: Record, call: Call, named: tuple[str, str], output: str) ->
         places = [place for place, one in enumerate(call.args) if isinstance(one, Tensor)]
         record.sums[call.node.name] = dict(zip(places, (compact(first), compact(second)), strict=True))
     return made
+
+
+def _firm(record: Record, call: Call, named: tuple[str, str], output: str) -> list[Tensor]:
+    """The labels of the arguments. A table of positions that is multiplied with channels has them along the dimension
+    that is summed over, or none."""
+    pair = list(call.touched)
+    for place, free in enumerate(call.loose):
+        own, table, other = named[place], pair[place], pair[1 - place]
+        if not free or call.loose[1 - place]:
+            continue
+        summed = _varying(compact(other), named[1 - place])
+        if len(summed) == 1 and summed in own and summed not in output:
+            vector = compact(other).flatten().view([-1 if letter == summed else 1 for letter in own])
+            record.labels.unite(vector.expand(table.shape), table)
+            pair[place] = vector.expand(table.shape)
+        else:
+            record.freeze([table], f"{call.node.name}: it is the same for all channels")
+            pair[place] = record.frozen(table.shape, f"{call.node.name}: it is the same for all channels")
+    return pair
 
 
 def contracted(record: Record, pair: tuple[Tensor, Tensor], named: tuple[str, str], output: str) -> Tensor | None:

@@ -115,7 +115,7 @@ def examined(name: str, rival: bool) -> dict[str, Any]:
 def stages(name: str, rival: bool) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
     from compresskit.graph.channels.cut import cut
     from compresskit.graph.channels.kept import kept_norms
-    from compresskit.graph.channels.plain_weights import plain_weights
+    from compresskit.graph.channels.plain import plain_layers
     from compresskit.graph.channels.walk import find_channels
     from compresskit.graph.counting import count
     from compresskit.graph.doors.prepared import prepared
@@ -166,7 +166,7 @@ def stages(name: str, rival: bool) -> Iterator[Callable[[dict[str, Any]], dict[s
         return {"saved": "equal" if equal else "DIFFERENT"}
 
     def law(found: dict[str, Any]) -> dict[str, Any]:
-        network = plain_weights(copy.deepcopy(kept["network"]).double().eval())[0]
+        network = plain_layers(copy.deepcopy(kept["network"]).double().eval(), kept["shape"])[0]
         started = time.monotonic()
         channels = find_channels(network, kept["shape"])
         seconds = time.monotonic() - started
@@ -187,7 +187,7 @@ def stages(name: str, rival: bool) -> Iterator[Callable[[dict[str, Any]], dict[s
     def halved(found: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
         options = Prune(target=PruneTarget(macs="50%"), repair="none", norms=False)
-        network = plain_weights(kept["network"])[0]
+        network = plain_layers(kept["network"], kept["shape"])[0]
         pruner = Pruner(network, options, kept["shape"])
         pruned = pruner.prune(Data(None, None), 0)  # type: ignore[arg-type]
         small = cut(network, pruned.channels, pruned.alive)

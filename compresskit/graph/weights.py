@@ -36,6 +36,7 @@ def weights_of(network: nn.Module) -> tuple[list[Weight], dict[str, str]]:
 
     An expanded layer has the weight that its factors make, or, with activations between them, one for each. Layers of a
     stack are NAME.0, NAME.1, ... A parametrised layer (weight_norm, orthogonal, ...) has the weight that it runs with.
+    Query, key and value that one matrix makes are one layer: attn.qkv, or attn.in_proj in torch's attention.
     """
     found, others = [], {}
     for name, module in _layers("", network):
@@ -55,9 +56,18 @@ def weights_of(network: nn.Module) -> tuple[list[Weight], dict[str, str]]:
                 found.append(Weight(name, kind, tensor, getattr(module, "groups", 1)))
         else:
             for label, parameter in module.named_parameters(recurse=False):
-                if parameter.ndim > 1:
+                if _is_inner(module, label, parameter):
+                    own = f"{name}.{label}".removesuffix("weight").rstrip("._")
+                    found.append(Weight(own, "linear", parameter.detach()))
+                elif parameter.ndim > 1:
                     others[f"{name}.{label}".lstrip(".")] = "a parameter that is no layer's weight"
     return found, others
+
+
+def _is_inner(module: nn.Module, label: str, parameter: Tensor) -> bool:
+    """Whether it is the weight of a linear layer within attention: of torch's as one module, or an argument of ours."""
+    packed = isinstance(module, nn.MultiheadAttention) and label == "in_proj_weight"
+    return packed or (type(module) is nn.Module and label == "weight" and parameter.ndim == 2)
 
 
 def weights_in(state: Mapping[str, Tensor]) -> tuple[list[Weight], dict[str, str]]:

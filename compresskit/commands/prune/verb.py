@@ -23,7 +23,7 @@ from compresskit.commands.session import (
     with_folder,
 )
 from compresskit.commands.trials import check_room, check_training, keep, train_network
-from compresskit.graph.channels.plain_weights import plain_weights
+from compresskit.graph.channels.plain import plain_layers
 from compresskit.passes.prune.channels import Pruner
 from compresskit.passes.prune.masks import Masker
 from compresskit.storage.checkpoint import load
@@ -50,16 +50,16 @@ def run(arguments: Arguments, progress: Progress) -> Result:
 
 
 def _start(current: Session, options: Options, trial: int) -> Start:
-    """The network to prune; where channels are to go, without weights that it computes of parameters."""
+    """The network to prune; where channels are to go, with plain layers wherever there are weights."""
     start = current.parent(trial)
     if isinstance(options, MaskAndRetrain):
         return start
-    network, changed = plain_weights(start.network)
+    network, changed = plain_layers(start.network, current.data.input_shape)
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         current.progress.note(
-            f"weights that forward computes of parameters became plain ones, so that channels may go: "
-            f"{', '.join(changed[:3])}{more}; the outputs are the same, and retraining trains them as they are"
+            "weights that forward computes, and those inside attention as one module, became those of plain layers, so "
+            f"that channels may go: {', '.join(changed[:3])}{more}; retraining trains them as they are"
         )
     return replace(start, network=network)
 

@@ -12,7 +12,7 @@ from compresskit.data.augmentation.augmix import AugMix
 from compresskit.errors import RecipeError, near_names
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.kinds import Kind
-from compresskit.graph.channels.plain_weights import plain_weights
+from compresskit.graph.channels.plain import plain_layers
 from compresskit.graph.channels.walk import Channels, find_channels
 from compresskit.graph.trace import trace
 from compresskit.numerics.pruning.ratios import counts
@@ -175,7 +175,7 @@ def prune_model(
     """
     chosen = _options(options)
     shape = tuple(next(iter(loader))[0].shape[1:])
-    network, _ = plain_weights(model if isinstance(model, fx.GraphModule) else trace(model, shape))
+    network, _ = plain_layers(model if isinstance(model, fx.GraphModule) else trace(model, shape), shape)
     data = Data(lambda net: mean_gradients(net, loader, loss), _no_images)
     pruned = Pruner(network, chosen, shape).prune(data, seed)
     smaller = cut(network, pruned.channels, pruned.alive)

@@ -157,6 +157,8 @@ def find_readers(
 
 def _refusal(network: fx.GraphModule, channels: Channels, layer: str, from_input: bool) -> str | None:
     module = network.get_submodule(layer)
+    if not any(node.op == "call_module" and node.target == layer for node in network.graph.nodes):
+        return "its weight is an argument of a call, which has no moments"
     if layer not in channels.reads:
         calls = sum(node.op == "call_module" and node.target == layer for node in network.graph.nodes)
         return f"it is called {calls} times" if calls > 1 else "each output reads one channel, so there is none to drop"

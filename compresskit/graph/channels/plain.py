@@ -1,4 +1,5 @@
-"""Weights that forward computes of parameters, as standardised convolutions do: plain layers in their place."""
+"""Plain layers in the place of what holds weights in other ways, so that channels may go and layers be solved again:
+attention as one module, and weights that forward computes of parameters, as standardised convolutions do."""
 
 import copy
 from typing import Any
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from compresskit.graph.channels.walk import find_channels
+from compresskit.graph.channels.write_out import write_out
 from compresskit.graph.operations import called
 
 _LAYERS: dict[str, type[nn.Module]] = {
@@ -14,6 +17,31 @@ _LAYERS: dict[str, type[nn.Module]] = {
     **{f"conv{n}d": getattr(nn, f"Conv{n}d") for n in (1, 2, 3)},
 }
 _RESAMPLED = frozenset({"interpolate"})  # position embeddings, for another size
+
+
+def plain_layers(network: fx.GraphModule, input_shape: tuple[int, ...]) -> tuple[fx.GraphModule, list[str]]:
+    """A copy without attention as one module and without computed weights, and the names of what changed; the network
+    itself if nothing does.
+
+    It gives the same outputs in eval mode: equal ones, but for attention, which sums in another order. Attention that
+    has masks, or returns its weights, stays.
+    """
+    written = [n for n in network.graph.nodes if n.op == "call_module" and _is_attention(network, n)]
+    names: list[str] = []
+    if written:
+        writes = find_channels(network, input_shape).writes
+        names = [str(node.target) for node in written if f"{node.target}.out_proj" in writes]
+        network = copy.deepcopy(network)
+        for node in list(network.graph.nodes):
+            if node.op == "call_module" and node.target in names:
+                write_out(network, node, int(network.get_submodule(str(node.target)).num_heads))  # type: ignore[arg-type]
+        network.recompile()
+    network, computed = plain_weights(network)
+    return network, names + computed
+
+
+def _is_attention(network: fx.GraphModule, node: fx.Node) -> bool:
+    return isinstance(network.get_submodule(str(node.target)), nn.MultiheadAttention)
 
 
 def plain_weights(network: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:

@@ -1,0 +1,113 @@
+"""Every criterion and budget on every family of nets: what goes, and the repair of what is left."""
+
+import pytest
+import torch
+from torch import nn
+
+from compresskit.errors import RecipeError
+from compresskit.graph.channels.cut import cut
+from compresskit.graph.channels.plain import plain_layers
+from compresskit.graph.counting import count
+from compresskit.graph.trace import trace
+from compresskit.graph.weights import weights_of
+from compresskit.passes.moments import gather_from
+from compresskit.passes.prune.budgets import BUDGETS
+from compresskit.passes.prune.channels import Data, Pruner
+from compresskit.passes.prune.criteria import CRITERIA
+from compresskit.passes.prune.gradients import mean_gradients
+from compresskit.passes.prune.options import Prune, PruneTarget
+from compresskit.passes.prune.repair import repair
+from compresskit.passes.prune.responses import responses
+from tests.graph.channels.test_families import IMAGES, image
+
+CHOSEN = ["magnitude", "hydra", "taylor", "augprune", "random", "spectral-energy"]
+
+
+def batches(name: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    x = torch.cat([image(name) for _ in range(40)]).float()
+    return [(part, torch.arange(len(part)) % 5) for part in x.split(20)]
+
+
+def network_of(name: str):
+    torch.manual_seed(0)
+    shape = tuple(image(name).shape[1:])
+    net = IMAGES[name]().eval()
+    for parameter in net.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    return plain_layers(trace(net, shape), shape)[0], shape
+
+
+def data_of(name: str) -> Data:
+    found = batches(name)
+    return Data(
+        lambda net: mean_gradients(net, found, nn.functional.cross_entropy),
+        lambda net, layers, _: responses(net, layers, [(x, x + 0.1 * x.sin()) for x, _ in found]),
+    )
+
+
+@pytest.mark.parametrize("criterion", CHOSEN)
+@pytest.mark.parametrize("name", IMAGES)
+def test_criteria(name, criterion):
+    network, shape = network_of(name)
+    pruner = Pruner(network, Prune(target=PruneTarget(macs="70%"), criterion=CRITERIA[criterion]()), shape)
+    pruned = pruner.prune(data_of(name), 0)
+    small = cut(network, pruned.channels, pruned.alive)
+    assert count(small, shape).macs == pytest.approx(pruned.got)
+    assert pruned.got <= pruned.asked < pruned.whole
+    assert small(image(name).float()).isfinite().all()
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", IMAGES)
+def test_budgets(name, budget):
+    network, shape = network_of(name)
+    pruned = Pruner(network, Prune(target=PruneTarget(params="75%"), budget=BUDGETS[budget]()), shape).prune(
+        data_of(name), 0
+    )
+    assert pruned.got <= pruned.asked < pruned.whole
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("name", IMAGES)
+def test_repair_is_nearer_to_what_the_net_did(name, chained):
+    """With biases in what is cut, so that a mean is lost that a repair gives back."""
+    network, shape = network_of(name)
+    pruner = Pruner(network, Prune(target=PruneTarget(macs="60%"), groups=("channels", "hidden", "head-dim")), shape)
+    pruned = pruner.prune(data_of(name), 0)
+    found = repair(network, pruned.channels, pruned.alive, gather_from(batches(name)), shape, chained=chained)
+    x = torch.cat([x for x, _ in batches(name)])
+    with torch.no_grad():
+        whole, bare = network(x), cut(network, pruned.channels, pruned.alive)(x)
+        repaired = cut(found.network, pruned.channels, pruned.alive)(x)
+    assert (repaired - whole).square().mean() < (bare - whole).square().mean()
+    assert found.unexplained
+
+
+@pytest.mark.parametrize("name", ["vit", "multihead", "llama"])
+def test_kinds_are_taken_in_turn(name):
+    network, shape = network_of(name)
+
+    def kinds(share: str, groups="auto") -> set[str]:
+        return {
+            group.kind for group in Pruner(network, Prune(target=PruneTarget(macs=share), groups=groups), shape).groups
+        }
+
+    assert "hidden" in kinds("90%")
+    assert "width" not in kinds("90%")
+    assert kinds("15%") == {"hidden", "head-dim", "width"} | (kinds("15%") & {"channels"})
+    assert kinds("90%", ("heads", "hidden")) == {"heads", "hidden"}
+    with pytest.raises(RecipeError, match="or name more in prune.groups: .*width"):
+        kinds("10%", ("hidden",))
+
+
+def test_whole_heads_and_positions_are_not_taken_at_once():
+    with pytest.raises(ValueError, match="heads and head-dim go one after the other"):
+        Prune(target=PruneTarget(macs="50%"), groups=("heads", "head-dim"))
+
+
+def test_weights_inside_attention_are_layers():
+    network = trace(IMAGES["multihead"]().eval(), (3, 6, 6))
+    names = [weight.name for weight in weights_of(network)[0]]
+    assert any(name.endswith("in_proj") for name in names)
+    assert not any("in_proj" in name for name in weights_of(network)[1])

@@ -49,8 +49,16 @@ def prune_channels(
     ]
     return PruneStep(
         options.target.goal, pruned.asked, pruned.got, pruned.whole, cut_metrics, repaired, groups, pruned.skipped,
-        unrepaired, unexplained, difference,
+        unrepaired, unexplained, difference, _by_kind(pruned),
     )  # fmt: skip
+
+
+def _by_kind(pruned: Pruned) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for group, kept in zip(pruned.groups, pruned.kept, strict=True):
+        size, left = found.get(group.kind, (0, 0))
+        found[group.kind] = (size + len(group.atoms), left + kept)
+    return found
 
 
 def _repaired(

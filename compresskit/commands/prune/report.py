@@ -11,7 +11,7 @@ from compresskit.commands.figures import Figures, compared, slower
 from compresskit.commands.parents import MODEL
 from compresskit.commands.prune.compare import Compared, Options, add_comparison, settings, stages_of
 from compresskit.commands.prune.section import MaskAndRetrain
-from compresskit.commands.prune.stages import PruneStep, Retrained, ratios
+from compresskit.commands.prune.stages import PruneStep, Retrained, changes, kinds, ratios
 from compresskit.commands.result import Figure, Format, Result, Table, Target
 from compresskit.commands.session import Session
 from compresskit.passes.prune.channels import Pruner
@@ -54,7 +54,7 @@ def plan_result(current: Session, options: Options, plan: Pruner | Masker) -> Re
     if isinstance(plan, Masker):
         rows: list[tuple[Any, ...]] = [(layer.name, len(layer.order)) for layer in plan.layers]
     else:
-        rows = [(_made_by(group.layers), len(group.atoms)) for group in plan.groups]
+        rows = [(_labelled(group.name, group.layers), len(group.atoms)) for group in plan.groups]
     result.tables = [Table(f"{options.kind} that may go", (_where(options), options.kind), rows)]
     if options.compare is not None:
         others = [(*setting.varied.values(), setting.at) for setting in settings(options)]
@@ -73,7 +73,7 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
     result.figures = compared([t.before for t in trials], [t.after for t in trials], batch, current.device)
     result.targets = [_target(options, trials)]
     result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
-    result.tables = [_stages(options, trials), _layers(options, trials)]
+    result.tables = [_stages(options, trials), *_kinds(trials), _layers(options, trials)]
     first = trials[0].steps[0]
     result.skipped = first.skipped | {f"{layer} (repair)": reason for layer, reason in first.unrepaired.items()}
     if isinstance(options, MaskAndRetrain):
@@ -154,12 +154,24 @@ def _stages(options: Options, trials: list[PrunedTrial]) -> Table:
 
 def _layers(options: Options, trials: list[PrunedTrial]) -> Table:
     """Of the first trial: channels, weights or kernels at the beginning and at the end."""
-    whole = {name: size for name, _, size, _ in trials[0].steps[0].groups}
     rows = [
-        (_made_by(layers), whole[name], kept, f"{1 - kept / whole[name]:.1%}")
-        for name, layers, _, kept in trials[0].steps[-1].groups
+        (_labelled(name, layers), whole, kept, f"{1 - kept / whole:.1%}")
+        for name, layers, whole, kept in changes(trials[0].steps)
     ]
     return Table(options.kind, (_where(options), "before", "kept", "gone"), rows)
+
+
+def _kinds(trials: list[PrunedTrial]) -> list[Table]:
+    """Of the first trial, where channels of several kinds could go: what was taken of each."""
+    found = kinds(trials[0].steps)
+    rows = [(kind, whole, left, f"{1 - left / whole:.1%}") for kind, (whole, left) in found.items()]
+    return [Table("kinds of channels", ("kind", "before", "kept", "gone"), rows)] if set(found) - {"channels"} else []
+
+
+def _labelled(name: str, layers: Sequence[str]) -> str:
+    """The layers of a group, and of which kind it is where its name says so."""
+    _, bracket, kind = name.partition(" (")
+    return f"{_made_by(layers)} ({kind}" if bracket else _made_by(layers)
 
 
 def _where(options: Options) -> str:

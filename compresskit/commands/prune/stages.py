@@ -32,6 +32,9 @@ class PruneStep:
     unrepaired: dict[str, str] = field(default_factory=dict)
     unexplained: dict[str, float] = field(default_factory=dict)
     difference: float = 0.0
+    kinds: dict[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # by kind of channels, how many there were, are left
 
     @staticmethod
     def read(folder: Path) -> "PruneStep":
@@ -54,5 +57,22 @@ class Retrained:
 
 def ratios(steps: Sequence[PruneStep]) -> dict[str, float]:
     """By group of layers, the share that went in all steps together."""
-    whole = {name: size for name, _, size, _ in steps[0].groups}
-    return {name: 1 - left / whole[name] for name, _, _, left in steps[-1].groups}
+    return {name: 1 - left / whole for name, _, whole, left in changes(steps)}
+
+
+def changes(steps: Sequence[PruneStep]) -> list[tuple[str, list[str], int, int]]:
+    """Of each group in any of the steps, its layers, its size before the first of them and what the last one left."""
+    found: dict[str, tuple[str, list[str], int, int]] = {}
+    for step in steps:
+        for name, layers, size, left in step.groups:
+            found[name] = (name, layers, found[name][2] if name in found else size, left)
+    return list(found.values())
+
+
+def kinds(steps: Sequence[PruneStep]) -> dict[str, tuple[int, int]]:
+    """By kind of channels, how many there were before all steps, and are left."""
+    found: dict[str, tuple[int, int]] = {}
+    for step in steps:
+        for kind, (size, left) in step.kinds.items():
+            found[kind] = (found[kind][0] if kind in found else size, left)
+    return found

@@ -27,7 +27,9 @@ class Labels:
     def freeze(self, labels: Tensor, reason: str) -> None:
         """These channels must stay."""
         (labels,) = _without_repeats(labels)
-        self._frozen.append((labels.unique(), reason))
+        chosen = torch.zeros(self._count, dtype=torch.bool)
+        chosen[labels.reshape(-1)] = True
+        self._frozen.append((chosen.nonzero(as_tuple=True)[0], reason))
 
     def atoms(self) -> Tensor:
         """(count,) number of the atom that each label belongs to, counted from 0 in the order of the labels."""

@@ -15,7 +15,7 @@ from compresskit.graph.channels.rules.call import Call
 from compresskit.graph.channels.rules.calls import apply_call
 from compresskit.graph.channels.rules.modules import apply_module
 from compresskit.graph.format.table import shared_tensors
-from compresskit.graph.operations import EXECUTED, PRODUCTS, called
+from compresskit.graph.operations import ELEMENTWISE, ELEMENTWISE_MODULES, EXECUTED, PRODUCTS, called
 from compresskit.graph.shapes import Interpreter, node_shapes
 
 _NOT_FOLLOWED = (IndexError, KeyError, RuntimeError, TypeError, ValueError)
@@ -24,11 +24,13 @@ _UNLABELLED: dict[str, tuple[int | str, ...]] = {
     "linear": (1, 2, "weight", "bias"),
     "embedding": (1, "weight"),
     "matmul": (1,),
+    "addmm": (2,),
     "index_select": (2, "index"),
     "getitem": (1,),
     "relative_position_bias": (1,),
     "WindowAttention": (1, 2, 4, 5, "qkv_weight", "proj_weight", "qkv_bias", "proj_bias"),
 }
+_PASSING = EXECUTED | ELEMENTWISE | {"getitem", "relative_position_bias", "concat", "roll", "flip"}
 _MOVING = EXECUTED | {"getitem", "contiguous", "long", "int", "to", "clone"}
 
 
@@ -180,7 +182,9 @@ class _Walk(Interpreter):
             if number.samples and number.labels:
                 record.freeze(list(number.labels), f"{n.name}: it computes with the number of channels and of samples")
         loose = self._loose(n, touched)
-        if any(loose) and all(free or x.numel() == 1 for x, free in zip(touched, loose, strict=True)):
+        kind = type(self._module_of(n)).__name__
+        passes = kind in ELEMENTWISE_MODULES if n.op == "call_module" else called(n) in _PASSING
+        if passes and any(loose) and all(free or x.numel() == 1 for x, free in zip(touched, loose, strict=True)):
             record.loose.add(n)
         if called(n) in PRODUCTS and len(touched) > 1:
             record.products[n.name] = touched

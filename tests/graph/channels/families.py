@@ -235,7 +235,8 @@ class Llama(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(12, 12, bias=False) for _ in range(4))
         self.gate, self.up, self.down = nn.Linear(12, 16), nn.Linear(12, 16), nn.Linear(16, 12)
         self.projection, self.matrix = nn.Parameter(torch.zeros(7, 12)), nn.Parameter(torch.zeros(7, 6))
-        self.head = nn.Linear(6, 5)
+        self.other, self.bias = nn.Parameter(torch.zeros(6, 8)), nn.Parameter(torch.zeros(8))
+        self.head = nn.Linear(8, 5)
 
     def forward(self, x):
         x = self.embed(x.flatten(2).transpose(1, 2))
@@ -247,4 +248,5 @@ class Llama(nn.Module):
         y = self.norm2(x)
         x = x + self.down(F.silu(self.gate(y)) * self.up(y))
         x = F.rms_norm(x, (12,), self.weight, 1e-6)
-        return self.head(F.linear(x, self.projection).mean(1) @ self.matrix)
+        x = F.linear(x, self.projection).mean(1) @ self.matrix
+        return self.head(torch.addmm(self.bias, x, self.other))

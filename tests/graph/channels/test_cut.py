@@ -126,6 +126,23 @@ def test_odd_nets(name, seed):
     assert free(channels, "stem") >= 4  # the law says nothing of what is frozen
 
 
+class Unflattened(nn.Module):
+    def __init__(self, dim, sizes):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 3)
+        self.unflatten, self.flatten = nn.Unflatten(dim, sizes), nn.Flatten(2)
+
+    def forward(self, x):
+        return self.last(self.flatten(self.unflatten(self.first(x))))
+
+
+@pytest.mark.parametrize("sizes", [(2, 4), (4, 2), (2, 2, 2), (-1, 4)])
+@pytest.mark.parametrize("dim", [-1, 2])
+def test_sizes_count_from_where_the_value_ends(dim, sizes):
+    torch.manual_seed(0)
+    assert check_law(Unflattened(dim, sizes), torch.randn(2, 5, 3, dtype=torch.float64)) > 0
+
+
 @pytest.mark.parametrize("name", FROZEN)
 def test_what_would_break_is_frozen(name):
     function, reason = FROZEN[name]

@@ -155,6 +155,17 @@ def _matmul(record: Record, call: Call) -> Tensor | Unknown:
     return products.matmul(record, call)
 
 
+def _addmm(record: Record, call: Call) -> Tensor | Unknown:
+    """A bias, and values times a weight (in, out)."""
+    bias, x, weight = call.args
+    if call.kwargs or not all(isinstance(one, Tensor) for one in (bias, x)) or not isinstance(weight, Held):
+        return _unknown(record, call)
+    made = weights.called_matmul(record, call, x, weight)
+    if isinstance(made, Tensor):
+        record.labels.unite(made, bias.expand(made.shape))
+    return made
+
+
 def _pixel_shuffle(record: Record, call: Call) -> Tensor | Unknown:
     return weights.pixel_shuffle(record, call, call.args[1])
 
@@ -268,6 +279,7 @@ RULES: dict[str, Rule] = {
     "linear": weights.called_linear,
     "embedding": weights.called_embedding,
     **dict.fromkeys(("matmul", "bmm"), _matmul),
+    "addmm": _addmm,
     "einsum": products.einsum,
     "scaled_dot_product_attention": attention.scaled_dot_product,
 }

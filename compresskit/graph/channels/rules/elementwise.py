@@ -21,8 +21,8 @@ def meet(record: Record, name: str, found: list[Tensor], loose: list[bool]) -> T
     meeting = []
     for place, (x, free) in enumerate(zip(found, loose, strict=True)):
         if free and firm and varying.numel() == 1:
-            continue  # what has no channels cannot tell where those of a table would lie
-        if not _lacks(x.shape, varying) and (x.numel() > 1 or shape.numel() == 1):
+            record.freeze([x], f"{name}: it meets what has no channels")
+        elif not _lacks(x.shape, varying) and (x.numel() > 1 or shape.numel() == 1):
             meeting.append(place)
         elif not free:
             record.freeze([x], f"{name}: it is broadcast over channels")

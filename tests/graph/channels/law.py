@@ -25,10 +25,10 @@ def randomised(net: nn.Module) -> nn.Module:
     return net
 
 
-def random_alive(channels: Channels, seed: int) -> Tensor:
-    """About a third of the atoms that may go are gone, one at least stays in every tensor."""
+def random_alive(channels: Channels, seed: int, gone: float = 0.35) -> Tensor:
+    """That share of the atoms that may go is gone, one at least stays in every tensor."""
     generator = torch.Generator().manual_seed(seed)
-    alive = torch.rand(channels.n_atoms, generator=generator) > 0.35
+    alive = torch.rand(channels.n_atoms, generator=generator) > gone
     alive[list(channels.frozen)] = True
     for atoms in channels.slots.values():
         if not alive[atoms].any():
@@ -115,12 +115,12 @@ def zeroed(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.Gra
     return network
 
 
-def check_law(net: nn.Module, x: Tensor, seed: int = 0, heads: Any = "positions") -> int:
+def check_law(net: nn.Module, x: Tensor, seed: int = 0, heads: Any = "positions", gone: float = 0.35) -> int:
     """The law, and what goes with it; how many atoms were cut."""
     shape = tuple(x.shape[1:])
     network = trace(randomised(net), shape)
     channels = find_channels(network, shape, heads)
-    alive = random_alive(channels, seed)
+    alive = random_alive(channels, seed, gone)
     smaller = cut(network, channels, alive)
     with torch.no_grad():
         expected, got = Reference(network, channels, alive).run(x), smaller(x)

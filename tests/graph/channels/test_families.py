@@ -45,6 +45,13 @@ def test_a_net_that_reads_tokens(heads, seed):
     assert check_law(families.Gpt(), torch.randint(10, (2, 6)), seed, heads) > 0
 
 
+@pytest.mark.parametrize("heads", ["positions", "whole"])
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_may_go_may_go_together(name, heads):
+    torch.manual_seed(0)
+    assert check_law(IMAGES[name](), image(name), 0, heads, gone=0.95) > 5
+
+
 TOKENS = {f"tokens.fc{number}.{kind}" for number in (1, 2) for kind in ("weight", "bias")}
 IN_HEADS = {"attention.q_norm.weight", "attention.q_norm.bias", "attention.k_norm.weight"}
 WHOLE = {  # parameters of which nothing may be cut, next to the bias of the outputs

@@ -2,11 +2,21 @@
 
 import pytest
 import torch
+from torch import nn
+from torchvision.models import swin_transformer
 
 from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.trace import trace
 from tests.graph.channels import families
 from tests.graph.channels.law import check_law
+
+
+def swin(block: type[nn.Module], merging: type[nn.Module]) -> nn.Module:
+    """Torchvision's, whose attention in windows is one call with weights as arguments."""
+    return swin_transformer.SwinTransformer(
+        [2, 2], 8, [2, 1], [2, 4], [2, 2], num_classes=5, block=block, downsample_layer=merging
+    )
+
 
 IMAGES = {
     "vit": families.ViT,
@@ -14,6 +24,8 @@ IMAGES = {
     "vit of one head": lambda: families.ViT(heads=1),
     "vit with norms of query and key": lambda: families.ViT(qk_norm=True),
     "windows": families.Windows,
+    "swin": lambda: swin(swin_transformer.SwinTransformerBlock, swin_transformer.PatchMerging),
+    "swin v2": lambda: swin(swin_transformer.SwinTransformerBlockV2, swin_transformer.PatchMergingV2),
     "convnext": families.ConvNeXt,
     "groups": families.Grouped,
     "unet": families.UNet,
@@ -22,7 +34,7 @@ IMAGES = {
     "mixer": families.Mixer,
     "llama": families.Llama,
 }
-SIZES = {"vit": 8, "windows": 8, "unet": 8}
+SIZES = {"vit": 8, "windows": 8, "swin": 8, "unet": 8}
 
 
 def image(name: str) -> torch.Tensor:
@@ -54,8 +66,11 @@ def test_what_may_go_may_go_together(name, heads):
 
 TOKENS = {f"tokens.fc{number}.{kind}" for number in (1, 2) for kind in ("weight", "bias")}
 IN_HEADS = {"attention.q_norm.weight", "attention.q_norm.bias", "attention.k_norm.weight"}
+BLOCKS = [f"features.{block}.attn" for block in ("1.0", "1.1", "3.0")]
 WHOLE = {  # parameters of which nothing may be cut, next to the bias of the outputs
     ("windows", "positions"): {"table"},  # an entry for each head
+    ("swin", "positions"): {f"{block}.relative_position_bias_table" for block in BLOCKS},
+    ("swin v2", "positions"): {f"{block}.logit_scale" for block in BLOCKS},
     ("vit with norms of query and key", "whole"): IN_HEADS,
     ("mixer", "positions"): TOKENS,
     ("mixer", "whole"): TOKENS,

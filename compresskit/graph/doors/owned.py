@@ -28,6 +28,7 @@ _ARGUMENTS = {
     "conv_transpose": "input weight bias stride padding output_padding groups dilation",
     "linear": "input weight bias",
     "layer_norm": "input normalized_shape weight bias eps cudnn_enable",
+    "rms_norm": "input normalized_shape weight eps",
 }
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 

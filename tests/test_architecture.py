@@ -56,6 +56,7 @@ FLOORS = [
     ["numerics.moments"],
     ["numerics"],
     ["distributed"],
+    ["code"],
     ["options", "errors", "process", "mishaps", "machine", "__init__"],
 ]
 HOMES = {

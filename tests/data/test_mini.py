@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compresskit.data.mini import MnistMini
-from compresskit.data.named import MNIST_NORMALIZATION
+from compresskit.data.named import MNIST_NORMALIZATION, MnistMini
 
 CPU = torch.device("cpu")
 PACKED = files("compresskit.data").joinpath("mnist-mini.npz")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Progress, Session, Start, trial_folder
 from compresskit.commands.teacher import teacher_for
 from compresskit.errors import ConvergenceError
+from compresskit.graph.channels.plain import plain_layers
 from compresskit.graph.masks import Masks
 from compresskit.storage.checkpoint import Checkpoint, save
 from compresskit.storage.run_folder import check_disk
@@ -85,6 +86,19 @@ def train_network(
         teacher=teacher_for(current, network, options),
         masks=masks,
     )
+
+
+def plain_parent(current: Session, trial: int) -> Start:
+    """The trained network that a trial starts from, with plain layers wherever there are weights; a note says so."""
+    start = current.parent(trial)
+    network, changed = plain_layers(start.network, current.data.input_shape)
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        current.progress.note(
+            "weights that forward computes, and those inside attention as one module, became those of plain layers, so "
+            f"that channels may go: {', '.join(changed[:3])}{more}; retraining trains them as they are"
+        )
+    return replace(start, network=network)
 
 
 def train_trials(current: Session, options: Training, start: Callable[[int], Start]) -> Result:

@@ -22,8 +22,7 @@ from compresskit.commands.session import (
     trial_folder,
     with_folder,
 )
-from compresskit.commands.trials import check_room, check_training, keep, train_network
-from compresskit.graph.channels.plain import plain_layers
+from compresskit.commands.trials import check_room, check_training, keep, plain_parent, train_network
 from compresskit.passes.prune.channels import Pruner
 from compresskit.passes.prune.masks import Masker
 from compresskit.storage.checkpoint import load
@@ -50,18 +49,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
 
 
 def _start(current: Session, options: Options, trial: int) -> Start:
-    """The network to prune; where channels are to go, with plain layers wherever there are weights."""
-    start = current.parent(trial)
-    if isinstance(options, MaskAndRetrain):
-        return start
-    network, changed = plain_layers(start.network, current.data.input_shape)
-    if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        current.progress.note(
-            "weights that forward computes, and those inside attention as one module, became those of plain layers, so "
-            f"that channels may go: {', '.join(changed[:3])}{more}; retraining trains them as they are"
-        )
-    return replace(start, network=network)
+    return current.parent(trial) if isinstance(options, MaskAndRetrain) else plain_parent(current, trial)
 
 
 def _planned(current: Session, options: Options, start: Start, seed: int) -> Pruner | Masker:

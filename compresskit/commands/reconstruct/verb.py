@@ -17,7 +17,7 @@ from compresskit.commands.reconstruct.section import ReconstructAndRetrain
 from compresskit.commands.reconstruct.sizes import sizes
 from compresskit.commands.result import Result
 from compresskit.commands.session import Arguments, Progress, Session, Start, session, trial_folder, with_folder
-from compresskit.commands.trials import check_training, keep, train_network
+from compresskit.commands.trials import check_training, keep, plain_parent, train_network
 from compresskit.errors import RecipeError
 from compresskit.graph.shapes import evaluating
 from compresskit.passes.reconstruct.budget import SizeModel, check_target
@@ -35,7 +35,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     """Takes moments, chooses what each layer reads, cuts the rest; then retrains, and compares, if asked."""
     with session("reconstruct", arguments, ("data", "reconstruct"), progress, from_checkpoint=True) as current:
         options: ReconstructAndRetrain = current.recipe.section("reconstruct")
-        network = current.parent(0).network
+        network = plain_parent(current, 0).network
         if options.retrain is not None:
             check_training(current, network, options.retrain)
         made = _checked_plan(current, network, options)
@@ -65,7 +65,7 @@ def _checked_plan(current: Session, network: fx.GraphModule, options: Reconstruc
 def _run_trial(current: Session, options: ReconstructAndRetrain, trial: int) -> ReconstructedTrial:
     """One trial; what an interrupted run had finished is read back."""
     folder = trial_folder(current, trial, current.recipe.trials)
-    start, seed = current.parent(trial), current.recipe.seed + trial
+    start, seed = plain_parent(current, trial), current.recipe.seed + trial
     assert start.path is not None
     before = current.figures(start.network, current.evaluate(start.network), start.path)
     work = _Work(current, options, start, folder)

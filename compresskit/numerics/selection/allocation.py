@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Cost = Callable[[Tensor], Tensor]  # (m, n) amounts kept -> (m,) costs
+_ROUNDING = 1e-12  # relative: sums of equal terms differ by their place among others, and choices would alternate
 
 
 def allocate(kept: Sequence[Tensor], losses: Sequence[Tensor], cost: Cost, limit: float) -> list[int]:
@@ -44,15 +45,16 @@ def _greedy(
 def _polished(
     chosen: Tensor, last: Tensor, kept: Sequence[Tensor], losses: Sequence[Tensor], cost: Cost, limit: float
 ) -> Tensor:
+    now = float(_losses(losses, chosen[None]))
     while True:
         singles = _moves(chosen, last, down=False)
         pairs = [_moves(single, last, down=True) for single in _nearest(singles, chosen)]
         moves = torch.cat([chosen[None], singles, *pairs])
         loss = torch.where(_costs(kept, moves, cost) <= limit, _losses(losses, moves), torch.inf)
         best = int(loss.argmin())
-        if not loss[best] < loss[0]:
+        if not loss[best] < now - _ROUNDING * abs(now):
             return chosen
-        chosen = moves[best]
+        chosen, now = moves[best], float(loss[best])
 
 
 def _moves(chosen: Tensor, last: Tensor, *, down: bool) -> Tensor:

@@ -36,7 +36,8 @@ class SizeModel:
     """Parameters, multiply-accumulates and raw bits of the network, by how many inputs each site keeps.
 
     Exact for static sites whose groups are alike (as those of one layer are). For a dynamic site it counts what the
-    reader saves, and nothing of the layers that made its input, which may lose more.
+    reader saves, and nothing of the layers that made its input, which may lose more; products of activations count
+    whole.
     """
 
     def __init__(self, network: fx.GraphModule, plan: Plan, input_shape: tuple[int, ...]) -> None:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.errors import ConvergenceError
-from compresskit.graph.channels.walk import Channels
+from compresskit.graph.channels.kept import kept_norms
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.moments import Request
 from compresskit.passes.reconstruct.options import Reconstruct
-from compresskit.passes.reconstruct.readers import Plan, Reader, Rows, Site
+from compresskit.passes.reconstruct.readers import Plan, Reader, Rows, Site, summed
 from compresskit.passes.reconstruct.refitted import Layer, fit, with_layers
 from compresskit.passes.reconstruct.selection import Choice, Rule, choose
 
@@ -72,7 +72,7 @@ def bottom_up(plan: Plan, rules: Mapping[str, Rule], moments: Mapping[str, Momen
     """From the last site to the first; of a layer's outputs only those count that later ones still read."""
     draft = Draft()
     for site in reversed(plan.sites):
-        dead = dead_atoms(plan.channels, plan.sites, draft.choices)
+        dead = dead_atoms(plan, draft.choices)
         rows = {reader.layer: ~dead[plan.channels.writes[reader.layer]] for reader in site.readers}
         choice = Job(site, own_moments(site, moments), rules[site.name], options, rows)()
         draft.add(site, choice, moments, options.debias, rows)
@@ -84,17 +84,31 @@ def top_down(
 ) -> Draft:
     """From the first site to the last, from what the layers reconstructed before give to the original's outputs.
 
-    So a layer makes up for the errors before it. It takes one pass over the data for each site.
+    So a layer makes up for the errors before it. It takes one pass over the data for each site; and a second one where
+    norms or attention sum over what the site drops, so that its inputs are others once it is dropped.
     """
     draft = Draft()
     for site in plan.sites:
-        readers = tuple(replace(r, request=replace(r.request, name=f"{r.request.name}--chained")) for r in site.readers)
-        chained = replace(site, readers=readers)
-        student = with_layers(network, draft.layers)
-        moments = gather(student, [reader.request for reader in readers], network)
+        chained = _renamed(site, "chained")
+        moments = gather(masked(network, plan, draft), [reader.request for reader in chained.readers], network)
         choice = Job(chained, moments, rules[site.name], options)()
         draft.add(chained, choice, moments, options.debias, None)
+        if not site.dynamic and bool(summed(plan.channels)[site.atoms].any()):
+            chained = _renamed(site, "dropped")
+            moments = gather(masked(network, plan, draft), [reader.request for reader in chained.readers], network)
+            draft.add(chained, choice, moments, options.debias, None)
     return draft
+
+
+def _renamed(site: Site, stage: str) -> Site:
+    """The same, with other names for its moments."""
+    readers = [replace(r, request=replace(r.request, name=f"{r.request.name}--{stage}")) for r in site.readers]
+    return replace(site, readers=tuple(readers))
+
+
+def masked(network: fx.GraphModule, plan: Plan, draft: Draft) -> fx.GraphModule:
+    """A network of full size that computes what the draft's cut one does."""
+    return kept_norms(with_layers(network, draft.layers), plan.channels, ~dead_atoms(plan, draft.choices))
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> list[Choice]:
@@ -119,22 +133,21 @@ def own_moments(site: Site, moments: Mapping[str, Moments]) -> dict[str, Moments
     return {reader.request.name: moments[reader.request.name] for reader in site.readers}
 
 
-def dead_atoms(channels: Channels, sites: Sequence[Site], choices: Mapping[str, Choice]) -> Tensor:
+def dead_atoms(plan: Plan, choices: Mapping[str, Choice]) -> Tensor:
     """(n_atoms,) bool: those that some layer reads, that none needs any more, and that may go."""
+    channels = plan.channels
     needed = torch.zeros(channels.n_atoms, dtype=torch.bool)
     read = torch.zeros_like(needed)
     kept = {
         reader.layer: kept_inputs(reader, choices[site.name])
-        for site in sites
+        for site in plan.sites
         if site.name in choices
         for reader in site.readers
     }
     for layer, atoms in channels.reads.items():
         read[atoms] = True
         needed[atoms[kept[layer]] if layer in kept else atoms] = True
-    frozen = torch.zeros_like(needed)
-    frozen[list(channels.frozen)] = True
-    return read & ~needed & ~frozen
+    return read & ~needed & ~plan.lasting
 
 
 def kept_inputs(reader: Reader, choice: Choice) -> Tensor:

@@ -10,6 +10,7 @@ from torch import fx, nn
 from compresskit.errors import ConvergenceError
 from compresskit.graph.chains import weighted
 from compresskit.graph.channels.cut import cut, select_inputs
+from compresskit.graph.channels.plain import plain_layers
 from compresskit.graph.trace import trace
 from compresskit.numerics.moments.moments import Moments
 from compresskit.numerics.selection.encoding import selection_bits
@@ -21,6 +22,7 @@ from compresskit.passes.reconstruct.chaining import (
     bottom_up,
     dead_atoms,
     kept_inputs,
+    masked,
     parallel,
     top_down,
 )
@@ -122,14 +124,13 @@ def reconstruct(
             draft = top_down(network, made, rules, gather, options)
     clock.lap("solve")
     notes += _doubts(made, draft, options)
-    masked = with_layers(network, draft.layers)
-    smaller, bits = _cut(masked, made, draft)
+    smaller, bits = _cut(with_layers(network, draft.layers), made, draft)
     factorised, ranks = factorise_layers(smaller, made, draft, options.low_rank)
     clock.lap("cut")
     rows = [_row(network, smaller, site, draft, rules[site.name], options, ranks) for site in made.sites]
     curves = {site.name: draft.choices[site.name].curve for site in made.sites}
     flat = [row for site_rows in rows for row in site_rows]
-    return Reconstruction(factorised, masked, smaller, flat, curves, bits, notes, clock.seconds)
+    return Reconstruction(factorised, masked(network, made, draft), smaller, flat, curves, bits, notes, clock.seconds)
 
 
 def reconstruct_model(
@@ -142,8 +143,8 @@ def reconstruct_model(
     section (`keep`, `lam`, `error` or `target`; `selection`, `chaining`, ...), as objects where they are no plain
     values. A target is shared out by the layers' errors alone, since there are no images to judge it by.
     """
-    network = model if isinstance(model, fx.GraphModule) else trace(model)
     input_shape = tuple(next(iter(loader))[0].shape[1:])
+    network, _ = plain_layers(model if isinstance(model, fx.GraphModule) else trace(model, input_shape), input_shape)
     found = reconstruct(network, gather_from(loader), Reconstruct(**options), input_shape)
     return found.network, found.rows
 
@@ -153,10 +154,10 @@ def _of_all(network: fx.GraphModule, made: Plan, gather: Gather) -> dict[str, Mo
     return gather(network, [reader.request for reader in made.readers], None)
 
 
-def _cut(masked: fx.GraphModule, made: Plan, draft: Draft) -> tuple[fx.GraphModule, float]:
+def _cut(network: fx.GraphModule, made: Plan, draft: Draft) -> tuple[fx.GraphModule, float]:
     """The network without what nobody reads, with a selection before each reader that reads less than there is."""
-    dead = dead_atoms(made.channels, made.sites, draft.choices)
-    network = cut(masked, made.channels, ~dead)
+    dead = dead_atoms(made, draft.choices)
+    network = cut(network, made.channels, ~dead)
     bits = 0.0
     for site in made.sites:
         (reader, *_) = site.readers

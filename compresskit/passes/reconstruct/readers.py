@@ -81,6 +81,28 @@ class Plan:
     def readers(self) -> list[Reader]:
         return [reader for site in self.sites for reader in site.readers]
 
+    @property
+    def lasting(self) -> Tensor:
+        """(n_atoms,) bool: those that stay though no layer reads them: frozen ones, and what norms and attention sum
+        over, unless a static site drops it."""
+        lasting = summed(self.channels)
+        for site in self.sites:
+            if not site.dynamic and site.atoms is not None:
+                lasting[site.atoms] = False
+        lasting[list(self.channels.frozen)] = True
+        return lasting
+
+
+def summed(channels: Channels) -> Tensor:
+    """(n_atoms,) bool: atoms that norms or attention sum over: without one of them, others have other values."""
+    found = torch.zeros(channels.n_atoms, dtype=torch.bool)
+    for norm in channels.norms.values():
+        found[norm.atoms] = True
+    for arguments in channels.sums.values():
+        for atoms in arguments.values():
+            found[atoms] = True
+    return found
+
 
 def reader_parts(reader: Reader, moments: Moments, rows: Rows | None = None) -> list[tuple[Part, float]]:
     """A part of a problem for each group of the layer's convolution, and the variance of its outputs.
@@ -113,9 +135,10 @@ def plan(network: fx.GraphModule, input_shape: tuple[int, ...], options: Reconst
     asked = wanted if told is None else [layer for layer in wanted if layer in select(network, told)]
     readers, skipped = find_readers(network, channels, input_shape, asked, from_input=options.input_sampler)
     skipped |= {layer: "no selector of the amounts names it" for layer in wanted if layer not in asked}
+    skipped |= _of_other_kinds(network, channels)
     sites = []
     for component in _components(readers.values()):
-        obstacle = _obstacle(channels, component)
+        obstacle = _obstacle(channels, component, options)
         if options.sampler == "static" or (options.sampler == "auto" and obstacle is None and len(component) == 1):
             if obstacle is None:
                 sites.append(static_site(component))
@@ -175,6 +198,13 @@ def _refusal(network: fx.GraphModule, channels: Channels, layer: str, from_input
     return None
 
 
+def _of_other_kinds(network: fx.GraphModule, channels: Channels) -> dict[str, str]:
+    """Layers that read channels and that selectors do not mean, and why they are no readers."""
+    known = set(select(network, ("re:.*",)))
+    reasons = {layer: _refusal(network, channels, layer, True) for layer in channels.reads if layer not in known}
+    return {layer: reason for layer, reason in reasons.items() if reason is not None}
+
+
 def _reads_the_input(channels: Channels, layer: str) -> bool:
     return bool(torch.isin(channels.reads[layer], channels.inputs).any())
 
@@ -227,15 +257,19 @@ def _components(readers: Iterable[Reader]) -> list[list[Reader]]:
     return [members for _, members in found]
 
 
-def _obstacle(channels: Channels, component: list[Reader]) -> str | None:
-    """Why what these readers drop cannot be cut from the layers that made it."""
+def _obstacle(channels: Channels, component: list[Reader], options: Reconstruct) -> str | None:
+    """Why what these readers drop cannot be cut from the layers that made it, or should not be."""
     atoms = torch.cat([reader.atoms for reader in component]).unique()
     for atom in atoms.tolist():
         if atom in channels.frozen:
             return channels.frozen[atom]
     inside = {reader.layer for reader in component}
     others = [layer for layer, read in channels.reads.items() if layer not in inside and torch.isin(read, atoms).any()]
-    return f"{others[0]}, which is left alone, reads the same activation" if others else None
+    if others:
+        return f"{others[0]}, which is left alone, reads the same activation"
+    if bool(summed(channels)[atoms].any()) and (options.sampler, options.chaining) != ("static", "top-down"):
+        return "norms or attention sum over its inputs, so that a cut changes the others; chaining: top-down allows it"
+    return None
 
 
 def static_site(component: Sequence[Reader]) -> Site:
@@ -247,8 +281,9 @@ def static_site(component: Sequence[Reader]) -> Site:
 
 def _dynamic(channels: Channels, reader: Reader) -> Site:
     """Of one layer: its own inputs, but whole channels where a linear layer reads a map that may be cut."""
-    frozen = any(atom in channels.frozen for atom in reader.atoms.tolist())
-    if reader.request.patches is None and not frozen:
+    stays = summed(channels)
+    stays[list(channels.frozen)] = True
+    if reader.request.patches is None and not bool(stays[reader.atoms].any()):
         return replace(static_site([reader]), dynamic=True)
     inputs = len(reader.atoms)
     own = torch.arange(inputs).repeat_interleave(reader.groups.numel() // inputs)[None]

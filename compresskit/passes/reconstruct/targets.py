@@ -11,10 +11,9 @@ from compresskit.errors import RecipeError
 from compresskit.graph.selectors import select
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.reconstruct.budget import SizeModel, goal_of, shared_out
-from compresskit.passes.reconstruct.chaining import Draft, Job, own_moments, run_jobs
+from compresskit.passes.reconstruct.chaining import Draft, Job, masked, own_moments, run_jobs
 from compresskit.passes.reconstruct.options import Reconstruct
 from compresskit.passes.reconstruct.readers import Plan
-from compresskit.passes.reconstruct.refitted import with_layers
 from compresskit.passes.reconstruct.selection import Choice, Curve, Rule, rule_for
 from compresskit.passes.shares import share
 
@@ -78,7 +77,7 @@ def reach(
         for site, curve, kept in zip(plan.sites, curves, counts, strict=True):
             if kept < site.n_groups:  # else the weights are those that it has
                 draft.add(site, _at(curve, kept), moments, debias=True, rows=None)
-        return with_layers(network, draft.layers)
+        return masked(network, plan, draft)
 
     losses = [[torch.tensor(curve.errors, dtype=torch.float64) for curve in curves]]
     if judge is not None:

@@ -66,3 +66,15 @@ def test_a_limit_below_the_last_points_is_refused():
     with pytest.raises(ValueError, match="even the smallest choice costs"):
         allocate(kept, losses, chained, cost(kept, (8, 8, 8)) - 1)
     assert allocate(kept, losses, chained, cost(kept, (8, 8, 8))) == [8, 8, 8]
+
+
+def test_costs_that_round_by_their_place_among_others_end():
+    """As sums in other orders do: at the limit itself, a choice fits or does not by where it stands in a batch."""
+    kept, losses = curves(6)
+    limit = cost(kept, (4, 4, 4))
+
+    def by_place(amounts):
+        return chained(amounts) + torch.where(torch.arange(len(amounts)) == 0, 1e-9, -1e-9)
+
+    found = allocate(kept, losses, by_place, limit)
+    assert total(losses, found) <= 1.1 * total(losses, best(kept, losses, limit))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from compresskit.data.named import MnistMini
+from compresskit.data.mini import MnistMini
 from compresskit.graph.trace import trace
 from compresskit.models.plain.convnet import ConvNet
 from compresskit.passes.fuse.fusible import find

@@ -100,8 +100,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, verb: str = "", re
                 values[name].value = {}  # `fuse:` with nothing below it asks for the defaults
         if "model" in values:
             _write_out_model(values["model"])
-        if "data" in values:
-            _write_out_code(values["data"], "own")
         for node in values.values():
             _write_out_losses(node)
 
@@ -135,25 +133,12 @@ def _write_out_model(model: Node) -> None:
         kind.value = name
 
 
-def _write_out_code(node: Node, name: str) -> None:
-    """`kind: package.module:function` is the user's, which the recipe knows by `name`."""
-    if isinstance(node.value, str):
-        node.value = {"kind": Node(node.value, node.line)}
-    values = node.value if isinstance(node.value, dict) else {}
-    kind = values.get("kind")
-    if kind is not None and isinstance(kind.value, str) and ":" in kind.value and "target" not in values:
-        values["target"] = Node(kind.value, kind.line)
-        kind.value = name
-
-
 def _write_out_losses(node: Node) -> None:
     """`loss: package.module:name`, wherever training is described, is a user's function."""
     values = node.value if isinstance(node.value, dict) else {}
     for key, inner in values.items():
-        if key == "loss":
-            kind = inner.value.get("kind") if isinstance(inner.value, dict) else inner
-            if kind is not None and isinstance(kind.value, str) and ":" in kind.value:
-                _write_out_code(inner, "own")
+        if key == "loss" and isinstance(inner.value, str) and ":" in inner.value:
+            inner.value = {"kind": Node("own", inner.line), "target": Node(inner.value, inner.line)}
         else:
             _write_out_losses(inner)
 

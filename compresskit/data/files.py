@@ -1,4 +1,4 @@
-"""Splits whose samples are read when they are served, by worker processes, and normalised on the device."""
+"""Splits whose samples are files: decoded and transformed by worker processes, normalised on the device."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -43,25 +43,27 @@ class Samples(Protocol):
         ...
 
 
-class ReadSplit:
-    """Split whose samples a reader makes one by one; one loop over it at a time, since the worker processes are kept.
-
-    reader: (positions of a batch, seeds of their draws or None) -> inputs and targets, or the message of a DataError;
-    what it returns depends on the key alone. count: samples.
-    """
+class FileSplit:
+    """Split whose samples are files; one loop over it at a time, since the worker processes are kept."""
 
     def __init__(
-        self, reader: Dataset[Any], count: int, normalization: Normalization, workers: int, fingerprint: str
+        self, samples: Samples, normalization: Normalization, workers: int, plain: Transform, augmented: Transform
     ) -> None:
-        self._reader, self._count = reader, count
+        self._samples, self._plain = samples, plain
+        self._reader = _Reader(samples, plain, augmented)
         self._normalization = normalization
         self._workers = workers
         self._schedule = _Schedule()
         self._loader: DataLoader[Any] | None = None
-        self.fingerprint = fingerprint
+        self.fingerprint = digest(*samples.identity(), str(plain), str(augmented), normalization)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._samples)
+
+    def sample(self, count: int) -> "FileSplit":
+        """See Split; the stored order is random already."""
+        samples = self._samples.take(torch.arange(min(count, len(self))))
+        return FileSplit(samples, self._normalization, self._workers, self._plain, self._plain)
 
     def batches(
         self,
@@ -74,7 +76,7 @@ class ReadSplit:
         drop_last: bool = False,
         start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See Split.  Raises DataError for what cannot be read, RuntimeError if a second loop has begun."""
+        """See Split.  Raises DataError for a file that is no image, RuntimeError if a second loop has begun."""
         keys = self._keys(seed, shares(len(self), batch_size, rank, world, drop_last, start))
         self._schedule.keys = keys
         for batch in self._kept_loader(device):
@@ -108,22 +110,6 @@ class ReadSplit:
                 generator=torch.Generator(),  # else each loop would draw a seed from torch's global generator
             )
         return self._loader
-
-
-class FileSplit(ReadSplit):
-    """Split whose samples are files."""
-
-    def __init__(
-        self, samples: Samples, normalization: Normalization, workers: int, plain: Transform, augmented: Transform
-    ) -> None:
-        self._samples, self._plain = samples, plain
-        fingerprint = digest(*samples.identity(), str(plain), str(augmented), normalization)
-        super().__init__(_Reader(samples, plain, augmented), len(samples), normalization, workers, fingerprint)
-
-    def sample(self, count: int) -> "FileSplit":
-        """See Split; the stored order is random already."""
-        samples = self._samples.take(torch.arange(min(count, len(self))))
-        return FileSplit(samples, self._normalization, self._workers, self._plain, self._plain)
 
 
 class _Schedule(Sampler[Key]):

@@ -1,6 +1,5 @@
-"""Sets known by name: those that torchvision reads from a folder and can download, and the one in the package."""
+"""Sets that torchvision reads from a folder of the user, and can download."""
 
-from importlib.resources import files
 from typing import Any, Literal
 
 import numpy as np
@@ -121,24 +120,3 @@ def _channels_first(images: Tensor | np.ndarray[Any, Any]) -> Tensor:
     """torchvision holds the MNISTs as tensors (N, H, W) and the CIFARs as arrays (N, H, W, C)."""
     images = torch.as_tensor(images)
     return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-
-
-@option
-class MnistMini(InMemory):
-    """10,000 training and 2,000 test images of MNIST, as many of each digit, shipped inside the package."""
-
-    kind: Literal["mnist-mini"] = "mnist-mini"
-
-    def load(self, seed: int) -> DataSet:
-        """The set; packed by scripts/make_mnist_mini.py, in random order."""
-        with files("compresskit.data").joinpath("mnist-mini.npz").open("rb") as file, np.load(file) as arrays:
-            train, test = (
-                Examples(
-                    torch.from_numpy(arrays[f"{part}_inputs"]).unsqueeze(1),
-                    torch.from_numpy(arrays[f"{part}_targets"]).long(),
-                )
-                for part in ("train", "test")
-            )
-        return assemble(
-            self, train, test, task="classification", outputs=10, seed=seed, normalization=MNIST_NORMALIZATION
-        )

@@ -4,8 +4,8 @@ from compresskit.data.arrays import Arrays
 from compresskit.data.dataset import Source
 from compresskit.data.detection import VocDetection
 from compresskit.data.folders import ImageFolder
-from compresskit.data.named import CIFAR10, CIFAR100, MNIST, FashionMNIST, MnistMini
-from compresskit.data.own import OwnData
+from compresskit.data.mini import MnistMini
+from compresskit.data.named import CIFAR10, CIFAR100, MNIST, FashionMNIST
 from compresskit.data.segmentation import Cityscapes, VocSegmentation
 
 DATASETS: dict[str, type[Source]] = {
@@ -19,5 +19,4 @@ DATASETS: dict[str, type[Source]] = {
     "arrays": Arrays,
     "voc-segmentation": VocSegmentation,
     "cityscapes": Cityscapes,
-    "own": OwnData,
 }

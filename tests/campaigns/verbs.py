@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compresskit.data.named import MnistMini
+from compresskit.data.mini import MnistMini
 
 SOURCE = "source"  # the run of `train` that the others start from
 

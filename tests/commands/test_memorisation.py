@@ -13,7 +13,7 @@ from compresskit.commands.memorisation import memorise
 from compresskit.commands.session import Session
 from compresskit.commands.train.section import Memorisation
 from compresskit.data.dataset import Split
-from compresskit.data.named import MnistMini
+from compresskit.data.mini import MnistMini
 from compresskit.distributed import Group
 
 CPU = torch.device("cpu")

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compresskit.data.named import MNIST_NORMALIZATION, MnistMini
+from compresskit.data.mini import MnistMini
+from compresskit.data.named import MNIST_NORMALIZATION
 
 CPU = torch.device("cpu")
 PACKED = files("compresskit.data").joinpath("mnist-mini.npz")

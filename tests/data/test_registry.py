@@ -5,12 +5,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from compresskit.data.registry import DATASETS
 
-NEEDED = {
-    "image-folder": '"root": "r",',
-    "voc-detection": '"root": "r",',
-    "arrays": '"path": "p",',
-    "own": '"target": "m:f",',
-}
+NEEDED = {"image-folder": '"root": "r",', "voc-detection": '"root": "r",', "arrays": '"path": "p",'}
 
 
 def parse(kind: str, options: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compresskit.commands.cached_moments import CachedMoments
-from compresskit.data.named import MnistMini
+from compresskit.data.mini import MnistMini
 from compresskit.distributed import Group
 from compresskit.passes.fuse.fusible import find
 from compresskit.storage.checkpoint import load

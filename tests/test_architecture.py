@@ -56,7 +56,6 @@ FLOORS = [
     ["numerics.moments"],
     ["numerics"],
     ["distributed"],
-    ["code"],
     ["options", "errors", "process", "mishaps", "machine", "__init__"],
 ]
 HOMES = {

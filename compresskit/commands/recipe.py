@@ -100,8 +100,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, verb: str = "", re
                 values[name].value = {}  # `fuse:` with nothing below it asks for the defaults
         if "model" in values:
             _write_out_model(values["model"])
-        for node in values.values():
-            _write_out_losses(node)
 
     return load_typed(Recipe, path, overrides, verb=verb, require=require, complete=complete)
 
@@ -131,16 +129,6 @@ def _write_out_model(model: Node) -> None:
     if key not in values:  # else both say it, and the kind is refused as it is written
         values[key] = Node(value, kind.line)
         kind.value = name
-
-
-def _write_out_losses(node: Node) -> None:
-    """`loss: package.module:name`, wherever training is described, is a user's function."""
-    values = node.value if isinstance(node.value, dict) else {}
-    for key, inner in values.items():
-        if key == "loss" and isinstance(inner.value, str) and ":" in inner.value:
-            inner.value = {"kind": Node("own", inner.line), "target": Node(inner.value, inner.line)}
-        else:
-            _write_out_losses(inner)
 
 
 def _plain(value: Any) -> Any:

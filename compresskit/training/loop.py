@@ -171,7 +171,7 @@ class _Monitor:
                     f"training: {self._prefix}_{name} is {value}; lower optimizer.lr, set clip_norm, or check the data "
                     "for NaN"
                 )
-        return {f"{self._prefix}_{name}": figures[name] for name in METRICS[self._task]}
+        return {f"{self._prefix}_{name}": value for name, value in figures.items()}
 
 
 def _start(folder: Path, made_for: Mapping[str, object], trainer: Trainer, *, resume: bool) -> state.Record:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from compresskit.code import NO_CODE
+from compresskit.models.factory import NO_CODE
 from compresskit.storage.checkpoint import load, save
 
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compresskit.code import NO_CODE
 from compresskit.errors import CheckpointError, RecipeError
-from compresskit.models.factory import Factory
+from compresskit.models.factory import NO_CODE, Factory
 from compresskit.models.torchvision_zoo import Torchvision
 
 SHAPE = (3, 32, 32)
@@ -162,7 +161,7 @@ def test_the_registry_does_not_import_torchvision():
     ],
 )
 def test_code_that_makes_no_models_is_refused_before_it_is_imported(target, whose, monkeypatch):
-    monkeypatch.setattr("compresskit.code.import_module", lambda name: pytest.fail("it was imported"))
+    monkeypatch.setattr("compresskit.models.factory.import_module", lambda name: pytest.fail("it was imported"))
     with pytest.raises(RecipeError, match=rf"model.target: {target}: {whose} and makes no models; name a module"):
         Factory(target=target, arguments={"command": "touch pwned"}).build(SHAPE, 3)
 

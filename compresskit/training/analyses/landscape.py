@@ -75,8 +75,8 @@ def landscape(
                 figures = evaluate(
                     network, sample, task=data.task, anchors=data.anchors, device=device, batch_size=batch_size
                 )
-                for name, surface in surfaces.items():
-                    surface[row].append(figures[name])
+                for name, value in figures.items():
+                    surfaces[name][row].append(value)
     finally:
         _move(network, trained)
     return surfaces

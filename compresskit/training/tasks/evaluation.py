@@ -14,8 +14,6 @@ from compresskit.graph.shapes import evaluating
 from compresskit.training.tasks.average_precision import DetectionTally
 from compresskit.training.tasks.segmentation import SegmentationTally
 
-MANY = 10  # classes; with more, that the right one is among the best five says something
-BEST_FIVE = "accuracy@5"
 Anchors = tuple[tuple[float, float], ...]
 
 
@@ -40,29 +38,22 @@ class Tally(Protocol):
 
 
 class MeanTally:
-    """Means over samples; sums are float64. Of more than `MANY` classes it counts the best five, too."""
+    """Means over samples; sums are float64."""
 
     def __init__(self, task: str, device: torch.device) -> None:
         self._totals = {name: metric.total for name, metric in METRICS[task].items() if metric.total is not None}
         self._sums = torch.zeros(len(self._totals) + 1, dtype=torch.float64, device=device)
-        self._best_five = torch.zeros(2, dtype=torch.float64, device=device)  # right ones, samples of so many classes
-        self._has_classes = task == "classification"
 
     def add(self, output: Tensor, target: Tensor) -> None:
         self._sums[:-1] += torch.stack([total(output, target).double() for total in self._totals.values()])
         self._sums[-1] += len(target)
-        if self._has_classes and output.shape[1] > MANY:
-            hits = (output.topk(5, 1).indices == target[:, None]).sum()
-            self._best_five += torch.stack([hits, torch.full_like(hits, len(target))]).double()
 
     def figures(self, group: Group) -> dict[str, float]:
-        group.sum_tensors([self._sums, self._best_five])
+        group.sum_tensors([self._sums])
         *totals, count = self._sums.tolist()
         if count == 0:
             raise ValueError("the split holds no samples; give one that does")
-        found = {name: total / count for name, total in zip(self._totals, totals, strict=True)}
-        hits, counted = self._best_five.tolist()
-        return found | ({BEST_FIVE: hits / counted} if counted else {})
+        return {name: total / count for name, total in zip(self._totals, totals, strict=True)}
 
 
 def _correct(output: Tensor, target: Tensor) -> Tensor:
@@ -100,8 +91,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The metrics of the task over the split, in the parameters' own precision, by METRICS' names.
 
-    Means over samples: accuracy and loss (cross-entropy), with more than `MANY` classes also accuracy@5, the share of
-    samples whose class is among the five best; or mae and mse, of several outputs averaged over them; for
+    Means over samples: accuracy and loss (cross-entropy), or mae and mse, of several outputs averaged over them; for
     segmentation see `SegmentationTally`; for detection `DetectionTally`, which needs the data's `anchors`. All
     processes of `group` get the whole split's figures. The network runs in eval mode on `device`, where its parameters
     must lie; its mode is left as it was.

@@ -1,16 +1,13 @@
 """Training losses that a recipe can name. Each is called with output and target and returns the mean over the batch."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import field
-from functools import cache, partial
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Lt
 from torch import Tensor
 from torch.nn import functional
 
-from compresskit.code import find, said
 from compresskit.errors import RecipeError
 from compresskit.options import option
 from compresskit.training.tasks.detection import Yolo
@@ -60,49 +57,9 @@ class MeanAbsolute:
         return functional.l1_loss(output, target)
 
 
-@option
-class OwnLoss:
-    """A function or class of yours, of any task: `loss: package.module:name` for short.
+Loss = CrossEntropy | MeanSquared | MeanAbsolute | Yolo
 
-    It is called as (outputs, targets) and returns the mean over the batch, a tensor of no dimensions. A class is made
-    once, with the arguments; a function gets them with each call.
-    """
-
-    kind: Literal["own"] = "own"
-    target: str  # "package.module:name", looked for in the current directory too
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Raises RecipeError for a loss that cannot be found, that raises an error, or returns something else."""
-        loss = _own(self.target, json.dumps(self.arguments, sort_keys=True))
-        try:
-            value = loss(output, target)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise RecipeError(
-                f"loss: {self.target} raised {said(error)}, on outputs {tuple(output.shape)} and targets "
-                f"{tuple(target.shape)}"
-            ) from error
-        if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
-            told = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise RecipeError(f"loss: {self.target} returned {told}; it must return the mean of the batch, one number")
-        return value
-
-
-@cache
-def _own(target: str, arguments: str) -> Callable[[Tensor, Tensor], Any]:
-    found, given = find(target, "loss.target", "losses"), json.loads(arguments)
-    if not isinstance(found, type):
-        return partial(found, **given)
-    try:
-        made: Callable[[Tensor, Tensor], Any] = found(**given)
-    except (Exception, SystemExit) as error:  # it is the user's code
-        raise RecipeError(f"loss.arguments: {target} raised {said(error)}") from error
-    return made
-
-
-Loss = CrossEntropy | MeanSquared | MeanAbsolute | Yolo | OwnLoss
-
-OF_TASK: dict[str, tuple[type[CrossEntropy | MeanSquared | MeanAbsolute | Yolo], ...]] = {  # the first is the default
+OF_TASK: dict[str, tuple[type[Loss], ...]] = {  # the first is the default
     "classification": (CrossEntropy,),
     "regression": (MeanSquared, MeanAbsolute),
     "segmentation": (CrossEntropy,),
@@ -119,18 +76,15 @@ def loss_for(
     """
     allowed = OF_TASK[task]
     loss = allowed[0]() if loss is None else loss
-    if isinstance(loss, OwnLoss):
-        find(loss.target, "loss.target", "losses")
-    elif not isinstance(loss, allowed):
+    if not isinstance(loss, allowed):
         kinds = " or ".join(choice.kind for choice in allowed)
         raise RecipeError(f"loss: {loss.kind} was given, but the data set is for {task}; use {kinds}, or leave it out")
     return partial(loss, anchors=anchors) if isinstance(loss, Yolo) else loss
 
 
-LOSSES: dict[str, type[Loss]] = {
+LOSSES: dict[str, type[CrossEntropy] | type[MeanSquared] | type[MeanAbsolute] | type[Yolo]] = {
     "cross-entropy": CrossEntropy,
     "mse": MeanSquared,
     "mae": MeanAbsolute,
     "yolo": Yolo,
-    "own": OwnLoss,
 }

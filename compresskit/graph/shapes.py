@@ -73,6 +73,11 @@ def _passes(network: fx.GraphModule, node: fx.Node) -> bool:
 def _is_input(node: fx.Node, place: int | None) -> bool:
     if place is None:
         return node.op == "placeholder"
+    return is_part(node, place)
+
+
+def is_part(node: fx.Node, place: object) -> bool:
+    """Whether it is the tensor at this place of a network's input."""
     of_input = called(node) == "getitem" and isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
     return of_input and bool(node.args[1] == place)
 

@@ -16,6 +16,7 @@ from compresskit.graph.doors.self_check import check_eval, check_training
 from compresskit.graph.doors.symbolic import replace_calls, symbolic, trains_alike
 from compresskit.graph.format.table import to_table
 from compresskit.graph.layers.sample_shape import SampleShape
+from compresskit.graph.shapes import is_part, tokens
 from compresskit.models.calling import Shape, batch_for, names_of, shapes_of, types_for
 
 _COUNTS = (2, 3)  # samples in the batches that are compared
@@ -73,6 +74,7 @@ class _Source:
         replace_calls(network)
         own_layers(network, module)
         is_proved &= not any(node.target is functional.batch_norm for node in network.graph.nodes)
+        _make_whole(network, self._inputs)
         _finish(network)
         network.meta["entry"] = Entry("fx")
         if not is_proved:
@@ -86,13 +88,18 @@ class _Source:
         own_layers(network, module)
         entry = Entry("export", assumed=[f"samples of shape {self._shape}: numbers that follow from it are written in"])
         _assert_shapes(network, shapes_of(self._shape))
+        _make_whole(network, self._inputs)
         _finish(network)
         network.meta["entry"] = entry
         self._compare(network)
         return network
 
+    @property
+    def _inputs(self) -> int:
+        return len(shapes_of(self._shape)) if self._shape else 1
+
     def _copy(self) -> nn.Module:
-        return prepared(self._module, len(shapes_of(self._shape)) if self._shape else 1, self._output)
+        return prepared(self._module, self._inputs, self._output)
 
     def _compare(self, network: fx.GraphModule) -> None:
         entry: Entry = network.meta["entry"]
@@ -121,6 +128,21 @@ def _finish(network: fx.GraphModule) -> None:
             f"choose it with model.output, {names_of(value)}"
         )
     to_table(network)
+
+
+def _make_whole(network: fx.GraphModule, inputs: int) -> None:
+    """Behind an input that is looked up in tables, whole numbers of what data give."""
+    for node in list(network.graph.nodes):
+        place = node.args[1] if inputs > 1 and len(node.args) == 2 else None
+        is_input = node.op == "placeholder" if inputs == 1 else is_part(node, place)
+        found = tokens(network, place) if is_input else None
+        if found is None or found.whole:
+            continue
+        with network.graph.inserting_after(node):
+            whole = network.graph.call_method("long")
+        whole.meta["scope"] = ""
+        node.replace_all_uses_with(whole)
+        whole.args = (node,)
 
 
 def _set_modes(network: fx.GraphModule, module: nn.Module) -> None:

@@ -85,7 +85,7 @@ def _add_verb(verb: str, does: str, *, without: Collection[str] = ()) -> None:
     def command(quiet: bool, json: bool, debug: bool, no_code: bool, overrides: list[str] | None, **given: Any) -> None:
         def run(progress: "Progress", held: ExitStack) -> "Result":
             from compresskit.commands.session import Arguments
-            from compresskit.models.factory import NO_CODE
+            from compresskit.user_code import NO_CODE
 
             if no_code:
                 os.environ[NO_CODE] = "1"

@@ -46,6 +46,8 @@ FLOORS = [
     ["graph.format"],
     ["graph.layers"],
     # what recipes name
+    ["data.registry"],
+    ["data.own"],
     ["models", "data"],
     ["models.plain", "models.images", "models.scenes", "data.augmentation", "data.reading"],
     ["models.parts"],
@@ -55,7 +57,7 @@ FLOORS = [
     ["numerics.least_squares"],
     ["numerics.moments"],
     ["numerics"],
-    ["distributed"],
+    ["distributed", "user_code"],
     ["options", "errors", "process", "mishaps", "machine", "__init__"],
 ]
 HOMES = {

@@ -1,4 +1,4 @@
-"""Splits whose samples are files: decoded and transformed by worker processes, normalised on the device."""
+"""Splits that worker processes read, batch by batch, normalised on the device; and those whose samples are files."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from compresskit.data.reading.images import decode
 from compresskit.data.reading.regular import regular
 from compresskit.errors import DataError
 
-Key = tuple[list[int], list[int] | None]  # images of a batch, and the seeds of their augmentation
+Key = tuple[list[int], list[int] | None]  # samples of a batch, and the seeds of their augmentation
 # (PIL image, target) -> uint8 (C, H, W) and the target's tensor, each of one shape for all samples; its str is part of
 # the split's fingerprint
 Transform = Callable[..., tuple[Tensor, Tensor]]
@@ -43,27 +43,24 @@ class Samples(Protocol):
         ...
 
 
-class FileSplit:
-    """Split whose samples are files; one loop over it at a time, since the worker processes are kept."""
+class WorkerSplit:
+    """Split whose batches `reader` makes of their keys; one loop over it at a time, since the workers are kept.
+
+    reader: from a key to inputs and targets (N, ...), or the message of a DataError. ready: (inputs, device) -> what
+    the network gets of them, there.
+    """
 
     def __init__(
-        self, samples: Samples, normalization: Normalization, workers: int, plain: Transform, augmented: Transform
+        self, reader: Dataset[Any], count: int, ready: Callable[[Any, torch.device], Any], workers: int, identity: str
     ) -> None:
-        self._samples, self._plain = samples, plain
-        self._reader = _Reader(samples, plain, augmented)
-        self._normalization = normalization
+        self._reader, self._count, self._ready = reader, count, ready
         self._workers = workers
         self._schedule = _Schedule()
         self._loader: DataLoader[Any] | None = None
-        self.fingerprint = digest(*samples.identity(), str(plain), str(augmented), normalization)
+        self.fingerprint = identity
 
     def __len__(self) -> int:
-        return len(self._samples)
-
-    def sample(self, count: int) -> "FileSplit":
-        """See Split; the stored order is random already."""
-        samples = self._samples.take(torch.arange(min(count, len(self))))
-        return FileSplit(samples, self._normalization, self._workers, self._plain, self._plain)
+        return self._count
 
     def batches(
         self,
@@ -75,21 +72,20 @@ class FileSplit:
         world: int = 1,
         drop_last: bool = False,
         start: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See Split.  Raises DataError for a file that is no image, RuntimeError if a second loop has begun."""
+    ) -> Iterator[tuple[Any, Tensor]]:
+        """See Split.  Raises DataError for what cannot be read, RuntimeError if a second loop has begun."""
         keys = self._keys(seed, shares(len(self), batch_size, rank, world, drop_last, start))
         self._schedule.keys = keys
         for batch in self._kept_loader(device):
             if self._schedule.keys is not keys:
-                raise RuntimeError("a second loop over these files began before the first was done")
+                raise RuntimeError("a second loop over these samples began before the first was done")
             if isinstance(batch, str):
                 raise DataError(batch)
-            images, targets = batch
-            images = images.to(device, non_blocking=True)
-            yield self._normalization.on(device, images)(images), targets.to(device, non_blocking=True)
+            inputs, targets = batch
+            yield self._ready(inputs, device), targets.to(device, non_blocking=True)
 
     def _keys(self, seed: int | None, positions: Iterable[slice]) -> Iterator[Key]:
-        """For each batch the images to read and the seed of each one's augmentation, none for the stored order."""
+        """For each batch the samples to read and the seed of each one's augmentation, none for the stored order."""
         if seed is None:
             return ((list(range(share.start, share.stop)), None) for share in positions)
         random = generator("epoch", seed)
@@ -110,6 +106,26 @@ class FileSplit:
                 generator=torch.Generator(),  # else each loop would draw a seed from torch's global generator
             )
         return self._loader
+
+
+class FileSplit(WorkerSplit):
+    """Split whose samples are files."""
+
+    def __init__(
+        self, samples: Samples, normalization: Normalization, workers: int, plain: Transform, augmented: Transform
+    ) -> None:
+        self._samples, self._plain, self._normalization = samples, plain, normalization
+        identity = digest(*samples.identity(), str(plain), str(augmented), normalization)
+        super().__init__(_Reader(samples, plain, augmented), len(samples), self._normalised, workers, identity)
+
+    def sample(self, count: int) -> "FileSplit":
+        """See Split; the stored order is random already."""
+        samples = self._samples.take(torch.arange(min(count, len(self))))
+        return FileSplit(samples, self._normalization, self._workers, self._plain, self._plain)
+
+    def _normalised(self, images: Tensor, device: torch.device) -> Tensor:
+        images = images.to(device, non_blocking=True)
+        return self._normalization.on(device, images)(images)
 
 
 class _Schedule(Sampler[Key]):

@@ -6,6 +6,7 @@ from compresskit.data.detection import VocDetection
 from compresskit.data.folders import ImageFolder
 from compresskit.data.mini import MnistMini
 from compresskit.data.named import CIFAR10, CIFAR100, MNIST, FashionMNIST
+from compresskit.data.own.factory import Factory
 from compresskit.data.segmentation import Cityscapes, VocSegmentation
 
 DATASETS: dict[str, type[Source]] = {
@@ -19,4 +20,5 @@ DATASETS: dict[str, type[Source]] = {
     "arrays": Arrays,
     "voc-segmentation": VocSegmentation,
     "cityscapes": Cityscapes,
+    "factory": Factory,
 }

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from compresskit.models.factory import NO_CODE
 from compresskit.storage.checkpoint import load, save
+from compresskit.user_code import NO_CODE
 
 
 def refused(outcome, status: int, *words: str) -> None:

@@ -114,7 +114,7 @@ def test_a_second_loop_stops_the_first(root):
     first = split.batches(6, CPU)
     next(first)
     next(split.batches(6, CPU))
-    with pytest.raises(RuntimeError, match="a second loop over these files began"):
+    with pytest.raises(RuntimeError, match="a second loop over these samples began"):
         next(first)
 
 

@@ -5,7 +5,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from compresskit.data.registry import DATASETS
 
-NEEDED = {"image-folder": '"root": "r",', "voc-detection": '"root": "r",', "arrays": '"path": "p",'}
+NEEDED = {
+    "image-folder": '"root": "r",',
+    "voc-detection": '"root": "r",',
+    "arrays": '"path": "p",',
+    "factory": '"target": "a:b",',
+}
 
 
 def parse(kind: str, options: str) -> Any:

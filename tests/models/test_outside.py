@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from compresskit.errors import CheckpointError, RecipeError
-from compresskit.models.factory import NO_CODE, Factory
+from compresskit.models.factory import Factory
 from compresskit.models.torchvision_zoo import Torchvision
+from compresskit.user_code import NO_CODE
 
 SHAPE = (3, 32, 32)
 
@@ -72,7 +73,7 @@ def test_torchvision_takes_the_number_of_classes_from_the_data():
         ),
         (Torchvision(name="resnet18", arguments={"weights": "DEFAULT"}), SHAPE, "torchvision would fetch them"),
         (Torchvision(name="resnet18"), (1, 28, 28), r"resnet18 does not take the data's inputs of shape \(1, 28, 28\)"),
-        (Factory(target="user_nets"), (8,), "write 'package.module:factory'"),
+        (Factory(target="user_nets"), (8,), "write 'package.module:name'"),
         (Factory(target="no_nets:net"), (8,), "there is no module 'no_nets'"),
         (Factory(target="lacking:net"), (8,), "lacking imports 'not_installed_at_all', which is not installed"),
         (Factory(target="user_nets:nett"), (8,), "user_nets has no 'nett'; did you mean 'net'"),
@@ -161,7 +162,7 @@ def test_the_registry_does_not_import_torchvision():
     ],
 )
 def test_code_that_makes_no_models_is_refused_before_it_is_imported(target, whose, monkeypatch):
-    monkeypatch.setattr("compresskit.models.factory.import_module", lambda name: pytest.fail("it was imported"))
+    monkeypatch.setattr("compresskit.user_code.import_module", lambda name: pytest.fail("it was imported"))
     with pytest.raises(RecipeError, match=rf"model.target: {target}: {whose} and makes no models; name a module"):
         Factory(target=target, arguments={"command": "touch pwned"}).build(SHAPE, 3)
 

@@ -1,0 +1,128 @@
+"""Data, losses and metrics of the user's own, through the program."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from compresskit.storage.checkpoint import load
+from compresskit.training import loop
+from tests.commands.conftest import environment, program
+from tests.commands.test_bad_input import refused
+
+CODE = """
+import torch
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+def digits(count, noise=0.0):
+    random = torch.Generator().manual_seed(count)
+    labels = torch.arange(count) % 3
+    inputs = torch.randn(count, 1, 8, 8, generator=random)
+    inputs[:, 0, 0] += 3.0 * (labels[:, None] - 1)
+    return TensorDataset(inputs, labels)
+
+class Noisy(Dataset):
+    classes = ["one", "two", "three"]
+    def __init__(self, count):
+        self.clean = digits(count)
+    def __len__(self):
+        return len(self.clean)
+    def __getitem__(self, index):
+        image, label = self.clean[index]
+        return {"image": image + 0.1 * torch.randn(image.shape), "label": self.classes[label]}
+
+class Stream(IterableDataset):
+    def __init__(self, count):
+        self.clean = digits(count)
+    def __iter__(self):
+        for index in torch.randperm(len(self.clean)):
+            yield self.clean[index]
+
+def noisy(count=120):
+    return {"train": Noisy(count), "val": Noisy(30), "test": Noisy(36)}
+
+def stream(count=120):
+    return Stream(count), Stream(36)
+"""
+RECIPE = """\
+model: {kind: convnet, channels: [4, 8]}
+data: {kind: "own_data:noisy", arguments: {count: 120}, inputs: image, targets: label}
+train: {epochs: 3, batch_size: 32, optimizer: {kind: adam, lr: 5e-3}}
+finetune: {epochs: 1, batch_size: 32, optimizer: {kind: adam, lr: 1e-3}}
+fuse: {layers: [[conv2, head]]}
+prune: {target: {params: 70%}, images: 100}
+report: {latency_repeats: 2, plots: false}
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The recipe, beside the module that it names."""
+    (tmp_path / "own_data.py").write_text(CODE)
+    path = tmp_path / "own.yaml"
+    path.write_text(RECIPE)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield path
+    sys.modules.pop("own_data", None)
+
+
+def weights(folder):
+    return load(Path(folder) / "model.pt").network.state_dict()
+
+
+@pytest.mark.parametrize("data", [[], ["data={kind: 'own_data:stream', classes: 3}"]], ids=["numbered", "stream"])
+def test_every_verb_takes_data_of_the_users_own(call, own, data):
+    assert call("validate", own, *data).status == 0
+    for verb, source in (("train", ""), ("fuse", "train"), ("prune", "train"), ("finetune", "fuse")):
+        outcome = call(verb, own, *data, *(["-c", f"runs/own-{source}"] if source else []))
+        assert outcome.status == 0, outcome.err
+    outcome = call("evaluate", own, *data, "-c", "runs/own-train", "--json")
+    figures = {row["name"]: row["after"][0] for row in json.loads(outcome.out)["figures"]}
+    trained = json.loads((own.parent / "runs/own-train/report.json").read_text())["figures"]
+    assert figures["test accuracy"] == trained[0]["after"][0]
+    assert figures["test accuracy"] > 0.34  # of three classes
+
+
+@pytest.mark.parametrize("data", [[], ["data={kind: 'own_data:stream', classes: 3}"]], ids=["numbered", "stream"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(call, own, data, monkeypatch):
+    assert call("train", own, *data, "--out", "whole").status == 0
+    save = loop.state.save
+
+    def killed(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.state, "save", killed)
+    assert call("train", own, *data, "--out", "stopped").status != 0
+    monkeypatch.undo()
+    monkeypatch.chdir(own.parent)
+    outcome = call("train", own, *data, "--out", "stopped", "--resume")
+    assert outcome.status == 0, outcome.err
+    one, other = weights("whole"), weights("stopped")
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    changed = call("train", own, *data, "data.arguments={count: 99}", "--out", "whole", "--resume")
+    assert changed.status == 1
+    assert "(changed: data.arguments.count, the data)" in changed.err
+
+
+def test_two_processes_share_the_samples(own):
+    torchrun = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node=2"]
+    command = [*map(str, torchrun), "-m", "compresskit", "train", "own.yaml", "train.batch_size=40", "--out", "two"]
+    done = subprocess.run(command, cwd=own.parent, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    alone = program("train", "own.yaml", "train.batch_size=40", "--out", "one", cwd=own.parent)
+    assert alone.status == 0, alone.err
+    one, two = (weights(own.parent / name)["conv1.weight"] for name in ("one", "two"))
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=0)  # sums are rounded otherwise
+
+
+def test_code_of_data_is_refused_where_none_may_run(call, own, monkeypatch):
+    monkeypatch.setenv("COMPRESSKIT_NO_CODE", "")
+    refused(
+        call("train", own, "--no-code"), 2, "data.target: own_data:noisy would be imported and run, which --no-code"
+    )
+    monkeypatch.setenv("COMPRESSKIT_NO_CODE", "")
+    refused(call("validate", own, "data=own_data:lost"), 2, "data.target: own_data has no 'lost'; there are:")

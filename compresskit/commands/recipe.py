@@ -52,6 +52,8 @@ class ReportOptions:
     latency_batch: Annotated[int, Gt(0)] = 1  # samples in the batch that is timed
     latency_repeats: Annotated[int, Gt(0)] = 30  # timed runs, of which the median is reported
     plots: bool = True  # pictures beside the report
+    # "package.module:name" of functions of yours, (outputs, targets) -> number, over all samples of a part
+    metrics: tuple[str, ...] | None = None
 
 
 @option
@@ -98,9 +100,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, verb: str = "", re
         for name, hint in keys_of(Recipe).items():
             if name in values and values[name].value is None and (option_class(hint) or kinds(hint)):
                 values[name].value = {}  # `fuse:` with nothing below it asks for the defaults
-        for name in ("model", "data"):
-            if name in values:
-                _write_out(values[name], libraries=("torchvision", "timm") if name == "model" else ())
+        if "model" in values:
+            _write_out_model(values["model"])
 
     return load_typed(Recipe, path, overrides, verb=verb, require=require, complete=complete)
 
@@ -117,19 +118,18 @@ def variant(path: Path, overrides: Sequence[str], changes: Changes, where: str, 
         raise RecipeError(f"{where}: {error}") from error
 
 
-def _write_out(section: Node, libraries: tuple[str, ...]) -> None:
-    """`package.module:factory` is the user's own, but for models that begin with a library: `timm:NAME`."""
-    if isinstance(section.value, str) and ":" in section.value:
-        section.value = {"kind": Node(section.value, section.line)}
-    values = section.value if isinstance(section.value, dict) else {}
+def _write_out_model(model: Node) -> None:
+    """`torchvision:NAME` and `timm:NAME` are models of these libraries."""
+    if isinstance(model.value, str):
+        model.value = {"kind": Node(model.value, model.line)}
+    values = model.value if isinstance(model.value, dict) else {}
     kind = values.get("kind")
-    if kind is None or not isinstance(kind.value, str) or ":" not in kind.value:
+    if kind is None or not isinstance(kind.value, str):
         return
-    head, _, rest = kind.value.partition(":")
-    key, value, name = ("name", rest, head) if head in libraries else ("target", kind.value, "factory")
-    if key not in values:  # else both say it, and the kind is refused as it is written
-        values[key] = Node(value, kind.line)
-        kind.value = name
+    library, colon, name = kind.value.partition(":")
+    if colon and library in ("torchvision", "timm") and "name" not in values:  # else both say it, and it is refused
+        values["name"] = Node(name, kind.line)
+        kind.value = library
 
 
 def _plain(value: Any) -> Any:

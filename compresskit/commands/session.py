@@ -30,6 +30,7 @@ from compresskit.storage.checkpoint import Checkpoint, ForeignFile, file_hash, l
 from compresskit.storage.run_folder import RunFolder, open_run_folder, provenance
 from compresskit.training.seeds import set_determinism
 from compresskit.training.tasks.evaluation import evaluate
+from compresskit.training.tasks.own import OwnMetrics, own_metrics
 
 
 class Progress(Protocol):
@@ -162,7 +163,13 @@ class Session:
             device=self.device,
             batch_size=self.recipe.moments.batch_size,
             group=self.group,
+            metrics=self.metrics,
         )
+
+    @property
+    def metrics(self) -> OwnMetrics:
+        """The user's own, by name."""
+        return own_metrics(self.recipe.report.metrics or ())
 
     def figures(
         self, network: fx.GraphModule, metrics: dict[str, float], path: Path, masks: Masks | None = None
@@ -207,6 +214,7 @@ def session(
     sections: those that the recipe must have. from_checkpoint: the command works on a trained net.
     """
     recipe = load_recipe(arguments.recipe, arguments.changes, verb=verb, require=sections)
+    own_metrics(recipe.report.metrics or ())  # what cannot be found is said before the data are loaded
     parents = find_parents(arguments.checkpoint, recipe, verb) if from_checkpoint else ()
     kind = device_kind(arguments.device)
     if recipe.deterministic:

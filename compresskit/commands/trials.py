@@ -85,6 +85,7 @@ def train_network(
         progress=progress,
         teacher=teacher_for(current, network, options),
         masks=masks,
+        metrics=current.metrics,
     )
 
 
@@ -120,7 +121,7 @@ def check_training(current: Session, network: fx.GraphModule, options: Training)
     teacher_for(current, network, options)
     if options.layerwise_rates is not None:
         owners(network)
-    return check(network, current.data, options, current.device, current.group)
+    return check(network, current.data, options, current.device, current.group, current.metrics)
 
 
 def check_room(

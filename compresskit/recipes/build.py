@@ -28,6 +28,7 @@ from compresskit.recipes.hints import (
 from compresskit.recipes.problems import Key, Problem, shown, suggestion
 from compresskit.recipes.yaml_reader import Node
 
+OWN = "factory"  # the kind of what the user wrote: `package.module:name` for short
 _INVALID: Any = object()  # stands for a value whose problem has been noted
 
 
@@ -69,9 +70,11 @@ class _Builder:
         if "kind" not in value:
             return self._problem(f"the key 'kind' is missing; allowed: {', '.join(choice)}", node, key)
         kind = value["kind"]
+        if OWN in choice and "target" not in value and _names_code(kind.value, choice):
+            value, kind = value | {"target": kind}, Node(OWN, kind.line)
         if not isinstance(kind.value, str) or kind.value not in choice:
             return self._problem(_unknown("kind", kind.plain(), choice), kind, key if short else (*key, "kind"))
-        return self._option(choice[kind.value], value, node, key)
+        return self._option(choice[kind.value], value | {"kind": kind}, node, key)
 
     def _option(self, cls: type, value: dict[str, Node], node: Node, key: Key) -> Any:
         hints = keys_of(cls)
@@ -148,6 +151,11 @@ def _long_enough(value: list[Node], ranges: Sequence[Any]) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def _names_code(kind: Any, choice: Iterable[str]) -> bool:
+    """Whether it is `package.module:name`; a kind before the colon is a library of models."""
+    return isinstance(kind, str) and ":" in kind and kind.partition(":")[0] not in choice
 
 
 def _unknown(what: str, given: Any, allowed: Iterable[str]) -> str:

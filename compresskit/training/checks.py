@@ -9,8 +9,10 @@ from compresskit.data.dataset import DataSet
 from compresskit.distributed import Group
 from compresskit.errors import RecipeError
 from compresskit.graph.operations import NORMS
-from compresskit.graph.shapes import node_shapes, tokens
+from compresskit.graph.shapes import evaluating, node_shapes, tokens
 from compresskit.training.options import Training
+from compresskit.training.tasks.losses import Loss, loss_for
+from compresskit.training.tasks.own import OwnLoss, OwnMetrics, blamed, number
 
 
 def checked_steps(network: fx.GraphModule, data: DataSet, options: Training, device: torch.device, group: Group) -> int:
@@ -24,6 +26,23 @@ def checked_steps(network: fx.GraphModule, data: DataSet, options: Training, dev
 def drops_last(samples: int, batch_size: int, world: int) -> bool:
     """Whether to leave out a smaller last batch: processes need equal shares, and batch norm more than one sample."""
     return world > 1 or (samples > batch_size and samples % batch_size == 1)
+
+
+def check_own(network: fx.GraphModule, data: DataSet, loss: Loss | None, metrics: OwnMetrics) -> None:
+    """Tries the loss and metrics of the user's on two test samples, or one. Raises RecipeError for what they raise."""
+    device = next(network.parameters()).device
+    inputs, targets = next(data.test.batches(min(2, len(data.test)), device))
+    with torch.no_grad(), evaluating(network):
+        output = network(inputs)
+    if isinstance(loss, OwnLoss):
+        with blamed(f"loss: {loss.target}"):
+            value = loss_for(data.task, loss)(output.clone().requires_grad_(), targets)
+        if not value.requires_grad:
+            raise RecipeError(
+                f"loss: {loss.target} has no gradient by the outputs; compute it of tensors, without detach"
+            )
+    for name, metric in metrics.items():  # of so few samples it need not be finite
+        number(name, metric, output[:1].cpu(), targets[:1].cpu())
 
 
 def _count_steps(data: DataSet, options: Training, device: torch.device, group: Group) -> int:

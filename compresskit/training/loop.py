@@ -18,11 +18,12 @@ from compresskit.distributed import Group
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.masks import Masks
 from compresskit.training import state
-from compresskit.training.checks import checked_steps
+from compresskit.training.checks import check_own, checked_steps
 from compresskit.training.metrics_log import MetricsLog, summary_writer
 from compresskit.training.options import Training
 from compresskit.training.tasks.evaluation import METRICS, evaluate, tally_for
 from compresskit.training.tasks.losses import loss_for
+from compresskit.training.tasks.own import OwnLoss, OwnMetrics
 from compresskit.training.trainer import Trainer
 
 log = logging.getLogger("compresskit")
@@ -73,20 +74,21 @@ def fit(
     progress: Progress | None = None,
     teacher: fx.GraphModule | None = None,
     masks: Masks | None = None,
+    metrics: OwnMetrics | None = None,
 ) -> History:
     """Trains `network` in place, on `device`; afterwards it holds the last weights, and History the best.
 
     The best epoch is that of the validation split, or of the test set where there is none. After each epoch the main
     process replaces in `folder` metrics.csv, state.pt and, if it was the best so far, best-weights.pt, each file whole.
     resume: goes on from state.pt, if there is one, and ends with the tensors of a run that was never stopped.
-    teacher: of `options.distill`. masks: of parameters, whose zeros stay zero.
+    teacher: of `options.distill`. masks: of parameters, whose zeros stay zero. metrics: of the user's, evaluated too.
     Equal arguments give equal tensors on the same machine, as far as torch's own operations do.
 
     Raises RecipeError if the options do not fit the data or the device, RunFolderError if state.pt was made for
     another run, ConvergenceError if a loss is not finite (state.pt is then that of the epoch before).
     """
     network.to(device)
-    monitor = _Monitor(data, options)
+    monitor = _Monitor(data, options, metrics or {})
     trainer = Trainer(network, data, options, seed, device, group, teacher, masks)
     made_for = state.fingerprint(network, data, options, seed, device, group.world, teacher, masks)
     record = _start(folder, made_for, trainer, resume=resume)
@@ -96,9 +98,7 @@ def fit(
         state.save_epoch(folder, network, 0)
     if first == 0 and data.validation is None and group.is_main:
         log.warning(ON_TEST_SET)
-    with closing(
-        MetricsLog(folder, tensorboard=options.tensorboard and group.is_main, first_epoch=first + 1)
-    ) as metrics:
+    with closing(MetricsLog(folder, tensorboard=options.tensorboard and group.is_main, first_epoch=first + 1)) as table:
         for epoch in range(first, options.epochs):
             row = _run_epoch(epoch, trainer, monitor, progress)
             if options.gradient_confusion is not None:
@@ -110,7 +110,7 @@ def fit(
                     state.save_best(folder, network)
                 if keeps_all:
                     state.save_epoch(folder, network, epoch + 1)
-                metrics.write(record.rows)
+                table.write(record.rows)
                 state.save(folder, made_for, record, trainer.state_dict())  # last: only now is the epoch done
                 if progress is not None:
                     progress.on_epoch(row)
@@ -126,21 +126,29 @@ def check(
     options: Training,
     device: torch.device,
     group: Group = Group(),  # noqa: B008
+    metrics: OwnMetrics | None = None,
 ) -> int:
-    """Steps of an epoch, if `fit` will take these options. Raises RecipeError where it would."""
-    _Monitor(data, options)
+    """Steps of an epoch, if `fit` will take these options. Raises RecipeError where it will not."""
+    _Monitor(data, options, metrics or {})
     loss_for(data.task, options.loss)
     tally_for(data.task, data.anchors, device)
     if options.tensorboard:
         summary_writer()
-    return checked_steps(network, data, options, device, group)
+    steps = checked_steps(network, data, options, device, group)
+    if isinstance(options.loss, OwnLoss) or metrics:
+        check_own(network, data, options.loss, metrics or {})
+    return steps
 
 
 class _Monitor:
     """The split that is evaluated after each epoch, and the column of its figures that picks the best."""
 
-    def __init__(self, data: DataSet, options: Training) -> None:
+    def __init__(self, data: DataSet, options: Training, own: OwnMetrics) -> None:
         metrics = METRICS[data.task]
+        twice = [name for name in own if name in metrics]
+        if twice:
+            raise RecipeError(f"report.metrics: {twice[0]} is a metric of the task already; rename yours")
+        self._own = own
         name: str = options.monitor or next(iter(metrics))
         if name not in metrics:
             raise RecipeError(
@@ -164,6 +172,7 @@ class _Monitor:
             device=trainer.device,
             batch_size=self._batch_size,
             group=trainer.group,
+            metrics=self._own,
         )
         for name, value in figures.items():
             if not math.isfinite(value):

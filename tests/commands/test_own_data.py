@@ -41,6 +41,26 @@ class Stream(IterableDataset):
         for index in torch.randperm(len(self.clean)):
             yield self.clean[index]
 
+def focal(outputs, targets, power=2.0):
+    chosen = outputs.log_softmax(1).gather(1, targets[:, None])[:, 0]
+    return -((1 - chosen.exp()) ** power * chosen).mean()
+
+def pairs(outputs, targets):
+    return focal(outputs, targets), 1
+
+def frozen(outputs, targets):
+    return focal(outputs.detach(), targets)
+
+def broken(outputs, targets):
+    return len(3)
+
+def recall(outputs, targets):
+    found = outputs.argmax(1)
+    return sum(float((found[targets == c] == c).float().mean()) for c in range(3)) / 3
+
+accuracy = recall
+number = 3
+
 def noisy(count=120):
     return {"train": Noisy(count), "val": Noisy(30), "test": Noisy(36)}
 
@@ -126,3 +146,57 @@ def test_code_of_data_is_refused_where_none_may_run(call, own, monkeypatch):
     )
     monkeypatch.setenv("COMPRESSKIT_NO_CODE", "")
     refused(call("validate", own, "data=own_data:lost"), 2, "data.target: own_data has no 'lost'; there are:")
+
+
+def test_a_loss_and_metrics_of_the_users_own_are_trained_and_reported(call, own):
+    options = ("train.loss={kind: 'own_data:focal', arguments: {power: 0.0}}", "report.metrics=['own_data:recall']")
+    assert call("validate", own, *options).status == 0
+    assert call("train", own, *options).status == 0
+    assert call("train", own, "--out", "plain").status == 0
+    one, other = weights("runs/own-train"), weights("plain")  # with power 0 it is the cross-entropy
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], atol=1e-6, rtol=0)  # formulas differ in float32
+    figures = json.loads((own.parent / "runs/own-train/report.json").read_text())["figures"]
+    found = {row["name"]: row["after"][0] for row in figures}
+    assert found["test recall"] == pytest.approx(found["test accuracy"])  # all classes are as large
+    (header, *_) = (own.parent / "runs/own-train/metrics.csv").read_text().splitlines()
+    assert "val_accuracy,val_loss,val_recall" in header
+    told = call("evaluate", own, "report.metrics=['own_data:recall']", "-c", "runs/own-train", "--json")
+    assert {row["name"]: row["after"][0] for row in json.loads(told.out)["figures"]}["test recall"] == found[
+        "test recall"
+    ]
+    short = call("train", own, "train.loss=own_data:focal", "--dry-run")
+    assert short.status == 0, short.err
+
+
+def test_losses_of_torch_take_arguments(call, own):
+    smooth = "{kind: 'torch.nn:CrossEntropyLoss', arguments: {label_smoothing: 0.1}}"
+    assert call("train", own, f"train.loss={smooth}", "--out", "torchs").status == 0
+    assert call("train", own, "train.loss={kind: cross-entropy, label_smoothing: 0.1}", "--out", "ours").status == 0
+    one, other = weights("torchs"), weights("ours")
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("verb", ["validate", "train"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("train.loss=own_data:lost", "loss.target: own_data has no 'lost'"),
+        ("train.loss=own_data:number", "loss.target: own_data:number is a int; it must be a function or a class"),
+        (
+            "train.loss=own_data:pairs",
+            "loss: own_data:pairs returned tuple; return the mean over the batch, of shape ()",
+        ),
+        ("train.loss=own_data:frozen", "loss: own_data:frozen has no gradient by the outputs; compute it of tensors"),
+        ("train.loss=own_data:broken", "loss: own_data:broken raised TypeError: object of type 'int' has no len()"),
+        ("train.loss={kind: 'own_data:focal', arguments: {weight: 1}}", "raised TypeError: focal() got an unexpected"),
+        ("train.loss=torch.nn:L1Loss", "loss: torch.nn:L1Loss raised"),
+        ("report.metrics=['own_data:lost']", "report.metrics: own_data has no 'lost'"),
+        ("report.metrics=['own_data:broken']", "report.metrics: broken raised TypeError: object of type 'int' has no"),
+        ("report.metrics=['own_data:recall', 'own_data:recall']", "report.metrics: two are called 'recall'"),
+        ("report.metrics=['own_data:accuracy']", "report.metrics: accuracy is a metric of the task already; rename"),
+    ],
+)
+def test_what_cannot_be_trained_or_reported_is_refused_before_anything_runs(call, own, verb, option, message):
+    refused(call(verb, own, option), 2, message)
+    assert not (own.parent / "runs").exists()

@@ -12,6 +12,7 @@ from compresskit.data.dataset import Split
 from compresskit.distributed import Group
 from compresskit.graph.shapes import evaluating
 from compresskit.training.tasks.average_precision import DetectionTally
+from compresskit.training.tasks.own import OwnMetrics, OwnTally
 from compresskit.training.tasks.segmentation import SegmentationTally
 
 Anchors = tuple[tuple[float, float], ...]
@@ -88,21 +89,24 @@ def evaluate(
     device: torch.device | str = "cpu",
     batch_size: int = 1000,
     group: Group = Group(),  # noqa: B008
+    metrics: OwnMetrics | None = None,
 ) -> dict[str, float]:
-    """The metrics of the task over the split, in the parameters' own precision, by METRICS' names.
+    """The metrics of the task over the split, in the parameters' own precision, by METRICS' names; then the user's own.
 
     Means over samples: accuracy and loss (cross-entropy), or mae and mse, of several outputs averaged over them; for
     segmentation see `SegmentationTally`; for detection `DetectionTally`, which needs the data's `anchors`. All
     processes of `group` get the whole split's figures. The network runs in eval mode on `device`, where its parameters
     must lie; its mode is left as it was.
-    Raises ValueError if the split is empty.
+    Raises ValueError if the split is empty, and what `metrics` raise as RecipeError.
     """
     device = torch.device(device)
-    tally = tally_for(task, anchors, device)
+    tally, own = tally_for(task, anchors, device), OwnTally(metrics or {}, task)
     with torch.inference_mode(), evaluating(network):
         for inputs, targets in split.batches(batch_size, device, rank=group.rank, world=group.world):
-            tally.add(network(inputs), targets)
-    return tally.figures(group)
+            output = network(inputs)
+            tally.add(output, targets)
+            own.add(output, targets)
+    return tally.figures(group) | own.figures(group)
 
 
 METRICS: dict[str, dict[str, Metric]] = {  # the first of a task is its main one

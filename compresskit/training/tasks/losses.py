@@ -11,6 +11,7 @@ from torch.nn import functional
 from compresskit.errors import RecipeError
 from compresskit.options import option
 from compresskit.training.tasks.detection import Yolo
+from compresskit.training.tasks.own import OwnLoss
 from compresskit.training.tasks.segmentation import IGNORED
 
 
@@ -57,9 +58,11 @@ class MeanAbsolute:
         return functional.l1_loss(output, target)
 
 
-Loss = CrossEntropy | MeanSquared | MeanAbsolute | Yolo
+Loss = CrossEntropy | MeanSquared | MeanAbsolute | Yolo | OwnLoss
 
-OF_TASK: dict[str, tuple[type[Loss], ...]] = {  # the first is the default
+OF_TASK: dict[
+    str, tuple[type[CrossEntropy] | type[MeanSquared] | type[MeanAbsolute] | type[Yolo], ...]
+] = {  # the first is the default
     "classification": (CrossEntropy,),
     "regression": (MeanSquared, MeanAbsolute),
     "segmentation": (CrossEntropy,),
@@ -72,8 +75,12 @@ def loss_for(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss asked for, or the default of the task, as a function of output and target. anchors: the data's.
 
+    One of the user's own is for any task.
+
     Raises RecipeError if it does not fit the task.
     """
+    if isinstance(loss, OwnLoss):
+        return loss.made()
     allowed = OF_TASK[task]
     loss = allowed[0]() if loss is None else loss
     if not isinstance(loss, allowed):

@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from compresskit.distributed import Group
+from compresskit.errors import RecipeError
 from compresskit.training.tasks.evaluation import METRICS, evaluate
+from compresskit.training.tasks.own import OwnTally
 
 
 def test_classification_equals_a_loop(tiny):
@@ -51,3 +54,39 @@ def test_an_empty_split_is_refused(tiny):
     empty = tiny.Split(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="holds no samples"):
         evaluate(tiny.network(), empty, task="classification")
+
+
+def test_metrics_of_the_users_own_see_the_whole_split_whatever_the_batches_are(tiny):
+    seen = []
+
+    def worst(output, target):
+        seen.append(len(target))
+        return (output.softmax(1).gather(1, target[:, None])).min()
+
+    split, network = tiny.dataset().test, tiny.network().eval()
+    expected = min(network(split.inputs).softmax(1)[range(20), split.targets].tolist())
+    for size in (3, 20):
+        found = evaluate(network, split, task="classification", batch_size=size, metrics={"worst": worst})
+        assert found["worst"] == pytest.approx(expected, rel=1e-6)  # float32 forward passes
+    assert seen == [20, 20]
+
+
+def test_of_maps_metrics_of_the_users_own_are_means_over_single_samples():
+    output, target = torch.arange(12.0).view(3, 1, 2, 2), torch.zeros(3, 2, 2).long()
+    tally = OwnTally({"largest": lambda output, target: output.max()}, "segmentation")
+    tally.add(output[:2], target[:2])
+    tally.add(output[2:], target[2:])
+    assert tally.figures(Group()) == {"largest": (3 + 7 + 11) / 3}
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (lambda output, target: float("nan"), "report.metrics: mine returned nan; return a finite number"),
+        (lambda output, target: output, "report.metrics: mine raised ValueError"),
+        (lambda output, target: None, "report.metrics: mine raised TypeError"),
+    ],
+)
+def test_a_metric_of_the_users_own_that_is_no_number_is_refused(tiny, metric, message):
+    with pytest.raises(RecipeError, match=message):
+        evaluate(tiny.network(), tiny.dataset().test, task="classification", metrics={"mine": metric})

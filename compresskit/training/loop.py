@@ -144,7 +144,7 @@ class _Monitor:
     """The split that is evaluated after each epoch, and the column of its figures that picks the best."""
 
     def __init__(self, data: DataSet, options: Training, own: OwnMetrics) -> None:
-        metrics = METRICS[data.task]
+        metrics = {name: metric for name, metric in METRICS[data.task].items() if data.outputs > metric.above}
         twice = [name for name in own if name in metrics]
         if twice:
             raise RecipeError(f"report.metrics: {twice[0]} is a metric of the task already; rename yours")

@@ -23,7 +23,9 @@ class MetricsLog:
     def write(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Writes the whole table anew, so that a resumed run leaves each epoch in it once; the last row is new."""
         with atomic_write(self._path) as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, fieldnames=list(rows[0]))
+            # a run that an older version began has rows of fewer columns
+            names = dict.fromkeys(name for row in rows for name in row)
+            table = csv.DictWriter(file, fieldnames=list(names))
             table.writeheader()
             table.writerows(rows)
         if self._board is not None:

@@ -12,7 +12,7 @@ from compresskit.training.optimizers import SGD, Optimizer
 from compresskit.training.schedules import Cosine, Schedule
 from compresskit.training.tasks.losses import Loss
 
-Metric = Literal["accuracy", "loss", "mae", "mse", "miou", "recall", "precision", "map"]
+Metric = Literal["accuracy", "accuracy@5", "loss", "mae", "mse", "miou", "recall", "precision", "map"]
 
 
 @option

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from compresskit.errors import ConvergenceError, RecipeError
+from compresskit.training.metrics_log import MetricsLog
 from compresskit.training.optimizers import OPTIMIZERS, SGD
 from compresskit.training.options import Training
 from compresskit.training.schedules import SCHEDULES, Constant, Step
@@ -85,6 +86,19 @@ def test_leaves_the_callers_random_state(tiny, tmp_path):
 def test_epochs_and_processes_draw_differently():
     seeds = {epoch_seed(seed, epoch, rank) for seed in range(5) for epoch in range(5) for rank in range(5)}
     assert len(seeds) == 125
+
+
+def test_rows_of_an_older_version_have_fewer_columns(tmp_path):
+    log = MetricsLog(tmp_path, tensorboard=False, first_epoch=1)
+    log.write([{"epoch": 1, "test_accuracy": 0.5}, {"epoch": 2, "test_accuracy": 0.6, "test_accuracy@5": 0.9}])
+    rows = read_rows(tmp_path)
+    assert [row["test_accuracy@5"] for row in rows] == ["", "0.9"]
+    assert [row["test_accuracy"] for row in rows] == ["0.5", "0.6"]
+
+
+def test_accuracy_at_5_picks_no_best_epoch_of_few_classes(tiny, tmp_path):
+    with pytest.raises(RecipeError, match="monitor: accuracy@5 was given, .* use accuracy or loss"):
+        tiny.run(tmp_path, replace(tiny.OPTIONS, monitor="accuracy@5"))
 
 
 def test_metrics_csv_has_a_row_an_epoch(tiny, tmp_path):

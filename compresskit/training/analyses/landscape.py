@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compresskit.data.dataset import DataSet
 from compresskit.options import option
-from compresskit.training.tasks.evaluation import METRICS, evaluate
+from compresskit.training.tasks.evaluation import evaluate
 
 
 @option
@@ -67,7 +67,7 @@ def landscape(
     sample = data.train.sample(options.samples)
     first, second = directions(network, seed)
     trained = {name: weight.detach().clone() for name, weight in network.named_parameters()}
-    surfaces: dict[str, list[list[float]]] = {name: [[] for _ in options.places] for name in METRICS[data.task]}
+    surfaces: dict[str, list[list[float]]] = {}
     try:
         for row, a in enumerate(options.places):
             for b in options.places:
@@ -76,7 +76,7 @@ def landscape(
                     network, sample, task=data.task, anchors=data.anchors, device=device, batch_size=batch_size
                 )
                 for name, value in figures.items():
-                    surfaces[name][row].append(value)
+                    surfaces.setdefault(name, [[] for _ in options.places])[row].append(value)
     finally:
         _move(network, trained)
     return surfaces

@@ -20,10 +20,14 @@ Anchors = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Metric:
-    """total: (output, target) of a batch -> sum over its samples, shape (); None if it is no mean over samples."""
+    """total: (output, target) of a batch -> sum over its samples, shape (); None if it is no mean over samples.
+
+    above: given only of networks with more outputs than that.
+    """
 
     total: Callable[[Tensor, Tensor], Tensor] | None = None
     higher_is_better: bool = False
+    above: int = 0
 
 
 class Tally(Protocol):
@@ -42,23 +46,30 @@ class MeanTally:
     """Means over samples; sums are float64."""
 
     def __init__(self, task: str, device: torch.device) -> None:
-        self._totals = {name: metric.total for name, metric in METRICS[task].items() if metric.total is not None}
-        self._sums = torch.zeros(len(self._totals) + 1, dtype=torch.float64, device=device)
+        self._metrics = {name: metric for name, metric in METRICS[task].items() if metric.total is not None}
+        self._sums = torch.zeros(len(self._metrics) + 2, dtype=torch.float64, device=device)  # last: outputs, samples
 
     def add(self, output: Tensor, target: Tensor) -> None:
-        self._sums[:-1] += torch.stack([total(output, target).double() for total in self._totals.values()])
+        totals = [metric.total(output, target).double() for metric in self._metrics.values() if metric.total]
+        self._sums[:-2] += torch.stack(totals)
+        self._sums[-2] += output.shape[1] * len(target)
         self._sums[-1] += len(target)
 
     def figures(self, group: Group) -> dict[str, float]:
         group.sum_tensors([self._sums])
-        *totals, count = self._sums.tolist()
+        *totals, outputs, count = self._sums.tolist()
         if count == 0:
             raise ValueError("the split holds no samples; give one that does")
-        return {name: total / count for name, total in zip(self._totals, totals, strict=True)}
+        means = zip(self._metrics.items(), totals, strict=True)
+        return {name: total / count for (name, metric), total in means if outputs / count > metric.above}
 
 
 def _correct(output: Tensor, target: Tensor) -> Tensor:
     return (output.argmax(1) == target).sum()
+
+
+def _among_five(output: Tensor, target: Tensor) -> Tensor:
+    return (output.topk(min(5, output.shape[1]), 1).indices == target[:, None]).sum()
 
 
 def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -93,10 +104,11 @@ def evaluate(
 ) -> dict[str, float]:
     """The metrics of the task over the split, in the parameters' own precision, by METRICS' names; then the user's own.
 
-    Means over samples: accuracy and loss (cross-entropy), or mae and mse, of several outputs averaged over them; for
-    segmentation see `SegmentationTally`; for detection `DetectionTally`, which needs the data's `anchors`. All
-    processes of `group` get the whole split's figures. The network runs in eval mode on `device`, where its parameters
-    must lie; its mode is left as it was.
+    Means over samples: accuracy and loss (cross-entropy), with more than 10 classes accuracy@5 (the target is among the
+    five highest scores); or mae and mse, of several outputs averaged over them. For segmentation see
+    `SegmentationTally`; for detection `DetectionTally`, which needs the data's `anchors`. All processes of `group` get
+    the whole split's figures. The network runs in eval mode on `device`, where its parameters must lie; its mode is
+    left as it was.
     Raises ValueError if the split is empty, and what `metrics` raise as RecipeError.
     """
     device = torch.device(device)
@@ -110,7 +122,11 @@ def evaluate(
 
 
 METRICS: dict[str, dict[str, Metric]] = {  # the first of a task is its main one
-    "classification": {"accuracy": Metric(_correct, higher_is_better=True), "loss": Metric(_cross_entropy)},
+    "classification": {
+        "accuracy": Metric(_correct, higher_is_better=True),
+        "accuracy@5": Metric(_among_five, higher_is_better=True, above=10),
+        "loss": Metric(_cross_entropy),
+    },
     "regression": {"mae": Metric(_absolute_error), "mse": Metric(_squared_error)},
     "segmentation": {
         "miou": Metric(higher_is_better=True),

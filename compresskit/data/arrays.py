@@ -24,8 +24,8 @@ class Arrays(InMemory):
 
     The arrays lie in groups (`train/inputs`, or in an NPZ file also `train_inputs`), or without groups are split by
     test_fraction. Images are (N, channels, height, width). Targets are (N,) class numbers from 0, or (N,) or
-    (N, outputs) real values; names of classes become numbers, in alphabetical order, booleans 0 and 1. uint8 inputs
-    stay so and are divided by 255 on their way to the model; all other inputs become float32.
+    (N, outputs) real values. uint8 inputs stay so and are divided by 255 on their way to the model; all other inputs
+    become float32.
     """
 
     kind: Literal["arrays"] = "arrays"
@@ -52,9 +52,7 @@ class Arrays(InMemory):
         Raises DataError for a missing or damaged file, a name that it does not hold, an empty array, lengths or shapes
         that disagree, NaN or infinite values, and inputs or targets that are not what the task needs.
         """
-        stored, names = _numbered(_read(self), self)
-        task, stored, more = _task(stored, self)
-        notes = names + more
+        task, stored, notes = _task(_read(self), self)
         notes += _check_channels(f"{self.path} {self.inputs}", stored["train"].inputs)
         parts = {role: _checked(pair, task, self) for role, pair in stored.items()}
         outputs = _outputs(parts, task, self)
@@ -104,58 +102,22 @@ def _pair(path: Path, arrays: Mapping[str, Reader], group: str | None, options: 
                 "set data.inputs and data.targets to the names of the arrays, data.train and data.test to their groups"
             )
         array = arrays[min(names & arrays.keys())]()
-        _check_type(f"{where} {name}", array, names=name == options.targets)
+        _check_type(f"{where} {name}", array)
         found.append(array)
     return _Stored(where, *found)
 
 
-def _check_type(where: str, array: NDArray[Any], *, names: bool) -> None:
-    """names: whether they may be names of classes."""
-    if not (array.dtype.kind in "biuf" and array.dtype.itemsize <= 8) and not (names and _are_names(array)):
+def _check_type(where: str, array: NDArray[Any]) -> None:
+    if array.dtype.kind not in "iu" and array.dtype.newbyteorder("=") not in (np.float32, np.float64):
         hint = _HINTS.get(array.dtype.kind, "")
-        raise DataError(
-            f"{where}: of type {array.dtype}; give integers, booleans or float16 to float64 {hint}".rstrip()
-        )
+        raise DataError(f"{where}: of type {array.dtype}; give integers, float32 or float64 {hint}".rstrip())
     if array.size == 0:
         raise DataError(f"{where}: empty, of shape {array.shape}; give at least one sample")
 
 
-_HINTS = {"c": "(complex numbers as two channels)", "f": "(array.astype('float32'))"}
-_HINTS |= dict.fromkeys("SUOT", "(text is for the names of classes alone)")
-
-
-def _are_names(array: NDArray[Any]) -> bool:
-    """Whether it holds text: of numpy, or of HDF5, which gives objects of bytes."""
-    return array.dtype.kind in "SUT" or (
-        array.dtype.kind == "O" and all(isinstance(n, str | bytes) for n in array.flat)
-    )
-
-
-def _numbered(stored: dict[str, _Stored], options: Arrays) -> tuple[dict[str, _Stored], list[str]]:
-    """Numbers in the place of names of classes, in the alphabetical order of all parts' names, and a note on them.
-
-    Raises DataError where names are no classes: in a regression, in several columns, or beside numbers.
-    """
-    where = f"{options.path} {options.targets}"
-    named = [role for role, pair in stored.items() if _are_names(pair.targets)]
-    if not named:
-        return stored, []
-    if options.task == "regression" or len(named) < len(stored):
-        told = "names, which cannot be fitted; set data.task: classification"
-        raise DataError(f"{where}: {told if len(named) == len(stored) else f'names in {named[0]} alone'}; give numbers")
-    texts = {role: np.array([_text(name) for name in pair.targets.flat]) for role, pair in stored.items()}
-    classes = np.unique(np.concatenate(list(texts.values())))
-    if options.classes is not None and len(classes) != options.classes:
-        raise DataError(f"{where}: {len(classes)} names of classes, data.classes is {options.classes}; leave it out")
-    numbers = {
-        role: pair._replace(targets=np.searchsorted(classes, texts[role]).reshape(pair.targets.shape))
-        for role, pair in stored.items()
-    }
-    return numbers, [f"{where}: {len(classes)} names of classes, numbered from 0: {shortened(classes.tolist())}"]
-
-
-def _text(name: Any) -> str:
-    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+_NAMES = "(names of classes as np.unique(names, return_inverse=True)[1])"
+_HINTS = {"c": "(complex numbers as two channels)", "b": "(array.astype(int))", "f": "(array.astype('float32'))"}
+_HINTS |= dict.fromkeys("SUOT", _NAMES)
 
 
 def _names(group: str | None, name: str) -> set[str]:
@@ -172,7 +134,7 @@ def _task(stored: dict[str, _Stored], options: Arrays) -> tuple[str, dict[str, _
         return "classification", numbers, [note]
     if options.task != "auto":
         return options.task, stored, []
-    if stored["train"].targets.dtype.kind in "biu":
+    if stored["train"].targets.dtype.kind in "iu":
         return "classification", stored, []
     if options.classes is not None:
         raise DataError(

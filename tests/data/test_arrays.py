@@ -223,35 +223,3 @@ def test_cifar10_from_hdf5(real_root):
     data = Arrays(path=str(path), inputs="x", targets="y", train="train", test="test", limit=500).load(seed=0)
     assert (len(data.train), len(data.test)) == (500, 10_000)
     assert (data.outputs, data.input_shape) == (10, (3, 32, 32))
-
-
-@pytest.mark.parametrize("form", [np.char.encode, lambda names: names.astype(object)])
-def test_names_of_classes_become_numbers_in_alphabetical_order(tmp_path, form):
-    names = np.array(["dog", "ant", "cat", "ant", "dog", "cat", "cat", "ant"])
-    with h5py.File(tmp_path / "set.h5", "w") as file:
-        for group in ("train", "test"):
-            file[f"{group}/inputs"] = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float16)
-            file[f"{group}/targets"] = form(names)
-    found = Arrays(path=str(tmp_path / "set.h5")).load(0)
-    assert (found.task, found.outputs) == ("classification", 3)
-    _, targets = next(found.test.batches(8, torch.device("cpu")))
-    assert targets.tolist() == [2, 0, 1, 0, 2, 1, 1, 0]
-    assert any("3 names of classes, numbered from 0: ant, cat, dog" in note for note in found.notes)
-    for options, message in (
-        ({"task": "regression"}, "cannot be fitted"),
-        ({"classes": 5}, "3 names of classes, data.cl"),
-    ):
-        with pytest.raises(DataError, match=message):
-            Arrays(path=str(tmp_path / "set.h5"), **options).load(0)
-
-
-def test_booleans_and_half_precision(tmp_path):
-    x = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float16)
-    np.savez(tmp_path / "set.npz", inputs=x, targets=np.arange(10) % 2 == 1)
-    found = Arrays(path=str(tmp_path / "set.npz"), normalize="none").load(0)
-    assert (found.task, found.outputs) == ("classification", 2)
-    inputs, targets = next(found.train.batches(8, torch.device("cpu")))
-    assert inputs.dtype == torch.float32
-    assert {(round(float(row[0]), 3), int(label)) for row, label in zip(inputs, targets, strict=True)} <= {
-        (round(float(row[0]), 3), place % 2) for place, row in enumerate(x)
-    }

@@ -23,9 +23,10 @@ class Arrays(InMemory):
     """Inputs (N, channels, ...) and targets from one HDF5 or NPZ file, for classification or regression.
 
     The arrays lie in groups (`train/inputs`, or in an NPZ file also `train_inputs`), or without groups are split by
-    test_fraction. Images are (N, channels, height, width). Targets are (N,) class numbers from 0, or (N,) or
-    (N, outputs) real values. uint8 inputs stay so and are divided by 255 on their way to the model; all other inputs
-    become float32.
+    test_fraction. Images are (N, channels, height, width). Targets are (N,) class numbers from 0, or names of classes,
+    or (N,) or (N, outputs) real values; (N,) truth values are two classes, (N, outputs) of them the values 0 and 1.
+    uint8 inputs stay so and are divided by 255 on their way to the model; float16 and truth values become float32 on
+    it, all other inputs when they are read.
     """
 
     kind: Literal["arrays"] = "arrays"
@@ -102,22 +103,29 @@ def _pair(path: Path, arrays: Mapping[str, Reader], group: str | None, options: 
                 "set data.inputs and data.targets to the names of the arrays, data.train and data.test to their groups"
             )
         array = arrays[min(names & arrays.keys())]()
-        _check_type(f"{where} {name}", array)
-        found.append(array)
+        found.append(_plain(f"{where} {name}", array, names=name == options.targets))
     return _Stored(where, *found)
 
 
-def _check_type(where: str, array: NDArray[Any]) -> None:
-    if array.dtype.kind not in "iu" and array.dtype.newbyteorder("=") not in (np.float32, np.float64):
-        hint = _HINTS.get(array.dtype.kind, "")
-        raise DataError(f"{where}: of type {array.dtype}; give integers, float32 or float64 {hint}".rstrip())
+def _plain(where: str, array: NDArray[Any], *, names: bool) -> NDArray[Any]:
+    """The array, texts decoded. names: texts are allowed. Raises DataError for other types, and for an empty array."""
+    kind = array.dtype.kind
+    if kind == "S" and names:
+        try:
+            array = np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: its texts are not UTF-8; store np.char.decode(array, encoding)") from error
+    known = kind in "iub" or array.dtype.newbyteorder("=") in (np.float16, np.float32, np.float64)
+    if not known and not (names and kind in "SU"):
+        hint = _HINTS.get(kind, "")
+        raise DataError(f"{where}: of type {array.dtype}; give integers, truth values or floats {hint}".rstrip())
     if array.size == 0:
         raise DataError(f"{where}: empty, of shape {array.shape}; give at least one sample")
+    return array
 
 
-_NAMES = "(names of classes as np.unique(names, return_inverse=True)[1])"
-_HINTS = {"c": "(complex numbers as two channels)", "b": "(array.astype(int))", "f": "(array.astype('float32'))"}
-_HINTS |= dict.fromkeys("SUOT", _NAMES)
+_HINTS = {"c": "(complex numbers as two channels)", "f": "(array.astype('float32'))"}
+_HINTS |= dict.fromkeys("SUOT", "(texts can only be targets, of type str)")
 
 
 def _names(group: str | None, name: str) -> set[str]:
@@ -128,13 +136,18 @@ def _task(stored: dict[str, _Stored], options: Arrays) -> tuple[str, dict[str, _
     """The task, and the arrays with class numbers in the place of one-hot rows, with a note on what was concluded."""
     targets = [pair.targets for pair in stored.values()]
     where = f"{options.path} {options.targets}"
+    kind = targets[0].dtype.kind
+    if any(array.dtype.kind == "U" for array in targets):
+        return "classification", *_numbered(stored, where, options)
     if options.task != "regression" and all(map(is_one_hot, targets)):
         numbers = {role: pair._replace(targets=pair.targets.argmax(1)) for role, pair in stored.items()}
         note = f"{where}: one-hot rows, read as class numbers; set data.task: regression to fit the rows themselves"
         return "classification", numbers, [note]
     if options.task != "auto":
         return options.task, stored, []
-    if stored["train"].targets.dtype.kind in "iu":
+    if kind == "b":
+        return "classification" if targets[0].size == len(targets[0]) else "regression", stored, []
+    if kind in "iu":
         return "classification", stored, []
     if options.classes is not None:
         raise DataError(
@@ -144,6 +157,18 @@ def _task(stored: dict[str, _Stored], options: Arrays) -> tuple[str, dict[str, _
     odd = all(map(are_whole, targets))
     note = f"{where}: real numbers that are all whole, read as values to fit; for classes set data.task: classification"
     return "regression", stored, [note] if odd else []
+
+
+def _numbered(stored: dict[str, _Stored], where: str, options: Arrays) -> tuple[dict[str, _Stored], list[str]]:
+    """The arrays with numbers in the place of the names of classes, which are sorted, and a note that tells them."""
+    if options.task == "regression" or any(pair.targets.dtype.kind != "U" for pair in stored.values()):
+        raise DataError(f"{where}: texts, which name classes, in all groups; leave data.task out, or store numbers")
+    names = np.unique(np.concatenate([pair.targets.ravel() for pair in stored.values()]))
+    numbers = {role: pair._replace(targets=np.searchsorted(names, pair.targets)) for role, pair in stored.items()}
+    told = ", ".join(f"{number} {name}" for number, name in enumerate(names[:10])) + (
+        ", ..." if len(names) > 10 else ""
+    )
+    return numbers, [f"{where}: names of {len(names)} classes, numbered in their order: {told}"]
 
 
 def _checked(stored: _Stored, task: str, options: Arrays) -> Examples:
@@ -156,8 +181,9 @@ def _checked(stored: _Stored, task: str, options: Arrays) -> Examples:
             f"{where}: {options.inputs} of shape {inputs.shape} and {options.targets} of shape {targets.shape} do not "
             "fit; give inputs (N, channels, ...) and N targets"
         )
-    if inputs.dtype != np.uint8:
-        inputs = _finite(f"{where} {options.inputs}", inputs)
+    if inputs.dtype not in (np.uint8, np.bool_):
+        half = inputs.dtype.newbyteorder("=") == np.float16
+        inputs = _finite(f"{where} {options.inputs}", inputs, np.float16 if half else np.float32)
     convert = _labels if task == "classification" else _values
     return Examples(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(convert(stored, options)))
 
@@ -177,16 +203,16 @@ def _check_channels(where: str, inputs: NDArray[Any]) -> list[str]:
     return [f"{where}: read as {channels} channels of {height} x {width}; if channels come last, transpose them"]
 
 
-def _finite(where: str, array: NDArray[Any]) -> NDArray[np.float32]:
-    """The array as float32, all of whose values are finite."""
+def _finite(where: str, array: NDArray[Any], dtype: Any = np.float32) -> NDArray[Any]:
+    """The array as float32 (or float16), all of whose values are finite."""
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is reported as such
-        array = array.astype(np.float32, copy=False)
+        array = array.astype(dtype, copy=False)
     bad = ~np.isfinite(array)
     if bad.any():
         first = tuple(int(i) for i in np.unravel_index(bad.argmax(), bad.shape))
         raise DataError(
-            f"{where}: {bad.sum()} of {bad.size} values are NaN or infinite in float32, the first at {list(first)}; "
-            "mend or leave out those samples"
+            f"{where}: {bad.sum()} of {bad.size} values are NaN or infinite in {array.dtype}, the first at "
+            f"{list(first)}; mend or leave out those samples"
         )
     return array
 
@@ -225,7 +251,9 @@ def _outputs(parts: Mapping[str, Examples], task: str, options: Arrays) -> int:
         listed = ", ".join(f"{role} {tuple(part.inputs.shape)}" for role, part in parts.items())
         raise DataError(f"{options.path}: the groups differ in the shape of inputs or targets ({listed})")
     if len({part.inputs.dtype for part in parts.values()}) > 1:
-        raise DataError(f"{options.path}: inputs are uint8 in one group only; store all with one type")
+        raise DataError(
+            f"{options.path}: inputs of one group are of another type than those of the others; store all with one type"
+        )
     if task == "regression":
         return parts["train"].targets.shape[1]
     labels = {role: part.targets for role, part in parts.items()}

@@ -25,7 +25,7 @@ class InMemory(AnySet):
 
 
 class Examples(NamedTuple):
-    """Inputs (N, C, ...) as stored, uint8 or float32, with targets int64 (N,) or float32 (N, outputs)."""
+    """Inputs (N, C, ...) as stored, uint8, bool, float16 or float32; targets int64 (N,) or float32 (N, outputs)."""
 
     inputs: Tensor
     targets: Tensor

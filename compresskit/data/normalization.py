@@ -11,7 +11,7 @@ CHUNK = 64  # samples taken to float64 at a time, so that measuring needs little
 
 @dataclass(frozen=True)
 class Normalization:
-    """(x - mean) / std per channel, for uint8 inputs (x / 255 - mean) / std."""
+    """(x - mean) / std per channel in float32, for uint8 inputs (x / 255 - mean) / std."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -22,7 +22,7 @@ class Normalization:
         shape = (-1, *[1] * (inputs.dim() - 2))
         shift = torch.tensor([unit * m for m in self.mean], device=device).view(shape)
         scale = torch.tensor([unit * s for s in self.std], device=device).view(shape)
-        return lambda batch: torch.sub(batch, shift).div_(scale)
+        return lambda batch: torch.sub(batch.float() if batch.dtype == torch.bool else batch, shift).div_(scale)
 
 
 def identity(channels: int) -> Normalization:

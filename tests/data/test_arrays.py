@@ -97,6 +97,52 @@ def test_other_inputs_become_float32_normalised_by_the_training_part(dtype, tmp_
     torch.testing.assert_close(inputs.mean((0, 2)), torch.zeros(3), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ">f2", bool])
+def test_small_inputs_stay_small_and_become_float32_in_each_batch(dtype, tmp_path):
+    arrays = parts(inputs=lambda count: RANDOM.integers(0, 2, size=(count, 3, 7)).astype(dtype))
+    data = Arrays(path=write(tmp_path / "a.h5", arrays)).load(seed=0)
+    stored = arrays["train/inputs"].astype(np.float64)
+    assert data.train._examples.inputs.element_size() == np.dtype(dtype).itemsize
+    np.testing.assert_allclose(data.mean, stored.mean((0, 2)), rtol=1e-12)
+    inputs = all_of(data.train)[0]
+    assert inputs.dtype == torch.float32
+    expected = (stored - stored.mean((0, 2))[:, None]) / stored.std((0, 2))[:, None]
+    np.testing.assert_allclose(inputs.numpy(), expected, atol=1e-6)  # float32
+
+
+ANIMALS = ["owl", "cat", "ant"]
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        np.array,
+        lambda names: np.array(names, "S"),
+        lambda names: np.array(names, h5py.string_dtype()),
+        lambda names: np.array(names, h5py.string_dtype("utf-8", 5)),
+    ],
+    ids=["str", "bytes", "hdf5", "fixed"],
+)
+def test_names_of_classes_are_numbered_in_their_order(store, tmp_path):
+    arrays = parts(targets=lambda count: store([ANIMALS[i % 3] for i in range(count)]))
+    path = tmp_path / ("a.npz" if store is np.array else "a.h5")
+    data = Arrays(path=write(path, arrays)).load(seed=0)
+    assert (data.task, data.outputs) == ("classification", 3)
+    assert all_of(data.test)[1].tolist() == [2, 1, 0, 2, 1, 0]
+    assert data.notes[0].endswith("targets: names of 3 classes, numbered in their order: 0 ant, 1 cat, 2 owl")
+
+
+def test_truth_values_are_two_classes_or_values_of_0_and_1(tmp_path):
+    one = Arrays(path=write(tmp_path / "a.h5", parts(targets=lambda count: np.arange(count) % 2 == 1))).load(seed=0)
+    assert (one.task, one.outputs, all_of(one.test)[1].tolist()) == ("classification", 2, [0, 1, 0, 1, 0, 1])
+    flags = np.array([[True, True, False], [False, True, False]])
+    several = parts(targets=lambda count: flags[np.arange(count) % 2])
+    data = Arrays(path=write(tmp_path / "b.h5", several)).load(seed=0)
+    assert (data.task, data.outputs) == ("regression", 3)
+    np.testing.assert_array_equal(all_of(data.test)[1].numpy(), several["test/targets"])
+    assert not any("whole" in note for note in data.notes)
+
+
 def test_add_channel(tmp_path):
     path = write(tmp_path / "a.h5", parts(inputs=lambda count: np.ones((count, 6, 5), np.uint8)))
     assert Arrays(path=path, add_channel=True).load(seed=0).input_shape == (1, 6, 5)
@@ -132,6 +178,23 @@ WRONG = {
     ),
     "flat inputs": (parts(inputs=lambda count: np.ones(count)), {}, r"give inputs \(N, channels, \.\.\.\)"),
     "complex": (parts(inputs=lambda count: np.ones((count, 2), complex)), {}, r"of type complex128; give integers"),
+    "half": (
+        parts(inputs=lambda count: np.full((count, 2), np.inf, np.float16)),
+        {},
+        "24 of 24 .* infinite in float16",
+    ),
+    "texts as inputs": (parts(inputs=lambda count: np.full((count, 2), b"a")), {}, "texts can only be targets"),
+    "texts to fit": (
+        parts(targets=lambda count: np.full(count, b"a")),
+        {"task": "regression"},
+        "texts, which name classes, in all groups; leave data.task out",
+    ),
+    "texts of another alphabet": (parts(targets=lambda count: np.full(count, b"\xff")), {}, "not UTF-8|cannot be read"),
+    "texts in one group": (
+        parts(targets=lambda count: np.full(count, b"a") if count == 6 else np.arange(count)),
+        {},
+        "texts, which name classes, in all groups",
+    ),
     "class too large": (
         parts(),
         {"classes": 2},
@@ -157,7 +220,7 @@ WRONG = {
     "types differ": (
         parts(inputs=lambda count: np.ones((count, 2), np.uint8 if count == 6 else np.float32)),
         {},
-        "uint8 in one group only",
+        "of one group are of another type than those of the others",
     ),
     "no such array": (
         parts(),

@@ -72,6 +72,8 @@ def _values(dataset: h5py.Dataset, path: Path) -> NDArray[Any]:
         raise DataError(f"{where}: of shape {dataset.shape}, but nothing was ever written to it; write its values")
     elif dataset.chunks is not None:
         _check_chunks(dataset, where)
+    if h5py.check_string_dtype(dataset.dtype) is not None:
+        return np.asarray(dataset.asstr()[()], dtype=np.str_)
     return np.asarray(dataset[()])
 
 

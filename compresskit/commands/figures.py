@@ -54,7 +54,7 @@ def latency(
     network: fx.GraphModule, input_shape: tuple[int, ...], device: torch.device, batch: int, repeats: int
 ) -> float:
     """Median time in milliseconds of a forward pass in eval mode, after three that are not counted."""
-    inputs = example(network, input_shape, batch).to(device)
+    inputs = example(network, input_shape, batch)
     times = []
     with torch.inference_mode(), evaluating(network):
         for _ in range(repeats + 3):

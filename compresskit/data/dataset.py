@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from annotated_types import Ge, Lt
@@ -35,8 +35,10 @@ class Split(Protocol):
         world: int = 1,
         drop_last: bool = False,
         start: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Any, Tensor]]:
         """Normalised float32 inputs with int64 (N,) or float32 (N, outputs) targets, both on `device`.
+
+        Of several inputs a tuple; inputs that are tokens are int64 as they are stored.
 
         seed: None serves the stored order without augmentation; a number shuffles and augments by it, each sample with
         its own draw, the same whatever `world`, `start` and `batch_size` are. Augmentation may give V views of all
@@ -53,6 +55,7 @@ class DataSet:
     """Splits with what a model and a checkpoint need to know of them.
 
     mean, std: per channel, of the inputs as they are, except that uint8 inputs are divided by 255 first.
+    tokens: for each input whether it is whole numbers (int64), as networks look them up.
     notes: what looks odd in the data, one line each; for the user's eyes, and for the report.
     """
 
@@ -61,11 +64,12 @@ class DataSet:
     test: Split
     task: str  # "classification", "regression" or "detection"
     outputs: int  # along dimension 1 of what the network returns
-    input_shape: tuple[int, ...]
+    input_shape: Any  # of one sample: a tuple of sizes; of several inputs, which batches give as a tuple, one of each
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
     anchors: tuple[tuple[float, float], ...] = ()  # widths and heights as fractions of the image's; for detection
+    tokens: tuple[bool, ...] = (False,)
     consistency: float = 0.0  # weight in the loss; above 0 shuffled training batches hold three views of each sample
     notes: tuple[str, ...] = ()
 

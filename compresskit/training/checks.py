@@ -10,6 +10,7 @@ from compresskit.distributed import Group
 from compresskit.errors import RecipeError
 from compresskit.graph.operations import NORMS
 from compresskit.graph.shapes import evaluating, node_shapes, tokens
+from compresskit.models.calling import shapes_of
 from compresskit.training.options import Training
 from compresskit.training.tasks.losses import Loss, loss_for
 from compresskit.training.tasks.own import OwnLoss, OwnMetrics, blamed, number
@@ -65,18 +66,25 @@ def _count_steps(data: DataSet, options: Training, device: torch.device, group: 
 
 def _check_inputs(network: fx.GraphModule, data: DataSet) -> None:
     """Raises RecipeError where an embedding looks up what data do not give: whole numbers, as they are stored."""
-    looked_up = tokens(network)
-    if looked_up is None:
-        return
-    if not looked_up.whole:
-        raise RecipeError(
-            f"model: {looked_up.layer} looks the network's input up, and data give numbers with a point; write "
-            "x = x.long() at the beginning of forward"
-        )
-    if any(data.mean) or any(std != 1 for std in data.std):
-        raise RecipeError(
-            f"data.normalize: {looked_up.layer} looks the inputs up as they are stored; use normalize: none"
-        )
+    several = len(shapes_of(data.input_shape)) > 1
+    for place, given in enumerate(data.tokens):
+        looked_up = tokens(network, place if several else None)
+        which = f"input {place + 1}" if several else "the network's input"
+        if given and looked_up is None:
+            raise RecipeError(
+                f"data: {which} is of whole numbers, which no embedding of the model looks up; give them as float32"
+            )
+        if given or looked_up is None:
+            continue
+        if not looked_up.whole:
+            raise RecipeError(
+                f"model: {looked_up.layer} looks {which} up, and data give numbers with a point; write "
+                "x = x.long() at the beginning of forward, or give whole numbers from data of your own"
+            )
+        if any(data.mean) or any(std != 1 for std in data.std):
+            raise RecipeError(
+                f"data.normalize: {looked_up.layer} looks the inputs up as they are stored; use normalize: none"
+            )
 
 
 def _check_norms(network: fx.GraphModule, data: DataSet, options: Training, group: Group) -> None:

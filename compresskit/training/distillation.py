@@ -84,7 +84,7 @@ class Student(nn.Module):
         self.graph = capture(network, [_output(network), *names])
         self.regressors = regressors
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, inputs: Any) -> tuple[Tensor, ...]:
         output, *features = self.graph(inputs)
         return output, *(regress(value) for regress, value in zip(self.regressors, features, strict=True))
 
@@ -111,7 +111,7 @@ class Distiller:
         teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
         self._teacher = capture(teacher, [_output(teacher), *(name for _, name in pairs)])
 
-    def loss(self, task_loss: Tensor, outputs: Sequence[Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, task_loss: Tensor, outputs: Sequence[Tensor], inputs: Any) -> tuple[Tensor, Tensor]:
         """The loss to train with, and the teacher's term in it. outputs: the student's of this batch.
 
         The teacher computes as precisely as the student; the term is float32 at least, since it is a small difference
@@ -119,7 +119,7 @@ class Distiller:
         """
         with torch.no_grad():
             known = self._teacher(inputs)
-        with torch.autocast(inputs.device.type, enabled=False):
+        with torch.autocast(outputs[0].device.type, enabled=False):
             (ours, theirs), *features = zip(map(_at_least_float32, outputs), map(_at_least_float32, known), strict=True)
             loss, term = self.options(task_loss, (ours, theirs), features)
         return loss, term.detach()

@@ -144,7 +144,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
 
-    def _step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the batch, before the step: mean loss, summed score and mean term of the teacher (0 where there is none).
 
         They stay on the device.
@@ -169,13 +169,13 @@ class Trainer:
             torch._foreach_mul_(gradients, masks)
 
     def _objective(
-        self, module: Callable[..., Any], inputs: Tensor, targets: Tensor, precision: str
+        self, module: Callable[..., Any], inputs: Any, targets: Tensor, precision: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of a batch, the outputs for its targets, and the teacher's term in it."""
         with self._autocast(precision):
             if self.distiller is None:
                 output = module(inputs)
-                return self._supervised(output, targets), output[: len(targets)], inputs.new_zeros(())
+                return self._supervised(output, targets), output[: len(targets)], torch.zeros((), device=self.device)
             output, *features = module(inputs)
             loss, term = self.distiller.loss(self._supervised(output, targets), (output, *features), inputs)
             return loss, output[: len(targets)], term

@@ -24,6 +24,28 @@ def digits(count, noise=0.0):
     inputs[:, 0, 0] += 3.0 * (labels[:, None] - 1)
     return TensorDataset(inputs, labels)
 
+class Two(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv1, self.conv2 = torch.nn.Conv2d(1, 8, 3), torch.nn.Conv2d(8, 8, 3)
+        self.words, self.head = torch.nn.Embedding(5, 8), torch.nn.Linear(16, num_classes)
+
+    def forward(self, image, words):
+        seen = self.conv2(torch.relu(self.conv1(image))).relu().mean((2, 3))
+        return self.head(torch.cat([seen, self.words(words).mean(1)], 1))
+
+class WithWords(Dataset):
+    def __init__(self, count):
+        self.clean = digits(count)
+    def __len__(self):
+        return len(self.clean)
+    def __getitem__(self, index):
+        image, label = self.clean[index]
+        return image, torch.arange(4) % (1 + label), label
+
+def with_words():
+    return WithWords(120), WithWords(36)
+
 class Noisy(Dataset):
     classes = ["one", "two", "three"]
     def __init__(self, count):
@@ -74,6 +96,7 @@ train: {epochs: 3, batch_size: 32, optimizer: {kind: adam, lr: 5e-3}}
 finetune: {epochs: 1, batch_size: 32, optimizer: {kind: adam, lr: 1e-3}}
 fuse: {layers: [[conv2, head]]}
 prune: {target: {params: 70%}, images: 100}
+reconstruct: {target: {params: 99%}}
 report: {latency_repeats: 2, plots: false}
 """
 
@@ -200,3 +223,26 @@ def test_losses_of_torch_take_arguments(call, own):
 def test_what_cannot_be_trained_or_reported_is_refused_before_anything_runs(call, own, verb, option, message):
     refused(call(verb, own, option), 2, message)
     assert not (own.parent / "runs").exists()
+
+
+WORDS = ("data={kind: 'own_data:with_words', inputs: [0, 1], targets: 2, classes: 3}", "model=own_data:Two")
+
+
+def test_several_inputs_and_tokens_go_through_the_verbs(call, own):
+    hint = "finetune.distill={kind: hint, teacher: runs/own-train, layers: [[conv2, conv2]]}"
+    assert call("validate", own, *WORDS).status == 0
+    chain = (("train", "", ()), ("prune", "train", ()), ("reconstruct", "train", ()), ("finetune", "prune", (hint,)))
+    for verb, source, options in chain:
+        start = ["-c", f"runs/own-{source}"] if source else []
+        outcome = call(verb, own, *WORDS, *options, *start)
+        assert outcome.status == 0, outcome.err
+    pruned = load(Path("runs/own-prune/model.pt"))
+    assert pruned.input_shape == ((1, 8, 8), (4,))
+    words = torch.arange(4).expand(2, 4)
+    assert pruned.network((torch.randn(2, 1, 8, 8), words)).shape == (2, 3)
+
+
+def test_whole_numbers_that_nothing_looks_up_are_refused(call, own):
+    data = "data={kind: 'own_data:with_words', inputs: 1, targets: 2, classes: 3}"
+    words = "the network's input is of whole numbers, which no embedding of the model"
+    refused(call("train", own, "model={kind: mlp, widths: [4]}", data), 2, words)

@@ -66,8 +66,8 @@ class Factory(AnySet):
             pieces["train"] = _corrupted(pieces["train"], self.label_noise, seed)
         splits = {role: piece.split() for role, piece in pieces.items()}
         inputs, _ = next(splits["train"].sample(1).batches(1, torch.device("cpu")))
-        shapes = tuple(tuple(one.shape[1:]) for one in (inputs if isinstance(inputs, tuple) else (inputs,)))
-        shape: Any = shapes if isinstance(inputs, tuple) else shapes[0]
+        several = inputs if isinstance(inputs, tuple) else (inputs,)
+        shapes = tuple(tuple(one.shape[1:]) for one in several)
         channels = shapes[0][0] if len(shapes) == 1 and shapes[0] else 0
         return DataSet(
             splits["train"],
@@ -75,10 +75,11 @@ class Factory(AnySet):
             splits["test"],
             task=form.task,
             outputs=form.outputs,
-            input_shape=shape,
+            input_shape=shapes if isinstance(inputs, tuple) else shapes[0],
             mean=(0.0,) * channels,
             std=(1.0,) * channels,
             fingerprint=digest(*(split.fingerprint for split in splits.values())),
+            tokens=tuple(one.dtype == torch.int64 for one in several),
             notes=tuple(notes),
         )
 

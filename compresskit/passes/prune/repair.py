@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -88,9 +89,10 @@ def estimate_norms(
     largest = 0
     with torch.no_grad():
         for inputs, _ in batches:
-            if len(inputs) > 1 or largest <= 1:
-                _through_norms(network, inputs)
-            largest = max(largest, len(inputs))
+            count = len(inputs[0] if isinstance(inputs, tuple) else inputs)
+            if count > 1 or largest <= 1:
+                _through_norms(network, inputs, count)
+            largest = max(largest, count)
             on_batch()
     for norm, mode, momentum in zip(norms, modes, momenta, strict=True):
         norm.momentum = momentum
@@ -98,11 +100,11 @@ def estimate_norms(
     return len(norms)
 
 
-def _through_norms(network: fx.GraphModule, inputs: Tensor) -> None:
+def _through_norms(network: fx.GraphModule, inputs: Any, count: int) -> None:
     try:
         network(inputs)
     except ValueError as error:  # torch's word for one value of a channel
-        if len(inputs) > 1:
+        if count > 1:
             raise
         raise RecipeError(
             "norms: the mean and variance of a batch norm cannot be estimated from batches of one sample; raise "

@@ -54,6 +54,14 @@ class Stream(IterableDataset):
         yield from ((INPUTS[i], LABELS[i]) for i in order)
 
 
+class Repeated(IterableDataset):
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __iter__(self):
+        return iter(self.samples)
+
+
 class Restless(Pairs):
     """Its samples are others each time, whatever the seed is."""
 
@@ -236,6 +244,21 @@ def test_inputs_become_what_networks_take(load):
     inputs, _ = served(load((part, part), classes=2).train)
     assert inputs.dtype == torch.float32
     assert torch.equal(inputs[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_several_inputs_are_a_tuple_and_whole_numbers_stay_so(load, streams):
+    samples = [{"image": INPUTS[i], "words": np.arange(4) + i, "label": i % 3} for i in range(12)]
+    part = Repeated(samples) if streams else samples
+    data = load((part, samples), inputs=("image", "words"), targets="label", classes=3)
+    assert (data.input_shape, data.tokens, data.mean, data.std) == (((2, 3, 3), (4,)), (False, True), (), ())
+    batches = list(data.train.batches(5, CPU))
+    assert [len(targets) for _, targets in batches] == [5, 5, 2]
+    (images, words), targets = batches[1]
+    assert torch.equal(images, INPUTS[5:10])
+    assert torch.equal(words, torch.arange(4) + torch.arange(5, 10)[:, None])
+    assert words.dtype == torch.int64
+    assert targets.tolist() == [2, 0, 1, 2, 0]
 
 
 @pytest.mark.parametrize(

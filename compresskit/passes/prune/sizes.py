@@ -56,7 +56,7 @@ class CutSizes:
             return self._attention(layer.macs, weights, prod(module.window_size))
         if node.name in self._channels.products:
             return _product(node, layer.macs, self._channels.products[node.name])
-        weight = f"{layer.name}.weight" if module is not None else _weight_of(node)
+        weight = f"{layer.name}.weight" if module is not None else _weight_of(network, node)
         if weight not in self._shapes:
             return lambda alive: layer.macs
         each = layer.macs / prod(self._shapes[weight])
@@ -128,11 +128,12 @@ def _padded(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1,) * (_DIMS - len(batch)) + batch
 
 
-def _weight_of(node: fx.Node) -> str:
-    """The tensor of the network that a call reads as its weight, moved at most; "" where there is none."""
+def _weight_of(network: fx.GraphModule, node: fx.Node) -> str:
+    """The tensor of the network that a call reads as its weight, moved at most: the largest; "" where there is none."""
+    found: list[str] = []
     for source in node.all_input_nodes:
         while source.op != "get_attr" and len(source.all_input_nodes) == 1 and called(source) in EXECUTED:
             (source,) = source.all_input_nodes
-        if source.op == "get_attr":
-            return str(source.target)
-    return ""
+        found += [str(source.target)] if source.op == "get_attr" else []
+    sizes = dict(named_tensors(network))
+    return max(found, key=lambda name: sizes[name].numel() if name in sizes else 0, default="")

@@ -34,6 +34,7 @@ def linear(seed: int) -> fx.GraphModule:
 def test_columns_are_best_test_last_test_and_training_error_on_the_corrupted_labels(tmp_path):
     source = MnistMini(limit=400)
     recipe = SimpleNamespace(section=lambda name: source, seed=5, trials=2, moments=SimpleNamespace(batch_size=300))
+    recipe.report = SimpleNamespace(metrics=None)
     data = source.load(5)
     folder = SimpleNamespace(path=tmp_path)
     current = Session("train", None, recipe, data, CPU, Group(), (), folder, None, ExitStack())

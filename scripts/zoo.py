@@ -20,6 +20,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -152,7 +153,7 @@ def stages(name: str, rival: bool) -> Iterator[Callable[[dict[str, Any]], dict[s
         }
 
     def saved(found: dict[str, Any]) -> dict[str, Any]:
-        network, path = kept["network"], Path(f"/tmp/zoo-{os.getpid()}.pt")
+        network, path = kept["network"], Path(tempfile.gettempdir(), f"zoo-{os.getpid()}.pt")
         try:
             save(Checkpoint(network, {}, kept["shape"], "classification", {}, []), path)
             x = example(network, kept["shape"], 2, torch.Generator().manual_seed(0))
@@ -212,7 +213,7 @@ def stages(name: str, rival: bool) -> Iterator[Callable[[dict[str, Any]], dict[s
     def exported(found: dict[str, Any]) -> dict[str, Any]:
         from compresskit.storage.exported import write_program
 
-        path = Path(f"/tmp/zoo-{os.getpid()}.pt2")
+        path = Path(tempfile.gettempdir(), f"zoo-{os.getpid()}.pt2")
         x = example(kept["network"], kept["shape"], 2, torch.Generator().manual_seed(0))
         try:
             with torch.no_grad():

@@ -1,11 +1,9 @@
 """A network of full size that computes what a cut one does: it does not see what is dead."""
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from compresskit.graph.channels.resize import resize_norm, take
 from compresskit.graph.channels.walk import Channels
@@ -38,38 +36,12 @@ def kept_norms(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx
     return network
 
 
-class _Kept(nn.Module):
-    """A norm of what lies at the places `kept` along `dim`, and zeros elsewhere; or a statistic of it alone. norm: a
-    module or a function."""
-
-    kept: Tensor
-
-    def __init__(self, norm: Callable[..., Tensor], kept: Tensor, dim: int, is_statistic: bool) -> None:
-        super().__init__()
-        self.norm, self.dim, self.is_statistic = norm, dim, is_statistic
-        self.register_buffer("kept", kept)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = self.norm(x.index_select(self.dim, self.kept), *args, **kwargs)
-        if self.is_statistic:
-            return y
-        return y.new_zeros(x.shape).index_copy(self.dim, self.kept, y)
-
-
-class _Masked(nn.Module):
-    mask: Tensor
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mask", mask)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.masked_fill(~self.mask, 0)
-
-
 def _narrow(network: fx.GraphModule, node: fx.Node, channels: Channels, alive: Tensor) -> None:
-    """The norm of the channels that stay, under the name of the node."""
-    norm = channels.norms[node.name]
+    """The norm of the channels that stay, and zeros at the others, under the name of the node.
+
+    It is written in calls that a table holds, so that this network has a fingerprint as any other.
+    """
+    norm, graph = channels.norms[node.name], network.graph
     left = alive[norm.atoms]
     path = f"{node.target}." if node.op == "call_module" else None
     read = {str(source.target) for source in node.all_input_nodes if source is not node.args[0]}
@@ -77,25 +49,32 @@ def _narrow(network: fx.GraphModule, node: fx.Node, channels: Channels, alive: T
         if name in read or (path and name.startswith(path)):
             take(network, [name], dim, alive[atoms].nonzero(as_tuple=True)[0])
     resize_norm(network, node, left, norm.dim)
-    called: Any = network.get_submodule(str(node.target)) if path else node.target
-    if node.op == "call_method":
-        called = getattr(torch.Tensor, str(node.target))
-    kept = left.nonzero(as_tuple=True)[0].to(next(network.parameters()).device)
-    node.op, node.target = "call_module", _added(network, node, _Kept(called, kept, norm.dim, norm.kind == "statistic"))
+    with graph.inserting_before(node):
+        kept = _held(network, f"{node.name}_kept", left.nonzero(as_tuple=True)[0])
+        selected = graph.call_function(torch.index_select, (node.args[0], norm.dim, kept))
+        if norm.kind == "statistic":
+            node.args = (selected, *node.args[1:])
+            return
+        inner = graph.create_node(node.op, node.target, (selected, *node.args[1:]), node.kwargs)
+        both = graph.call_function(torch.cat, ((inner, graph.call_function(torch.zeros_like, (inner,))), norm.dim))
+        count = int(left.sum())
+        places = _held(network, f"{node.name}_places", torch.where(left, left.cumsum(0) - 1, count))
+    inner.meta, inner.type = dict(node.meta), node.type
+    node.op, node.target, node.args, node.kwargs = "call_function", torch.index_select, (both, norm.dim, places), {}
 
 
 def _mask(network: fx.GraphModule, node: fx.Node, place: int, alive: Tensor) -> None:
-    path = _added(network, node, _Masked(alive.to(next(network.parameters()).device)))
+    """Zeros in place of what is dead in one argument of the node."""
     with network.graph.inserting_before(node):
-        masked = network.graph.call_module(path, (node.args[place],))
+        dead = _held(network, f"{node.name}_dead", ~alive)
+        masked = network.graph.call_function(torch.masked_fill, (node.args[place], dead, 0.0))
     masked.meta["scope"] = node.meta.get("scope", "")
     node.args = (*node.args[:place], masked, *node.args[place + 1 :])
 
 
-def _added(network: fx.GraphModule, node: fx.Node, module: nn.Module) -> str:
-    """The path of a new module."""
-    name = f"{node.name}_kept"
+def _held(network: fx.GraphModule, name: str, tensor: Tensor) -> fx.Node:
+    """A node that reads a new buffer of the network."""
     while hasattr(network, name):
         name += "_"
-    network.add_submodule(name, module)
-    return name
+    network.register_buffer(name, tensor.to(next(network.parameters()).device))
+    return network.graph.get_attr(name)

@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,20 @@ def main() -> None:
     arguments = parsed()
     if arguments.one:
         limit_memory()
-        print(json.dumps(examined(arguments.one, arguments.rival, lambda stage: print(stage, flush=True))))
+        examined(arguments.one, arguments.rival, lambda found: print(json.dumps(found), flush=True))
         return
     names = list(arguments.nets)
     names += [f"timm:{name}" for name in smallest_of_timm()] if arguments.timm else []
     names += [f"torchvision:{name}" for name in smallest_of_torchvision()] if arguments.torchvision else []
     done = read(arguments.out)
-    for name in dict.fromkeys(names):
-        if name not in done:
-            done[name] = in_its_own_process(name, arguments)
+    waiting = [name for name in dict.fromkeys(names) if name not in done]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for finished in as_completed([pool.submit(in_its_own_process, name, arguments) for name in waiting]):
+            found = finished.result()
+            done[found["net"]] = found
             with arguments.out.open("a") as file:
-                file.write(json.dumps(done[name]) + "\n")
-            print(row(done[name]), flush=True)
+                file.write(json.dumps(found) + "\n")
+            print(row(found), flush=True)
     if arguments.table:
         print(table(list(done.values())))
 
@@ -61,6 +64,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--torchvision", action="store_true", help="the smallest net of every family of torchvision")
     parser.add_argument("--out", type=Path, default=Path("zoo.jsonl"), help="where rows are kept  [zoo.jsonl]")
     parser.add_argument("--limit", type=int, default=300, help="seconds for a net  [300]")
+    parser.add_argument("--jobs", type=int, default=1, help="nets at a time, of OMP_NUM_THREADS threads each  [1]")
     parser.add_argument("--rival", action="store_true", help="Torch-Pruning beside it")
     parser.add_argument("--table", action="store_true", help="print the table of all rows in the file")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -73,18 +77,21 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def in_its_own_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The net's row; where its process was stopped or died, what was known by then and at which stage it was."""
     command = [sys.executable, __file__, "--one", name, *(["--rival"] if arguments.rival else [])]
     started = time.monotonic()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit)
     except subprocess.TimeoutExpired as error:
-        told = (error.stdout or b"").decode().strip().splitlines()
-        return {"net": name, "failed": f"not done after {arguments.limit} s", "stage": told[-1] if told else "start"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
+        told, lost = (error.stdout or b"").decode(), f"not done after {arguments.limit} s"
+    else:
         last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        return {"net": name, "failed": f"exit {done.returncode}: {last[:300]}", "stage": "process"}
-    return {**json.loads(lines[-1]), "wall": round(time.monotonic() - started, 1)}
+        told, lost = done.stdout, f"exit {done.returncode}: {last[:300]}" if done.returncode else ""
+    lines = [line for line in told.splitlines() if line.startswith("{")]
+    found = json.loads(lines[-1]) if lines else {"net": name, "stage": "start"}
+    if lost:
+        found["failed " + found["stage"] if "door" in found else "failed"] = lost
+    return {**found, "wall": round(time.monotonic() - started, 1)}
 
 
 def limit_memory() -> None:
@@ -94,11 +101,13 @@ def limit_memory() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
-def examined(name: str, rival: bool = False, say: Callable[[str], None] = lambda stage: None) -> dict[str, Any]:
-    """All that is found out about one net."""
+def examined(
+    name: str, rival: bool = False, say: Callable[[dict[str, Any]], None] = lambda found: None
+) -> dict[str, Any]:
+    """All that is found out about one net; `say` hears before each stage what is known by then."""
     found: dict[str, Any] = {"net": name}
     for stage in stages(name, rival):
-        say(stage.__name__)
+        say(found | {"stage": stage.__name__})
         try:
             found |= stage(found)
         except Exception as error:
@@ -107,7 +116,9 @@ def examined(name: str, rival: bool = False, say: Callable[[str], None] = lambda
             told = text if known else f"{type(error).__name__}: {text}"
             found |= {f"failed {stage.__name__}": told if known else f"TRACEBACK {told}"}
             if stage.__name__ in ("made", "came_in"):
-                return found | {"failed": told, "stage": stage.__name__}
+                found |= {"failed": told, "stage": stage.__name__}
+                break
+    say(found | {"stage": "end"})
     return found
 
 

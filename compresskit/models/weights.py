@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import CheckpointError, near_names
+from compresskit.models.renamed import parts_of_norm, renamed
 from compresskit.models.state_dicts import AVERAGED, read_state_and_key, told
 from compresskit.models.values import check_numbers, check_ties, twins
 
@@ -72,8 +73,10 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = 
     starts = tuple(f"{name}." for name in fresh)
     wanted = {name: t for name, t in model.state_dict().items() if not name.startswith(starts)}
     first = twins(model)
+    state, notes = renamed(wanted, state)
     cut, put = _prefixes(wanted, state, sum(name not in first and not _SPARE.fullmatch(name) for name in wanted))
     fitted = Fitted({f"{put}{name.removeprefix(cut)}": t for name, t in state.items() if name.startswith(cut)})
+    fitted.notes += notes
     if cut or put:
         fitted.notes.append(f"{f'{cut} was taken off' if cut else f'{put} was put before'} {len(fitted.state)} names")
     parts = [name for name in state if not name.startswith(cut)]
@@ -125,6 +128,8 @@ def _advice(fitted: Fitted) -> str:
     layers = {name.rpartition(".")[0] for name in fitted.wrong}
     if fitted.wrong and not (fitted.missing or fitted.surplus or fitted.kinds) and len(layers) <= 2:
         return "; for another number of classes write model.head: fresh"
+    if said := parts_of_norm(fitted.missing, fitted.surplus):
+        return said
     if fitted.missing and fitted.surplus:
         return f"; for {fitted.missing[0]}: {near_names(fitted.missing[0], fitted.surplus)}"
     return ""

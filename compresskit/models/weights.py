@@ -39,12 +39,12 @@ class Fitted:
     notes: list[str] = field(default_factory=list)
 
 
-def load_weights(model: nn.Module, path: Path, *, fresh: Collection[str] = ()) -> None:
+def load_weights(model: nn.Module, path: Path, *, fresh: Collection[str] = (), finite: bool = True) -> None:
     """Copies the state dict of a file into `model`; what was renamed, converted or left out is a warning.
 
     fresh: layers of the model that keep their own weights, whatever the file has. Takes what `read_state` reads, names
     with or without a prefix (module., model., backbone., ...), without num_batches_tracked, in half precision.
-    Of a tensor with two names one is enough.
+    Of a tensor with two names one is enough. finite: whether numbers must be so.
     Raises CheckpointError for a file that cannot be read, for names or shapes that differ, and for numbers that are not
     finite in the model's types, or differ between two names of one tensor.
     """
@@ -59,7 +59,8 @@ def load_weights(model: nn.Module, path: Path, *, fresh: Collection[str] = ()) -
     if any(problems.values()):
         listed = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
         raise CheckpointError(f"{path}: the weights do not fit the model; {listed}{_advice(fitted)}")
-    check_numbers(model.state_dict(), fitted.state, path)
+    if finite:
+        check_numbers(model.state_dict(), fitted.state, path)
     check_ties(model, fitted.state, path)
     model.load_state_dict(fitted.state, strict=False)
     if key.split(".")[0] in AVERAGED:

@@ -124,3 +124,9 @@ def test_empty_tensors_are_not_tied(tmp_path):
 def test_equal_values_of_two_types_are_equal(tied, tmp_path):
     load(tied, {"0.weight": torch.ones(3, 3).half(), "1.weight": torch.ones(3, 3)}, tmp_path)
     assert (tied[0].weight == 1).all()
+
+
+def test_where_numbers_need_not_be_finite_nan_is_one_value(tied, tmp_path):
+    torch.save({"0.weight": torch.full((3, 3), math.nan), "1.weight": torch.full((3, 3), math.nan)}, tmp_path / "w.pt")
+    load_weights(tied, tmp_path / "w.pt", finite=False)
+    assert tied[1].weight.isnan().all()

@@ -139,7 +139,7 @@ def _source(path: Path | None, recipe: Recipe, options: SpectraOfNetwork, data: 
             network, masks = checkpoint.network, checkpoint.masks
         elif recipe.model is not None:
             network = _built(recipe, options, data)
-            load_weights(network, path)
+            load_weights(network, path, finite=False)  # the table says where they are not
     weights, others = weights_of(network) if network is not None else weights_in(read_state(path or Path()))
     if options.layers is not None:
         weights, others = chosen(weights, options.layers), {}

@@ -25,6 +25,7 @@ from compresskit.graph.masks import Masks
 from compresskit.graph.selectors import select
 from compresskit.graph.trace import traced
 from compresskit.graph.weights import Weight, chosen, weights_in, weights_of
+from compresskit.models.memory import within_memory
 from compresskit.models.state_dicts import read_state
 from compresskit.models.weights import load_weights
 from compresskit.passes.spectra.similarity import similarity
@@ -180,7 +181,8 @@ def _initial(recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) ->
 def _built(recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) -> nn.Module:
     torch.manual_seed(recipe.seed)
     shape, outputs = (data.input_shape, data.outputs) if data is not None else (options.input_shape, options.outputs)
-    network: nn.Module = recipe.section("model").build(shape, outputs)
+    with within_memory():
+        network: nn.Module = recipe.section("model").build(shape, outputs)
     return network
 
 

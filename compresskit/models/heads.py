@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from compresskit.errors import RecipeError
@@ -40,7 +41,7 @@ def classifiers(model: nn.Module, shape: Shape, output: str | int | None) -> tup
         ]
         _check_makers(type(model).__name__, outputs, makers, twice)
         ends = {*makers, *(name for name, run in marked.items() if run.is_end)}
-        if others := [name for name in fitting if name not in ends]:
+        if others := [name for name in fitting if name not in ends and not marked[name].feeds]:
             idle = {name for name in others if not marked[name].called}
             ends |= _ends_in_training(model, batch_for(model, shape, types, 2), others, idle)
     layers = [model.get_submodule(name) for name in fitting if name in ends]
@@ -171,5 +172,6 @@ def _like(layer: Any, outputs: int) -> nn.Module:
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, outputs, bias)
     options = {key: getattr(layer, key) for key in ("kernel_size", "stride", "padding", "dilation", "groups")}
-    made: nn.Module = type(layer)(layer.in_channels, outputs, **options, bias=bias)
+    kind: Any = type(layer).__base__ if parametrize.is_parametrized(layer) else type(layer)
+    made: nn.Module = kind(layer.in_channels, outputs, **options, bias=bias)
     return made

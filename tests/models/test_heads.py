@@ -9,6 +9,7 @@ from torch import nn
 from compresskit.errors import RecipeError
 from compresskit.models.heads import classifiers, replace_classifiers
 from compresskit.models.torchvision_zoo import Torchvision
+from compresskit.models.weights import load_weights
 
 SHAPE = (3, 8, 8)
 
@@ -29,6 +30,8 @@ class Exits(nn.Module):
         last = self.last(self.body(x).relu().mean((2, 3)))
         if self.way == "training":
             return (last, first) if self.training else last
+        if self.way == "computed":
+            return (last, first) if self.training else (last,)
         if self.way == "dict":
             return {"out": last, "aux": first}
         if self.way == "twice":
@@ -46,6 +49,7 @@ class Exits(nn.Module):
         ("mean", None, ["first", "last"]),
         ("softmax", None, ["first", "last"]),
         ("training", None, ["first", "last"]),
+        ("computed", None, ["first", "last"]),
         ("dict", "out", ["first", "last"]),
         ("dict", "aux", ["first", "last"]),
         ("inner", None, ["after"]),
@@ -113,6 +117,20 @@ def test_a_classifier_under_two_names_stays_one_layer():
     replace_classifiers(net, names, 5)
     assert net.again is net.last
     assert net(torch.ones(2, *SHAPE)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(("kind", "options", "shape"), [(nn.Linear, (), (6,)), (nn.Conv1d, (1,), (6, 3))])
+def test_a_classifier_with_weight_norm_becomes_a_plain_one(kind, options, shape, tmp_path):
+    def net(classes: int) -> nn.Module:
+        return nn.Sequential(nn.ReLU(), nn.utils.parametrizations.weight_norm(kind(6, classes, *options)))
+
+    torch.save(net(9).state_dict(), tmp_path / "w.pt")
+    made = net(5)
+    names, _ = classifiers(made, shape, None)
+    load_weights(made, tmp_path / "w.pt", fresh=names)
+    replace_classifiers(made, names, 4)
+    assert type(made[1]) is kind
+    assert made(torch.ones(2, *shape)).shape[1] == 4
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,8 @@ def made(
         raise RecipeError(f"{key}.arguments: {target}{signature} does not take them: {error}") from error
     try:
         return factory(**given)
+    except RecipeError:  # of our own, from within it
+        raise
     except (Exception, SystemExit) as error:  # it is the user's code
         raise RecipeError(f"{key}.target: {target} raised {said(error)}") from error
 

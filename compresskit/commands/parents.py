@@ -14,6 +14,7 @@ from compresskit.errors import CheckpointError, RecipeError
 from compresskit.graph.shapes import node_shapes
 from compresskit.graph.trace import trace
 from compresskit.machine import total_memory
+from compresskit.models.memory import within_memory
 from compresskit.models.outside import Outside
 from compresskit.models.weights import load_weights
 from compresskit.passes.expand.network import expanded_layers
@@ -113,7 +114,8 @@ def check_unmasked(checkpoint: Checkpoint, path: Path, doing: str) -> None:
 def built(recipe: Recipe, data: DataSet, trial: int, weights: Path | None = None) -> fx.GraphModule:
     """The recipe's model for these data, traced, its weights drawn by torch from the trial's seed.
 
-    weights: a state dict that it starts with, in the place of what the recipe names.
+    weights: a state dict that it starts with, in the place of what the recipe names. Raises RecipeError for a model
+    that does not fit the data or this machine's memory, CheckpointError for weights that do not fit the model.
     """
     model = recipe.section("model")
     if not isinstance(model, Outside):
@@ -121,7 +123,8 @@ def built(recipe: Recipe, data: DataSet, trial: int, weights: Path | None = None
     elif weights is not None:
         model = replace(model, weights=str(weights))
     torch.manual_seed(recipe.seed + trial)
-    made = model.build(data.input_shape, data.outputs)
+    with within_memory():
+        made = model.build(data.input_shape, data.outputs)
     if weights is not None and not isinstance(model, Outside):
         load_weights(made, weights)
     output, lossy = (model.output, model.lossy_training) if isinstance(model, Outside) else (None, False)

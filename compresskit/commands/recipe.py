@@ -119,7 +119,8 @@ def variant(path: Path, overrides: Sequence[str], changes: Changes, where: str, 
 
 
 def _write_out_model(model: Node) -> None:
-    """`torchvision:NAME` and `timm:NAME` are models of these libraries."""
+    """`torchvision:NAME` and `timm:NAME` are models of these libraries. Such a kind of the command line, or the name of
+    code, stands in the place of the name that the file gives."""
     if isinstance(model.value, str):
         model.value = {"kind": Node(model.value, model.line)}
     values = model.value if isinstance(model.value, dict) else {}
@@ -127,6 +128,9 @@ def _write_out_model(model: Node) -> None:
     if kind is None or not isinstance(kind.value, str):
         return
     library, colon, name = kind.value.partition(":")
+    if colon and kind.line is None:
+        for key in [key for key in ("name", "target") if key in values and values[key].line is not None]:
+            del values[key]
     if colon and library in ("torchvision", "timm") and "name" not in values:  # else both say it, and it is refused
         values["name"] = Node(name, kind.line)
         kind.value = library

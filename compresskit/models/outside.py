@@ -47,9 +47,15 @@ class Outside:
         if self.weights is not None:
             load_weights(model, Path(self.weights), fresh=names)
         replace_classifiers(model, names, outputs if self.head == "fresh" else None)
-        told = " and ".join(names)
-        done = f"a fresh one with {outputs} outputs" if self.head == "fresh" else "none"
-        logger.warning("%s: in the place of its classifier %s there is %s (model.head)", name, told, done)
+        logger.warning("%s: in the place of its %s (model.head)", name, _done(names, outputs, self.head == "fresh"))
+
+
+def _done(names: list[str], outputs: int, fresh: bool) -> str:
+    """What became of the classifiers, in words."""
+    if len(names) == 1:
+        return f"classifier {names[0]} there is {f'a fresh one with {outputs} outputs' if fresh else 'none'}"
+    listed = f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"classifiers {listed} there are {f'fresh ones with {outputs} outputs each' if fresh else 'none'}"
 
 
 def check_classes(arguments: Mapping[str, Any], outputs: int) -> None:

@@ -3,7 +3,9 @@
 import argparse
 import json
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PosixPath
 from stat import S_ISREG
 from typing import Any
@@ -21,6 +23,7 @@ _KEYS = (*AVERAGED, "state_dict", "model_state_dict", "model", "module", "net", 
 _LEVELS = 3  # of such keys in each other
 INDEX = ".index.json"
 _INDEX_SIZE = 2**26  # bytes that the index of shards may have
+_ARCHIVE = b"PK\x03\x04"  # how a zip archive begins
 _SHOWN = 5  # names of tensors in a message
 # What scripts store beside tensors (their arguments, a best accuracy), and what holds data alone.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -89,13 +92,21 @@ def _is_whole(content: Mapping[Any, Any]) -> bool:
 
 
 def _read(path: Path) -> Any:
+    with _readable(path):
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        _check_sums(path)
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Lets a regular file be read; whatever goes wrong is a CheckpointError."""
     try:
         if not S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
             raise CheckpointError(f"{path}: it is no file but a folder, a pipe or a device; name a state dict")
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        yield
     except CheckpointError:
         raise
     except FileNotFoundError as error:
@@ -107,20 +118,26 @@ def _read(path: Path) -> Any:
         ) from error
 
 
+def _check_sums(path: Path) -> None:
+    """Raises CheckpointError where a part of a zip archive differs from its checksum, at which torch does not look.
+
+    It reads the file once. What torch wrote before 1.6 is no archive, and has no checksums.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:
+            return
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    if damaged:
+        raise CheckpointError(
+            f"{path}: {damaged} fails its checksum; take another copy (or save it again, if it was written under "
+            "torch.serialization.set_crc32_options(False))"
+        )
+
+
 def _read_shards(path: Path) -> dict[str, Tensor]:
     """The tensors of all files in the index, which must lie in its folder, each from the file that it is said to be."""
-    try:
-        if path.stat().st_size > _INDEX_SIZE:
-            raise CheckpointError(f"{path}: an index of shards has at most {_INDEX_SIZE >> 20} MB; take another copy")
-        places = json.loads(path.read_text())["weight_map"]
-        if not all(isinstance(text, str) for pair in places.items() for text in pair):
-            raise ValueError("weight_map does not give a file for each tensor")
-    except CheckpointError:
-        raise
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; `weights` is a path to a state dict") from error
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: it is no index of shards ({error!r}); take another copy of it") from error
+    places = _places(path)
     outside = [name for name in places.values() if Path(name).name != name or name in ("", ".", "..")]
     if outside:
         raise CheckpointError(f"{path}: it names {outside[0]!r}, which is no file of its own folder; take another copy")
@@ -132,3 +149,18 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: {name} does not hold {lacking[0]}, which the index says; take other copies")
         found |= {key: content[key] for key, file in places.items() if file == name}
     return found
+
+
+def _places(path: Path) -> dict[str, str]:
+    """By tensor, the file that the index of shards gives for it."""
+    with _readable(path), path.open("rb") as file:
+        content = file.read(_INDEX_SIZE + 1)
+    if len(content) > _INDEX_SIZE:
+        raise CheckpointError(f"{path}: an index of shards has at most {_INDEX_SIZE >> 20} MB; take another copy")
+    try:
+        places: dict[str, str] = json.loads(content)["weight_map"]
+        if not all(isinstance(text, str) for pair in places.items() for text in pair):
+            raise ValueError("weight_map does not give a file for each tensor")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: it is no index of shards ({error!r}); take another copy of it") from error
+    return places

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import CheckpointError, near_names
+from compresskit.models.renamed import parts_of_norm, renamed
 from compresskit.models.state_dicts import AVERAGED, read_state_and_key, told
+from compresskit.models.values import check_numbers, check_ties, twins
 
 _SHOWN = 5  # names of tensors in a message
 _FIT = 0.9  # share of a model's tensors that must be found under a prefix
@@ -37,12 +39,14 @@ class Fitted:
     notes: list[str] = field(default_factory=list)
 
 
-def load_weights(model: nn.Module, path: Path, *, fresh: Collection[str] = ()) -> None:
+def load_weights(model: nn.Module, path: Path, *, fresh: Collection[str] = (), finite: bool = True) -> None:
     """Copies the state dict of a file into `model`; what was renamed, converted or left out is a warning.
 
     fresh: layers of the model that keep their own weights, whatever the file has. Takes what `read_state` reads, names
     with or without a prefix (module., model., backbone., ...), without num_batches_tracked, in half precision.
-    Raises CheckpointError for a file that cannot be read, and for names or shapes that differ.
+    Of a tensor with two names one is enough. finite: whether numbers must be so.
+    Raises CheckpointError for a file that cannot be read, for names or shapes that differ, and for numbers that are not
+    finite in the model's types, or differ between two names of one tensor.
     """
     state, key = read_state_and_key(path)
     fitted = fit(model, state, fresh)
@@ -55,7 +59,9 @@ def load_weights(model: nn.Module, path: Path, *, fresh: Collection[str] = ()) -
     if any(problems.values()):
         listed = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
         raise CheckpointError(f"{path}: the weights do not fit the model; {listed}{_advice(fitted)}")
-    _check_ties(model, fitted.state, path)
+    if finite:
+        check_numbers(model.state_dict(), fitted.state, path)
+    check_ties(model, fitted.state, path)
     model.load_state_dict(fitted.state, strict=False)
     if key.split(".")[0] in AVERAGED:
         fitted.notes.insert(0, f"the averaged weights ({key}) were taken")
@@ -65,20 +71,25 @@ def load_weights(model: nn.Module, path: Path, *, fresh: Collection[str] = ()) -
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = ()) -> Fitted:
     """The tensors of a file by the names of the model."""
-    wanted = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in fresh}
-    cut, put = _prefixes(wanted, state)
+    starts = tuple(f"{name}." for name in fresh)
+    wanted = {name: t for name, t in model.state_dict().items() if not name.startswith(starts)}
+    first = twins(model)
+    state, notes = renamed(wanted, state)
+    cut, put = _prefixes(wanted, state, sum(name not in first and not _SPARE.fullmatch(name) for name in wanted))
     fitted = Fitted({f"{put}{name.removeprefix(cut)}": t for name, t in state.items() if name.startswith(cut)})
+    fitted.notes += notes
     if cut or put:
         fitted.notes.append(f"{f'{cut} was taken off' if cut else f'{put} was put before'} {len(fitted.state)} names")
     parts = [name for name in state if not name.startswith(cut)]
-    skipped = [name for name in fitted.state if name.rpartition(".")[0] in fresh]
+    skipped = [name for name in fitted.state if name.startswith(starts)]
     spare = [name for name in fitted.state if name not in wanted and name not in skipped and _SPARE.fullmatch(name)]
     if left_out := [*parts, *spare]:
         fitted.notes.append(f"left out, since the model has no place for them: {_some(left_out)}")
     fitted.state = {name: t for name, t in fitted.state.items() if name not in {*skipped, *spare}}
     fitted.surplus = [name for name in fitted.state if name not in wanted]
     both = [name for name in wanted if name in fitted.state]
-    fitted.missing = [name for name in wanted if name not in fitted.state and not _SPARE.fullmatch(name)]
+    there = {first.get(name, name) for name in fitted.state}
+    fitted.missing = [name for name in wanted if first.get(name, name) not in there and not _SPARE.fullmatch(name)]
     for name in both:
         given, own = fitted.state[name], wanted[name]
         if given.shape != own.shape:
@@ -90,9 +101,9 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = 
     return fitted
 
 
-def _prefixes(wanted: Collection[str], state: Collection[str]) -> tuple[str, str]:
+def _prefixes(wanted: Collection[str], state: Collection[str], needed: int) -> tuple[str, str]:
     """(what to take off the names of the file, what to put before them): where most of the model's names are found then
-    and not without; ("", "") else."""
+    and not without; ("", "") else. needed: how many of them there are at least."""
     found = _matches(wanted, state, "", "")
     best = (found, "", "")
     for prefix in _starts(state):
@@ -100,7 +111,6 @@ def _prefixes(wanted: Collection[str], state: Collection[str]) -> tuple[str, str
     for prefix in _starts(wanted):
         best = max(best, (_matches(wanted, state, "", prefix), "", prefix), key=lambda one: one[0])
     count, cut, put = best
-    needed = sum(not _SPARE.fullmatch(name) for name in wanted)
     return (cut, put) if count > found and count >= _FIT * needed else ("", "")
 
 
@@ -114,23 +124,13 @@ def _matches(wanted: Collection[str], state: Collection[str], cut: str, put: str
     return sum(f"{put}{name.removeprefix(cut)}" in wanted for name in state if name.startswith(cut))
 
 
-def _check_ties(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Raises CheckpointError where the file has different values for two names of one tensor."""
-    names: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        first = names.setdefault(id(tensor), name)
-        both = first != name and name in state and first in state
-        if both and not torch.equal(state[first], state[name]):
-            raise CheckpointError(
-                f"{path}: {first} and {name} are one tensor in the model, and differ in the file; take another copy"
-            )
-
-
 def _advice(fitted: Fitted) -> str:
     """What to do where the head alone stands in the way, or where names are near."""
     layers = {name.rpartition(".")[0] for name in fitted.wrong}
     if fitted.wrong and not (fitted.missing or fitted.surplus or fitted.kinds) and len(layers) <= 2:
         return "; for another number of classes write model.head: fresh"
+    if said := parts_of_norm(fitted.missing, fitted.surplus):
+        return said
     if fitted.missing and fitted.surplus:
         return f"; for {fitted.missing[0]}: {near_names(fitted.missing[0], fitted.surplus)}"
     return ""

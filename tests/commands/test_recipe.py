@@ -67,6 +67,36 @@ def test_an_override_reaches_into_a_short_model_and_can_be_one(recipe_file):
     assert load_recipe(path, ["model=a.b:c"]).plain()["model"]["target"] == "a.b:c"
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "lenet-5",
+        "torchvision:resnet18",
+        "{kind: torchvision, name: resnet18}",
+        "old.nets:net",
+        "{kind: factory, target: 'old.nets:net'}",
+    ],
+)
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.kind=my.module:factory", {"kind": "factory", "target": "my.module:factory"}),
+        ("model=my.module:factory", {"kind": "factory", "target": "my.module:factory"}),
+        ("model.kind=torchvision:resnet34", {"kind": "torchvision", "name": "resnet34"}),
+        ("model.kind=timm:resnet34", {"kind": "timm", "name": "resnet34"}),
+    ],
+)
+def test_a_short_kind_of_the_command_line_replaces_what_the_recipe_names(recipe_file, model, override, expected):
+    found = load_recipe(recipe_file(f"model: {model}"), [override]).plain()["model"]
+    assert {key: found[key] for key in ("kind", "name", "target") if key in found} == expected
+
+
+@pytest.mark.parametrize("key", ["name=resnet50", "target=a:b"])
+def test_a_short_kind_and_what_it_stands_for_are_not_both_given(recipe_file, key):
+    with pytest.raises(RecipeError, match=r"command line: model"):
+        load_recipe(recipe_file("model: lenet-5"), ["model.kind=torchvision:resnet18", f"model.{key}"])
+
+
 def test_a_model_named_twice_is_refused(recipe_file):
     with pytest.raises(RecipeError, match=r"yaml:1: model.kind: unknown kind 'torchvision:resnet18'"):
         load_recipe(recipe_file("model: {kind: torchvision:resnet18, name: resnet50}"))

@@ -60,3 +60,12 @@ def test_a_state_dict_as_a_checkpoint(call, nets, tmp_path):
     recipe.write_text("data: {kind: mnist-mini, limit: 100}\n")
     refused = call("evaluate", recipe, "-c", "mine.pth")
     assert "or its model into the recipe, as `model`" in refused.err
+
+
+def test_a_factory_that_asks_for_too_much_is_stopped_before_it_is_drawn(call, nets, tmp_path, monkeypatch):
+    monkeypatch.setattr("compresskit.models.memory.total_memory", lambda: 1e8)
+    recipe = tmp_path / "net.yaml"
+    recipe.write_text(RECIPE.replace(", weights: w.pth, head: fresh", ", arguments: {width: 1000000}"))
+    outcome = call("validate", recipe)
+    assert outcome.status == 2
+    assert "model: it has 52,000,000 parameters so far" in outcome.err, outcome.err

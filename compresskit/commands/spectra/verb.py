@@ -25,6 +25,7 @@ from compresskit.graph.masks import Masks
 from compresskit.graph.selectors import select
 from compresskit.graph.trace import traced
 from compresskit.graph.weights import Weight, chosen, weights_in, weights_of
+from compresskit.models.memory import within_memory
 from compresskit.models.state_dicts import read_state
 from compresskit.models.weights import load_weights
 from compresskit.passes.spectra.similarity import similarity
@@ -139,7 +140,7 @@ def _source(path: Path | None, recipe: Recipe, options: SpectraOfNetwork, data: 
             network, masks = checkpoint.network, checkpoint.masks
         elif recipe.model is not None:
             network = _built(recipe, options, data)
-            load_weights(network, path)
+            load_weights(network, path, finite=False)  # the table says where they are not
     weights, others = weights_of(network) if network is not None else weights_in(read_state(path or Path()))
     if options.layers is not None:
         weights, others = chosen(weights, options.layers), {}
@@ -180,7 +181,8 @@ def _initial(recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) ->
 def _built(recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) -> nn.Module:
     torch.manual_seed(recipe.seed)
     shape, outputs = (data.input_shape, data.outputs) if data is not None else (options.input_shape, options.outputs)
-    network: nn.Module = recipe.section("model").build(shape, outputs)
+    with within_memory():
+        network: nn.Module = recipe.section("model").build(shape, outputs)
     return network
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from compresskit.models.torchvision_zoo import Torchvision
 from compresskit.storage.checkpoint import load, save
 from tests.commands.test_bad_input import refused
 
@@ -110,6 +111,16 @@ def test_a_net_of_zeros_and_nan_has_a_table(call, bare, trained):
     assert skipped["head"] == "weights are not finite"
     assert skipped["conv2"].startswith("no power law: 0 of")
     assert rows("out")["conv1"]["status"] == "success"
+
+
+def test_weights_that_are_not_finite_have_a_table_with_a_model_of_the_recipe_too(call, bare, tmp_path):
+    bare.write_text("model: {kind: torchvision, name: squeezenet1_1}\nspectra: {layers: ['re:features.3.*']}\n")
+    state = Torchvision(name="squeezenet1_1").build((3, 224, 224), 1000).state_dict()
+    state["features.3.squeeze.weight"][0] = math.nan
+    torch.save(state, "broken.pt")
+    outcome = call("spectra", bare, "-c", "broken.pt", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert report("out")["skipped"]["features.3.squeeze"] == "weights are not finite"
 
 
 def test_similarity_is_drawn_and_written(call, recipe, trained):

@@ -11,7 +11,7 @@ from compresskit.commands.session import Session, run_path
 from compresskit.commands.trials import check_room, check_training
 from compresskit.errors import ConvergenceError
 from compresskit.graph.counting import count
-from compresskit.graph.masks import Masks
+from compresskit.graph.masks import Masks, of_layer
 from compresskit.models.calling import Shape
 from compresskit.training.options import Training
 from compresskit.training.tasks.losses import loss_for
@@ -54,7 +54,8 @@ def layer_table(network: fx.GraphModule, input_shape: Shape, masks: Masks | None
     ]
     columns: tuple[str, ...] = ("layer", "kind", "weight", "output", "parameters", "MACs")
     if masks:
-        found = [masks.get(f"{layer.name}.weight") for layer in counts.layers]
-        shares = ["" if mask is None else f"{float(mask.double().mean()):.2%}" for mask in found]
+        found = [of_layer(layer.name, masks) for layer in counts.layers]
+        shares = [f"{float(torch.cat([mask.flatten() for mask in own]).double().mean()):.2%}" if own else ""
+                  for own in found]  # fmt: skip
         rows, columns = [(*row, part) for row, part in zip(rows, shares, strict=True)], (*columns, "not masked")
     return Table("layers", columns, rows)

@@ -1,11 +1,14 @@
 """Parameters and multiply-accumulates of a network, layer by layer, without computing a number."""
 
 import copy
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from compresskit.graph.layers.expanded import Expanded
@@ -30,12 +33,31 @@ class LayerCount:
 
 
 @dataclass(frozen=True)
+class Use:
+    """A product by a weight, or by a part of it: the entries that `as_strided` takes from it, each as often as any
+    other. macs: of all entries together."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    macs: int
+
+    def of(self, entries: Tensor) -> Tensor:
+        """What it reads of a tensor in the shape of the weight."""
+        return entries.contiguous().as_strided(self.size, self.stride, self.offset)
+
+
+@dataclass(frozen=True)
 class Counts:
-    """Of a whole network: parameters (shared ones once), multiply-accumulates for one sample, and its layers."""
+    """Of a whole network: parameters (shared ones once), multiply-accumulates for one sample, and its layers.
+
+    uses: by name of a parameter, the products that read it as it is, or moved; not those of what is computed from it.
+    """
 
     parameters: int
     macs: int
     layers: list[LayerCount]
+    uses: dict[str, list[Use]]
 
 
 def count(network: fx.GraphModule, input_shape: Shape) -> Counts:
@@ -50,7 +72,8 @@ def count(network: fx.GraphModule, input_shape: Shape) -> Counts:
     with torch.no_grad(), torch.device("meta"):
         counter.run(example(ghost, input_shape))
     layers = [layer for layer in counter.layers.values() if layer.parameters or layer.macs]
-    return Counts(sum(p.numel() for p in network.parameters()), sum(layer.macs for layer in layers), layers)
+    parameters = sum(p.numel() for p in network.parameters())
+    return Counts(parameters, sum(layer.macs for layer in layers), layers, dict(counter.uses))
 
 
 def _without_values(network: fx.GraphModule) -> fx.GraphModule:
@@ -64,7 +87,7 @@ def _without_values(network: fx.GraphModule) -> fx.GraphModule:
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
-    ghost = tensor.detach().to("meta")
+    ghost = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # contiguous, whatever the tensor is
     return nn.Parameter(ghost, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost
 
 
@@ -72,16 +95,26 @@ class _Counter(fx.Interpreter):
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
         self.layers: dict[str, LayerCount] = {}
+        self.uses: dict[str, list[Use]] = defaultdict(list)
         self._seen: set[int] = set()
+        self._names: dict[int, list[str]] = defaultdict(list)
+        for name, parameter in network.named_parameters(remove_duplicate=False):
+            self._names[_memory(parameter)].append(name)
 
     def run_node(self, n: fx.Node) -> Any:
         flops = FlopCounterMode(display=False)
-        with flops:
+        with flops, _Products(flops, self._used):
             value = super().run_node(n)
         first = value[0] if isinstance(value, tuple) and value else value  # attention returns its weights as well
         if n.op not in ("placeholder", "output") and isinstance(first, Tensor):
             self._note(n, first, flops.get_total_flops() // 2)
         return value
+
+    def _used(self, tensor: Tensor, macs: int) -> None:
+        dims = [dim for dim in range(tensor.ndim) if tensor.stride(dim)]  # those that repeat the same entries have none
+        size, stride = (tuple(of[dim] for dim in dims) for of in (tensor.shape, tensor.stride()))
+        for name in self._names.get(_memory(tensor), ()):
+            self.uses[name].append(Use(size, stride, int(tensor.storage_offset()), macs))
 
     def _note(self, node: fx.Node, value: Tensor, macs: int) -> None:
         name, kind, parameters = node.name, str(getattr(node.target, "__name__", node.target)), [value]
@@ -103,3 +136,32 @@ class _Counter(fx.Interpreter):
             sum(p.numel() for p in new) + (earlier.parameters if earlier else 0),
             macs + (earlier.macs if earlier else 0),
         )
+
+
+class _Products(TorchDispatchMode):
+    """Tells of each tensor that a product multiplies by how many multiply-accumulates that takes."""
+
+    def __init__(self, flops: FlopCounterMode, tell: Callable[[Tensor, int], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._flops, self._tell = flops, tell
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self._flops.get_total_flops()
+        value = func(*args, **(kwargs or {}))
+        macs = (self._flops.get_total_flops() - before) // 2
+        if macs and (factors := _FACTORS.get(func.overloadpacket.__name__)):
+            for factor in args[factors]:
+                self._tell(factor, macs)
+        return value
+
+
+# Where the factors of a product are among its arguments: what else there is, is added.
+_FACTORS = {
+    **dict.fromkeys(("mm", "bmm", "convolution"), slice(0, 2)),
+    **dict.fromkeys(("addmm", "baddbmm"), slice(1, 3)),
+}
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tensors have in common that are views of each other."""
+    return int(tensor.untyped_storage()._cdata)

@@ -91,6 +91,14 @@ def chosen(weights: Sequence[Weight], wanted: Sequence[str]) -> list[Weight]:
     return [weight for weight in weights if weight.name in names]
 
 
+def parameter_of(network: nn.Module, layer: str) -> str:
+    """The name of the weight of a layer that `weights_of` names."""
+    packed = f"{layer}_weight"  # of query, key and value in torch's attention
+    path, _, name = packed.rpartition(".")
+    owner = network.get_submodule(path)
+    return packed if isinstance(owner, nn.MultiheadAttention) and name in owner._parameters else f"{layer}.weight"
+
+
 def filters(layer: nn.Module) -> Tensor:
     """(out, in / groups, *taps) the weight of a linear layer or a convolution, transposed ones as well."""
     return by_filter(layer, layer.get_parameter("weight").detach())

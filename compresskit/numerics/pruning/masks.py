@@ -24,7 +24,7 @@ def magnitude(weight: Tensor, order: float, *, kernels: bool) -> Tensor:
 
 
 def units_left(mask: Tensor, *, kernels: bool) -> Tensor:
-    """(units,) number of weights of each unit that a mask keeps."""
+    """(units,) number of weights of each unit that a mask keeps, or the sum of what else is given for each weight."""
     return mask.reshape(-1, taps_of(mask, kernels=kernels)).sum(1)
 
 

@@ -11,7 +11,7 @@ from annotated_types import Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from compresskit.graph.weights import filters, weights_of
+from compresskit.graph.weights import by_filter, parameter_of, weights_of
 from compresskit.numerics.pruning.ratios import ceilings, erdos_renyi, lamp, uniform
 from compresskit.numerics.spectra.rate_maps import positive
 from compresskit.options import option
@@ -122,9 +122,8 @@ Budget = Uniform | Global | LAMP | ERK | Spectral
 
 def _shape(network: fx.GraphModule, layer: str) -> tuple[int, ...]:
     """Of the filters of a layer, or of a part of one that has its weight under a name of its own."""
-    part = f"{layer}_weight"
-    parameters = dict(network.named_parameters())
-    return tuple(parameters[part].shape if part in parameters else filters(network.get_submodule(layer)).shape)
+    path, _, _ = (name := parameter_of(network, layer)).rpartition(".")
+    return tuple(by_filter(network.get_submodule(path), network.get_parameter(name)).shape)
 
 
 def first(last: int, holds: Callable[[int], bool]) -> int:

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.errors import ConvergenceError, RecipeError
-from compresskit.graph.chains import weighted
-from compresskit.graph.counting import count
+from compresskit.graph.counting import Counts, count
 from compresskit.graph.format.table import shared_names
+from compresskit.graph.layers.grouped import GroupedLinear
 from compresskit.graph.layers.skew_convolution import SkewConvolution
-from compresskit.graph.masks import Masks, kept
-from compresskit.graph.selectors import select
-from compresskit.graph.weights import weights_of
+from compresskit.graph.masks import Masks, kept, prices
+from compresskit.graph.weights import Weight, chosen, parameter_of, weights_of
 from compresskit.numerics.pruning.masks import of_units, units_left
 from compresskit.numerics.pruning.ratios import counts
 from compresskit.passes.prune.budgets import Floats, Weighed, first
@@ -39,16 +38,17 @@ class Masked:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer. units: number of all. order: numbers of those that are left, the best first. sums: (len(order) + 1,)
-    weights in as many of them. scores: (len(order),) in their place."""
+    """One layer. parameter: its weight's name. units: number of all. order: numbers of those that are left, the best
+    first. sums: (len(order) + 1,) float64, what as many of them cost in the unit of the target. scores: (len(order),)
+    in their place."""
 
     name: str
+    parameter: str
     weight: Tensor
     units: int
     order: Tensor
     sums: Tensor
     scores: Tensor
-    price: float  # of one weight, in the unit of the target
 
 
 class Masker:
@@ -71,7 +71,7 @@ class Masker:
         self._network, self._options, self._seed = network, options, seed
         self._masks, self._kernels = masks, options.kind == "kernels"
         self._counts = count(network, input_shape)
-        names, self.skipped = _maskable(network, options, section)
+        names, self.skipped = _maskable(network, options, self._counts, section)
         generator = torch.Generator().manual_seed(seed)
         self.layers = [self._layer(name, generator) for name in names]
         self.whole, self._fixed = self._sizes()
@@ -104,8 +104,8 @@ class Masker:
         for layer, number in zip(self.layers, numbers, strict=True):
             units = torch.zeros(layer.units, dtype=torch.bool)
             units[layer.order[:number]] = True
-            chosen = of_units(units, layer.weight, kernels=self._kernels)
-            masks[_parameter(layer.name)] = chosen & self._before(layer.name)
+            mask = of_units(units, layer.weight, kernels=self._kernels)
+            masks[layer.parameter] = mask & self._before(layer.parameter, layer.weight)
         rows = [(layer.name, layer.units, number) for layer, number in zip(self.layers, numbers, strict=True)]
         return Masked(masks, rows, self.skipped, self.asked, self._size(numbers), self.whole)
 
@@ -129,34 +129,35 @@ class Masker:
         return spread(self._options.budget(weighed, lambda ratios: reaches(spread(ratios))))
 
     def _layer(self, name: str, generator: torch.Generator) -> _Layer:
-        weight = weighted(self._network, name).weight.detach()
+        parameter = parameter_of(self._network, name)
+        weight = self._network.get_parameter(parameter).detach()
         if not bool(weight.isfinite().all()):
-            raise ConvergenceError(f"{_parameter(name)}: it holds NaN or infinity; take a checkpoint that is whole")
-        left = units_left(self._before(name), kernels=self._kernels)
+            raise ConvergenceError(f"{parameter}: it holds NaN or infinity; take a checkpoint that is whole")
+        before = self._before(parameter, weight)
+        left = units_left(before, kernels=self._kernels)
         scores = self._options.criterion(weight, generator, kernels=self._kernels).cpu()
         alive = left.nonzero()[:, 0]
         order = alive[scores[alive].argsort(descending=True, stable=True)]
-        sums = torch.cat([torch.zeros(1, dtype=torch.int64), left[order].cumsum(0)])
-        price = 1.0
+        costs = before.double()
         if self._options.target.goal == "macs":
-            (macs,) = [layer.macs for layer in self._counts.layers if layer.name == name]
-            price = macs / weight.numel()
-        return _Layer(name, weight, len(left), order, sums, scores[order], price)
+            costs *= prices(self._counts, parameter, tuple(weight.shape))
+        sums = torch.zeros(len(order) + 1, dtype=torch.float64)
+        sums[1:] = units_left(costs, kernels=self._kernels)[order].cumsum(0)
+        return _Layer(name, parameter, weight, len(left), order, sums, scores[order])
 
-    def _before(self, name: str) -> Tensor:
-        """The layer's mask so far."""
-        weight = weighted(self._network, name).weight
-        return self._masks.get(_parameter(name), torch.ones(weight.shape, dtype=torch.bool)).cpu()
+    def _before(self, parameter: str, weight: Tensor) -> Tensor:
+        """The weight's mask so far."""
+        return self._masks.get(parameter, torch.ones(weight.shape, dtype=torch.bool)).cpu()
 
     def _sizes(self) -> tuple[float, float]:
         """Of the network without masks, and of what stays whatever is masked here."""
         goal = self._options.target.goal
-        own = {_parameter(layer.name) for layer in self.layers}
+        own = {layer.parameter for layer in self.layers}
         if goal == "sparsity":
             return float(sum(layer.weight.numel() for layer in self.layers)), 0.0
         whole = kept(self._counts, {})
         others = {name: mask for name, mask in self._masks.items() if name not in own}
-        none = {_parameter(layer.name): torch.zeros(layer.weight.shape, dtype=torch.bool) for layer in self.layers}
+        none = {layer.parameter: torch.zeros(layer.weight.shape, dtype=torch.bool) for layer in self.layers}
         fixed = kept(self._counts, others | none)
         place = 0 if goal == "params" else 1
         return float(whole[place]), float(fixed[place])
@@ -164,7 +165,7 @@ class Masker:
     def _size(self, numbers: Sequence[int]) -> float:
         """With so many units left of each layer."""
         layers = zip(self.layers, numbers, strict=True)
-        return self._fixed + sum(layer.price * int(layer.sums[number]) for layer, number in layers)
+        return self._fixed + sum(float(layer.sums[number]) for layer, number in layers)
 
     def _fits(self, size: float) -> bool:
         return size <= self.asked * (1 + ROUNDING)
@@ -173,29 +174,47 @@ class Masker:
         return counts(ratios, [len(layer.order) for layer in self.layers], self._options.min_units, 1)
 
 
-def _parameter(layer: str) -> str:
-    return f"{layer}.weight"
-
-
-def _maskable(network: fx.GraphModule, options: Masking, section: str) -> tuple[list[str], dict[str, str]]:
-    """Layers in the order of the network, and why others of those that selectors name stay whole."""
-    wanted = select(network, options.layers)
-    dense = set(select(network, options.dense)) if options.dense else set()
-    shared = shared_names(network)
-    found, skipped = [], {}
-    for name in wanted:
-        if name in dense:
-            skipped[name] = f"{section}.dense names it"
-        elif _parameter(name) in shared:
-            skipped[name] = "its weights are those of another layer, too"
+def _maskable(
+    network: fx.GraphModule, options: Masking, counts: Counts, section: str
+) -> tuple[list[str], dict[str, str]]:
+    """Layers in the order of the modules, and why others stay whole."""
+    weights, others = weights_of(network)
+    skipped = {name: f"{why}, which masks are not for" for name, why in others.items() if name in counts.uses}
+    plain = []
+    for weight in weights:
+        if (reason := _obstacle(network, weight, counts)) is None:
+            plain.append(weight)
         else:
-            found.append(name)
-    maskable = set(select(network, ("re:.*",)))
-    others = [weight.name for weight in weights_of(network)[0] if weight.name not in maskable]
-    others += [name for name, module in network.named_modules() if isinstance(module, SkewConvolution)]
-    skipped |= dict.fromkeys(others, "masks are for plain convolutions and linear layers")
+            skipped[weight.name] = reason
+    skipped |= {
+        name: "masks are for plain weights" for name, module in network.named_modules()
+        if isinstance(module, SkewConvolution)
+    }  # fmt: skip
+    dense = {weight.name for weight in chosen(plain, options.dense)}
+    found, shared = [], shared_names(network)
+    for weight in chosen(plain, options.layers):
+        parameter = parameter_of(network, weight.name)
+        if weight.name in dense:
+            skipped[weight.name] = f"{section}.dense names it"
+        elif parameter in shared:
+            skipped[weight.name] = "its weights are those of another layer, too"
+        elif options.target.goal == "macs" and parameter not in counts.uses:
+            skipped[weight.name] = "its weights cost no MACs"
+        else:
+            found.append(weight.name)
     if not found:
         raise RecipeError(
             f"{section}.layers: every layer that they name stays dense; see {section}.dense and `show layers`"
         )
     return found, skipped
+
+
+def _obstacle(network: fx.GraphModule, weight: Weight, counts: Counts) -> str | None:
+    """Why a layer has no weight that can be masked."""
+    parameter = parameter_of(network, weight.name)
+    modules, parameters = dict(network.named_modules()), dict(network.named_parameters(remove_duplicate=False))
+    if parameter not in parameters or isinstance(modules.get(weight.name), GroupedLinear):
+        return "masks are for plain weights"
+    if weight.kind != "embedding" and parameter not in counts.uses:
+        return "no product reads its weights as they are"
+    return None

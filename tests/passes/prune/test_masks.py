@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.counting import count
@@ -213,16 +215,79 @@ def test_masks_in_steps_are_those_of_one(net, budget):
         assert abs(int(mask.sum()) - int(masks[name].sum())) <= 2  # each step rounds
 
 
-def test_weights_of_other_layers_are_named():
-    network = trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2), nn.Conv2d(4, 5, 1)))
-    found = masked(network, options())
-    assert list(found.masks) == ["0.weight", "2.weight"]
-    assert found.skipped == {"1": "masks are for plain convolutions and linear layers"}
-
-
 @pytest.mark.parametrize("criterion", MASK_CRITERIA)
 def test_weights_that_are_not_finite_are_named(net, criterion):
     with torch.no_grad():
         net.last.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(ConvergenceError, match=r"^last\.weight: it holds NaN or infinity"):
         masked(net, options("kernels", criterion=MASK_CRITERIA[criterion]()))
+
+
+class Others(nn.Module):
+    """Weights of every kind that products read: of a transposed convolution, of attention as one module, in windows and
+    as an argument, of a layer that is called twice; and a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.table = nn.ConvTranspose2d(3, 8, 2, 2), nn.Embedding(5, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.windows = ShiftedWindowAttention(8, [4, 4], [2, 2], 2)
+        self.twice, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
+        self.register_buffer("rows", torch.arange(4))
+
+    def forward(self, x):
+        x = self.windows(self.up(x).permute(0, 2, 3, 1)).flatten(1, 2)
+        y = x[:, :4] + self.table(self.rows)
+        x = x + self.attention(x, y, y)[0]
+        x = F.linear(F.relu(F.linear(x, self.twice.weight)), self.twice.weight, self.twice.bias)
+        return self.head(x.mean(1))
+
+
+@pytest.fixture
+def others():
+    torch.manual_seed(0)
+    return trace(Others())
+
+
+@pytest.mark.parametrize("kind", ["weights", "kernels"])
+@pytest.mark.parametrize("budget", list(BUDGETS))
+@pytest.mark.parametrize("goal", ["sparsity", "params", "macs"])
+def test_weights_of_other_layers_meet_targets_by_what_products_read(others, kind, budget, goal):
+    counts = count(others, SHAPE)
+    found = masked(others, options(kind, target=MaskTarget(**{goal: "50%"}), budget=BUDGETS[budget]()))
+    assert {"up", "windows.qkv", "windows.proj", "attention.in_proj", "attention.out_proj", "twice", "head"} <= {
+        name for name, *_ in found.layers
+    }
+    parameters, macs = kept(counts, found.masks)
+    left = sum(int(mask.sum()) for mask in found.masks.values())
+    assert found.got == {"sparsity": left, "params": parameters, "macs": macs}[goal]
+    assert 0.9 * found.asked < found.got <= found.asked * (1 + 1e-9)
+    if goal == "macs":
+        assert "table.weight" not in found.masks
+        assert found.skipped == {"table": "its weights cost no MACs"}
+
+
+def test_weights_that_nothing_multiplies_by_are_left_and_said_to_be():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.standard, self.inner, self.head = nn.Linear(8, 8), nn.Parameter(torch.randn(8, 8)), nn.Linear(8, 5)
+
+        def forward(self, x):
+            weight = self.standard.weight / self.standard.weight.norm()
+            return self.head(F.linear(F.linear(x.flatten(1)[:, :8], weight), self.inner))
+
+    found = masked(trace(Net()), options())
+    assert list(found.masks) == ["head.weight"]
+    assert found.skipped == {
+        "standard": "no product reads its weights as they are",
+        "inner": "a parameter that is no layer's weight, which masks are not for",
+    }
+
+
+def test_kinds_of_weights_have_selectors_of_their_own(others):
+    found = masked(others, options(layers=("@transposed", "@embedding")))
+    assert list(found.masks) == ["up.weight", "table.weight"]
+    found = masked(others, options(layers=("@linear",), dense=("attention.in_proj",)))
+    layers = ("attention.out_proj", "windows.qkv", "windows.proj", "twice", "head")
+    assert set(found.masks) == {f"{layer}.weight" for layer in layers}

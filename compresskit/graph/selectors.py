@@ -40,7 +40,7 @@ def select(
         if isinstance(module, types)
     }
     try:
-        return pick(layers, selectors)
+        return pick(layers, selectors, tuple(kinds))
     except RecipeError as error:
         stacks = [name for name, module in modules.items() if isinstance(module, GroupedStack)]
         if not stacks:

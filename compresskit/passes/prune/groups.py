@@ -10,9 +10,11 @@ from torch import Tensor, fx
 from compresskit.errors import RecipeError
 from compresskit.graph.channels.kinds import Kind
 from compresskit.graph.channels.walk import Channels
+from compresskit.graph.operations import TRANSPOSED
 from compresskit.graph.selectors import KINDS, Layer, pick, select
 
 PACKED = "in_proj_weight"  # of torch's attention, where no layer of its own makes query, key and value
+_KINDS = {**KINDS, "@transposed": TRANSPOSED}  # of layers that selectors mean here
 _SEPARATE: tuple[Kind, ...] = ("heads", "head-dim")  # query and key, and value: each must keep some
 
 
@@ -69,10 +71,12 @@ def find_groups(
 
 
 def _wanted(network: fx.GraphModule, channels: Channels, selectors: Sequence[str]) -> set[str]:
-    """Layers that any selector means: convolutions and linear layers, and those within attention as one module."""
+    """Layers that any selector means: convolutions, linear layers, and those within attention as one module."""
     called = _layers(network)
     inner = {name: Layer("@linear") for name in channels.writes if name not in called}
-    return set(pick(called | inner, selectors) if inner else select(network, selectors))
+    if not inner:
+        return set(select(network, selectors, _KINDS))
+    return set(pick(called | inner, selectors, tuple(_KINDS)))
 
 
 def _layers(network: fx.GraphModule) -> dict[str, Layer]:
@@ -81,7 +85,7 @@ def _layers(network: fx.GraphModule) -> dict[str, Layer]:
     return {
         name: Layer(kind, getattr(module, "kernel_size", ()))
         for name, module in modules.items()
-        for kind, types in KINDS.items()
+        for kind, types in _KINDS.items()
         if isinstance(module, types)
     }
 

@@ -543,3 +543,18 @@ def test_networks_of_tokens_lose_hidden_channels(criterion):
     assert [group.layers for group, _ in groups] == [("hidden",), ("more",)]
     assert all(kept < 20 for _, kept in groups)
     assert smaller(x).shape == (40, 3)
+
+
+def test_transposed_convolutions_are_no_linear_layers():
+    network = trace(
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 6, 2), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 2, 1))
+    )
+    channels = find_channels(network, SHAPE)
+    groups, skipped = find_groups(network, channels, ["@transposed"])
+    assert [group.layers for group in groups] == [("1",)]
+    groups, _ = find_groups(network, channels, ["@conv"])
+    assert [group.layers for group in groups] == [("0",), ("2",)]
+    with pytest.raises(RecipeError, match="@linear"):
+        find_groups(network, channels, ["@linear"])
+    with pytest.raises(RecipeError, match="allowed are @conv, @linear, @transposed, @conv3x3"):
+        find_groups(network, channels, ["@lines"])

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from compresskit.data.augmentation.augmix import AugMix
 from compresskit.errors import ConvergenceError, RecipeError
+from compresskit.graph.channels.scales import norm_scales, scaled
 from compresskit.graph.channels.walk import Channels
-from compresskit.graph.operations import NORMS
 from compresskit.graph.weights import by_filter, filters
 from compresskit.numerics.pruning import criteria
 from compresskit.options import option
@@ -62,12 +62,31 @@ class Scored:
 
 class Worth:
     """What criteria have in common. comparable: whether scores of different layers are; else each counts in units of
-    its layer's mean."""
+    its layer's mean. reads: what a channel without a score lacks."""
 
+    kind: str
     comparable = True
+    reads = ""
+
+    def has_scores(self, network: fx.GraphModule, channels: Channels) -> Tensor | None:
+        """(n_atoms,) bool: the channels that it has something to read of; None: all."""
+        return None
 
     def check(self, network: fx.GraphModule, channels: Channels, groups: Sequence[Group]) -> None:
-        """Raises RecipeError where the criterion has nothing to score these groups by."""
+        """Raises RecipeError where the criterion has nothing to score channels of these groups by."""
+        known = self.has_scores(network, channels)
+        lacking = [group for group in groups if known is not None and not bool(known[group.atoms].all())]
+        if known is None or not lacking:
+            return
+        first = lacking[0]
+        missing, kinds = int((~known[first.atoms]).sum()), {group.kind for group in lacking}
+        some = f"{missing} of {len(first.atoms)} channels of " if missing < len(first.atoms) else ""
+        whole = sorted({group.kind for group in groups} - kinds)
+        raise RecipeError(
+            f"prune.criterion: {self.kind} reads {self.reads}, {some}{first.name} has none behind it"
+            f"{f' (and {len(lacking) - 1} more)' if len(lacking) > 1 else ''}; leave it out of prune.layers, "
+            f"{f'name prune.groups: {whole}, ' if whole else ''}or take magnitude or taylor"
+        )
 
     def __call__(self, scored: Scored) -> Slots:
         raise NotImplementedError
@@ -99,31 +118,18 @@ class Hydra(Worth):
 
 @option
 class NormScale(Worth):
-    """|gamma| of the batch norm that a channel goes through (network slimming, Liu et al. 2017)."""
+    """|gamma| of the norms that a channel goes through (network slimming, Liu et al. 2017)."""
 
     kind: Literal["norm-scale"] = "norm-scale"
 
-    def check(self, network: fx.GraphModule, channels: Channels, groups: Sequence[Group]) -> None:
-        seen = torch.zeros(channels.n_atoms, dtype=torch.bool)
-        for _, atoms in self._norms(network, channels):
-            seen[atoms] = True
-        for group in groups:
-            if not bool(seen[group.atoms].all()):
-                raise RecipeError(
-                    f"prune.criterion: norm-scale reads batch norms, {group.layers[0]} has none behind it; "
-                    "leave it out of prune.layers, or take magnitude or taylor"
-                )
+    reads = "norms with a scale"
+
+    def has_scores(self, network: fx.GraphModule, channels: Channels) -> Tensor | None:
+        return scaled(network, channels)
 
     def __call__(self, scored: Scored) -> Slots:
-        for norm, atoms in self._norms(scored.network, scored.channels):
-            yield atoms, norm.get_parameter("weight").detach().double().abs()
-
-    def _norms(self, network: fx.GraphModule, channels: Channels) -> Iterator[tuple[nn.Module, Tensor]]:
-        for (name, _), atoms in channels.slots.items():
-            path, _, tensor = name.rpartition(".")
-            module = network.get_submodule(path)
-            if tensor == "weight" and isinstance(module, NORMS):
-                yield module, atoms
+        for _, atoms, gamma in norm_scales(scored.network, scored.channels):
+            yield atoms, gamma
 
 
 @option
@@ -150,9 +156,20 @@ class AugPrune(Worth):
     weight: Annotated[float, Ge(0)] = 0.5  # of the response to augmentation
     augmix: AugMix = AugMix()  # what makes x' of x
 
+    reads = "inputs of layers"
+
+    def has_scores(self, network: fx.GraphModule, channels: Channels) -> Tensor | None:
+        found = torch.zeros(channels.n_atoms, dtype=torch.bool)
+        for layer in self._readers(network, channels):
+            found[channels.reads[layer]] = True
+        return found
+
+    def _readers(self, network: fx.GraphModule, channels: Channels) -> list[str]:
+        called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
+        return [layer for layer in channels.reads if layer in called]
+
     def __call__(self, scored: Scored) -> Slots:
-        called = {str(node.target) for node in scored.network.graph.nodes if node.op == "call_module"}
-        readers = [layer for layer in scored.channels.reads if layer in called]
+        readers = self._readers(scored.network, scored.channels)
         responses = scored.take_responses(scored.network, readers, self.augmix)
         for layer in readers:
             atoms = scored.channels.reads[layer]

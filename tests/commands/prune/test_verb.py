@@ -170,7 +170,9 @@ def test_refusals(call, recipe, trained, tmp_path):
         call("prune", recipe, "prune.target={macs: 1%}", *source), 2, "what can be reached lies from", "min_channels"
     )
     refused(call("prune", recipe, "prune.target={}", *source), 2, "prune.target", "give one of params, macs")
-    refused(call("prune", recipe, "prune.criterion=norm-scale", *source), 2, "norm-scale reads batch norms, conv1")
+    refused(
+        call("prune", recipe, "prune.criterion=norm-scale", *source), 2, "norm-scale reads norms with a scale, conv1"
+    )
     refused(call("prune", recipe, "prune.layers=[head]", *source), 2, "no channel can go", "the network's output")
     refused(call("prune", recipe, "prune.steps=3", *source), 2, "prune", "add `retrain`")
     refused(call("prune", recipe, "~data", *source), 2, "data")
@@ -232,7 +234,9 @@ def test_a_study_is_refused_before_any_work(call, recipe, trained, tmp_path):
     refused(call("prune", recipe, "prune.compare={at: [0%]}", *source), 2, "prune.compare.at", "is no share")
     refused(call("prune", recipe, "prune.compare={layerwise_rates: [{}]}", *source), 2, "add `retrain`")
     refused(
-        call("prune", recipe, "prune.compare={criterion: [norm-scale]}", *source), 2, "norm-scale reads batch norms"
+        call("prune", recipe, "prune.compare={criterion: [norm-scale]}", *source),
+        2,
+        "norm-scale reads norms with a scale",
     )
     assert not (tmp_path / "runs").exists()
 

@@ -40,6 +40,7 @@ from compresskit.passes.prune.options import Prune, PruneTarget
 from compresskit.passes.prune.repair import blind, estimate_norms, repair
 from compresskit.passes.prune.responses import responses
 from compresskit.passes.prune.sizes import CutSizes
+from tests.graph.channels import families
 
 SHAPE = (3, 16, 16)
 
@@ -179,7 +180,7 @@ def test_every_criterion_ranks_every_net_that_it_can(net, kind, combine):
     layers = ("stem", "outer", "inner") if kind == "norm-scale" else ("re:.*",)
     options = {"criterion": CRITERIA[kind](), "combine": combine, "layers": layers, "target": PruneTarget(macs="70%")}
     if kind == "norm-scale":
-        with pytest.raises(RecipeError, match="norm-scale reads batch norms, wide has none"):
+        with pytest.raises(RecipeError, match="norm-scale reads norms with a scale, wide has none"):
             pruned(net, **{**options, "layers": ("re:.*",)})
     one, again = pruned(net, **options), pruned(net, **options)
     assert torch.equal(one.alive, again.alive)
@@ -558,3 +559,70 @@ def test_transposed_convolutions_are_no_linear_layers():
         find_groups(network, channels, ["@linear"])
     with pytest.raises(RecipeError, match="allowed are @conv, @linear, @transposed, @conv3x3"):
         find_groups(network, channels, ["@lines"])
+
+
+class Norms(nn.Module):
+    """A norm of each kind behind a layer of its own; two whose scales are arguments of calls, one without a scale."""
+
+    def __init__(self, lacking: bool) -> None:
+        super().__init__()
+        norms = {
+            "batch": nn.BatchNorm2d(8),
+            "instance": nn.InstanceNorm2d(8, affine=True),
+            "group": nn.GroupNorm(8, 8),
+            "map": nn.LayerNorm([8, 8, 8]),
+        }
+        self.layers = nn.ModuleDict({name: nn.Conv2d(3 if name == "batch" else 8, 8, 1) for name in norms})
+        self.norms = nn.ModuleDict(norms)
+        self.token, self.token_norm = nn.Linear(8, 8), nn.LayerNorm(8)
+        self.root, self.root_norm = nn.Linear(8, 8), nn.RMSNorm(8)
+        self.call, self.call_weight = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+        self.root_call, self.root_weight = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+        self.plain, self.bare = nn.Linear(8, 8), nn.LayerNorm(8, elementwise_affine=not lacking)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        for name, layer in self.layers.items():
+            x = torch.relu(self.norms[name](layer(x)))
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.relu(self.root_norm(self.root(torch.relu(self.token_norm(self.token(x))))))
+        x = torch.relu(nn.functional.layer_norm(self.call(x), (8,), self.call_weight))
+        x = torch.relu(nn.functional.rms_norm(self.root_call(x), (8,), weight=self.root_weight))
+        return self.head(self.bare(self.plain(x)).mean(1))
+
+
+def test_norm_scale_reads_every_norm():
+    torch.manual_seed(0)
+    network = trace(Norms(lacking=False)).double()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "norm" in name or name in ("call_weight", "root_weight", "bare.weight"):
+                parameter.normal_()
+    channels = find_channels(network, (3, 8, 8))
+    scores = atom_scores(NormScale(), Scored(network, channels, torch.Generator(), gradients, changed), "mean")
+    scales = {f"layers.{name}": f"norms.{name}.weight" for name in ("batch", "instance", "group", "map")}
+    scales |= {"token": "token_norm.weight", "root": "root_norm.weight", "plain": "bare.weight"}
+    scales |= {"call": "call_weight", "root_call": "root_weight"}
+    for layer, scale in scales.items():
+        gamma = network.get_parameter(scale).detach().abs()
+        torch.testing.assert_close(
+            scores[channels.writes[layer]], gamma.flatten(1).mean(1) if gamma.ndim > 1 else gamma
+        )
+    found = pruned(network, (3, 8, 8), criterion=NormScale(), groups=("width", "channels"))
+    for group, kept in zip(found.groups, found.kept, strict=True):
+        assert scores[group.atoms[found.alive[group.atoms]]].min() >= scores[group.atoms].sort().values[-kept]
+
+
+def test_channels_that_no_norm_scales_are_said():
+    network = trace(Norms(lacking=True)).double()
+    with pytest.raises(RecipeError, match=r"plain \(width\) has none behind it; leave it out of prune.layers, or take"):
+        pruned(network, (3, 8, 8), criterion=NormScale(), groups=("width",))
+    network = trace(families.ViT()).double()
+    with pytest.raises(RecipeError, match=r"mlp.fc1 \(hidden\) has none behind it; .* prune.groups: \['width'\], or"):
+        pruned(network, (3, 8, 8), criterion=NormScale(), groups=("width", "hidden"))
+
+
+def test_augprune_says_what_no_layer_reads():
+    network = trace(families.Llama()).double()
+    with pytest.raises(RecipeError, match=r"augprune reads inputs of layers, .* \(head-dim\) has none behind it"):
+        pruned(network, (3, 8, 8), criterion=AugPrune(), groups=("hidden", "head-dim"))

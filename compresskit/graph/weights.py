@@ -36,7 +36,8 @@ def weights_of(network: nn.Module) -> tuple[list[Weight], dict[str, str]]:
 
     An expanded layer has the weight that its factors make, or, with activations between them, one for each. Layers of a
     stack are NAME.0, NAME.1, ... A parametrised layer (weight_norm, orthogonal, ...) has the weight that it runs with.
-    Query, key and value that one matrix makes are one layer: attn.qkv, or attn.in_proj in torch's attention.
+    Query, key and value that one matrix makes are one layer: attn.qkv, or attn.in_proj in torch's attention; where they
+    have matrices of their own there, attn.q_proj, attn.k_proj and attn.v_proj.
     """
     found, others = [], {}
     for name, module in _layers("", network):
@@ -66,8 +67,8 @@ def weights_of(network: nn.Module) -> tuple[list[Weight], dict[str, str]]:
 
 def _is_inner(module: nn.Module, label: str, parameter: Tensor) -> bool:
     """Whether it is the weight of a linear layer within attention: of torch's as one module, or an argument of ours."""
-    packed = isinstance(module, nn.MultiheadAttention) and label == "in_proj_weight"
-    return packed or (type(module) is nn.Module and label == "weight" and parameter.ndim == 2)
+    within = isinstance(module, nn.MultiheadAttention) and label.endswith("_proj_weight")
+    return within or (type(module) is nn.Module and label == "weight" and parameter.ndim == 2)
 
 
 def weights_in(state: Mapping[str, Tensor]) -> tuple[list[Weight], dict[str, str]]:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from compresskit.errors import RecipeError
 from compresskit.graph.layers.grouped_stack import GroupedStack
-from compresskit.graph.weights import weights_of
+from compresskit.graph.weights import parameter_of, weights_of
 from compresskit.numerics.spectra.rate_maps import Map, Noise, disturbed, factors
 from compresskit.options import option
 from compresskit.passes.spectra.options import Estimator, Null, Spectra
@@ -72,17 +72,21 @@ def owners(network: fx.GraphModule) -> dict[nn.Parameter, str]:
                 f"layerwise_rates: {name} holds {module.layers} layers in one; train them with layout: masked"
             )
     layers = [weight.name for weight in weights_of(network)[0]]
+    weights = {parameter_of(network, layer): layer for layer in layers}
     found: dict[nn.Parameter, str] = {}
     for name, parameter in network.named_parameters():
-        own = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
+        own = weights.get(name) or next((layer for layer in layers if name.startswith(f"{layer}.")), None)
+        path, _, label = name.rpartition(".")
+        if own is None and label == "in_proj_bias":  # of query, key and value, which may have three matrices
+            own = next(iter(_within(path, layers)), None)
         if own is not None:
             found[parameter] = own
-    for node in network.graph.nodes:
-        if node.op == "call_module" and node.target not in layers:
-            near = _near(node, layers, lambda n: n.all_input_nodes) or _near(node, layers, lambda n: list(n.users))
-            for parameter in network.get_submodule(node.target).parameters():
-                if near is not None:
-                    found.setdefault(parameter, near)
+    nodes = [node for node in network.graph.nodes if node.op == "call_module"]
+    for node in nodes:
+        near = _near(node, layers, lambda n: n.all_input_nodes, -1) or _near(node, layers, lambda n: list(n.users), 0)
+        for parameter in network.get_submodule(node.target).parameters():
+            if near is not None:
+                found.setdefault(parameter, near)
     return found
 
 
@@ -137,11 +141,26 @@ class LayerRates:
         return values, dict(zip(values, shares.tolist(), strict=True))
 
 
-def _near(start: fx.Node, layers: Sequence[str], step: Callable[[fx.Node], Sequence[fx.Node]]) -> str | None:
-    """The layer that a way without forks leads to."""
+def _near(
+    start: fx.Node, layers: Sequence[str], step: Callable[[fx.Node], Sequence[fx.Node]], place: int
+) -> str | None:
+    """The layer that a way without forks leads to; of several in one call, that at `place`, in their order."""
     nodes = step(start)
     while len(nodes) == 1:
-        if nodes[0].op == "call_module" and nodes[0].target in layers:
-            return str(nodes[0].target)
+        if inside := _layers_of(nodes[0], layers):
+            return inside[place]
         nodes = step(nodes[0])
     return None
+
+
+def _layers_of(node: fx.Node, layers: Sequence[str]) -> list[str]:
+    """The layers whose weights a call multiplies by: a layer's own, or those within attention, or arguments."""
+    read = [f"{source.target}".removesuffix(".weight") for source in node.all_input_nodes if source.op == "get_attr"]
+    if node.op == "call_module":
+        read = [*read, str(node.target)]
+    own = [name for name in read if name in layers]
+    return own or [layer for name in read for layer in _within(name, layers)]
+
+
+def _within(module: str, layers: Sequence[str]) -> list[str]:
+    return [layer for layer in layers if layer.rpartition(".")[0] == module]

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import fx, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 
+from compresskit.graph.trace import trace
 from compresskit.graph.weights import weights_of
 from compresskit.passes.spectra.weights import spectra
 from compresskit.training.layer_rates import LayerRates, LayerwiseRates, owners
-from compresskit.training.optimizers import SGD
+from compresskit.training.optimizers import SGD, parameter_groups
 from compresskit.training.schedules import Step
 from compresskit.training.seeds import epoch_seed
 
@@ -152,3 +154,58 @@ def test_an_orthogonal_layer_keeps_the_schedules_rate(tiny, tmp_path):
     first = optimizer.param_groups[0]
     assert math.isnan(first["metric"])
     assert first["factor"] == 1.0
+
+
+class Block(nn.Module):
+    """Attention as one module, in windows, and a layer whose weight is an argument, each behind a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(8), nn.LayerNorm(8), nn.LayerNorm(8)
+        self.one = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.cross = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+        self.windows, self.called = ShiftedWindowAttention(8, [2, 2], [0, 0], 2), nn.Linear(8, 8)
+        self.last = nn.RMSNorm(8)
+
+    def forward(self, x):
+        y = self.norm1(x.flatten(1, 2))
+        x = x + self.one(y, y, y)[0].unflatten(1, (4, 4))
+        x = x + self.windows(self.norm2(x))
+        y = nn.functional.linear(self.norm3(x), self.called.weight, self.called.bias)
+        z = y.flatten(1, 2)
+        return self.last(self.cross(z, z[..., :6], z[..., :6])[0])
+
+
+def test_attention_as_one_module_has_layers_of_its_own():
+    net = trace(Block())
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    found = {names[parameter]: layer for parameter, layer in owners(net).items()}
+    found.pop("windows.relative_position_bias_table", None)
+    assert found == {
+        **dict.fromkeys(("norm1.weight", "norm1.bias", "one.in_proj_weight", "one.in_proj_bias"), "one.in_proj"),
+        **dict.fromkeys(("one.out_proj.weight", "one.out_proj.bias"), "one.out_proj"),
+        **dict.fromkeys(("norm2.weight", "norm2.bias", "windows.qkv.weight", "windows.qkv.bias"), "windows.qkv"),
+        **dict.fromkeys(("windows.proj.weight", "windows.proj.bias"), "windows.proj"),
+        **dict.fromkeys(("norm3.weight", "norm3.bias", "called.weight", "called.bias"), "called"),
+        **{f"cross.{part}_proj_weight": f"cross.{part}_proj" for part in "qkv"},
+        "cross.in_proj_bias": "cross.q_proj",
+        **dict.fromkeys(("cross.out_proj.weight", "cross.out_proj.bias", "last.weight"), "cross.out_proj"),
+    }
+    assert set(found.values()) <= {weight.name for weight in weights_of(net)[0]}
+
+
+def test_the_rate_of_a_layer_within_attention_is_its_own():
+    torch.manual_seed(0)
+    net = trace(Block())
+    optimizer = SGD(lr=0.1)(parameter_groups(net, decay_bias_and_norm=True, owners=owners(net)))
+    LayerRates(net, rates(), 0.0).measure(optimizer, 0, 0.1, 0, torch.device("cpu"))
+    rows, _ = spectra(weights_of(net)[0], rates().spectra)
+    measured = {row.name: row.stable_rank for row in rows}
+    for group in optimizer.param_groups:
+        expected = (
+            len(measured) * measured[group["layer"]] / sum(measured.values()) if group["layer"] in measured else 1
+        )
+        assert group["factor"] == pytest.approx(expected, rel=1e-6)
+    layers = {group["layer"] for group in optimizer.param_groups}
+    assert measured.keys() <= layers
+    assert {"one.in_proj", "one.out_proj"} <= measured.keys()

@@ -11,6 +11,7 @@ from compresskit.errors import RecipeError, within
 from compresskit.graph.channels.kept import kept_norms
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.operations import NORMS
+from compresskit.passes.prune.groups import PACKED
 from compresskit.passes.reconstruct.chaining import Draft, Gather
 from compresskit.passes.reconstruct.readers import find_readers, static_site
 from compresskit.passes.reconstruct.refitted import with_layers
@@ -44,6 +45,7 @@ def repair(
     """
     touched = [layer for layer, atoms in channels.reads.items() if not bool(alive[atoms].all())]
     readers, skipped = find_readers(network, channels, input_shape, touched)
+    skipped |= _arguments(network, channels, alive)
     known = {} if chained else gather(network, [reader.request for reader in readers.values()], None)
     draft = Draft()
     for reader in readers.values():
@@ -60,6 +62,21 @@ def repair(
         name: layer.error / layer.variance if layer.variance > 0 else 0.0 for name, layer in draft.layers.items()
     }
     return Repair(with_layers(network, draft.layers), unexplained, skipped)
+
+
+def _arguments(network: fx.GraphModule, channels: Channels, alive: Tensor) -> dict[str, str]:
+    """Weights of no layer that read what is cut, and why they are not solved."""
+    layers, found = {f"{layer}.weight" for layer in channels.reads}, {}
+    for name, dim in channels.blinding:
+        if name.endswith(PACKED) and dim == 1:
+            reason = "attention as one module has no moments of what is within"
+        elif name in layers or name.endswith(PACKED) or network.get_parameter(name).ndim < 2:
+            continue
+        else:
+            reason = "its weight is an argument of a call, which has no moments"
+        if not bool(alive[channels.slots[name, dim]].all()):
+            found[name.removesuffix("_weight").removesuffix(".weight")] = reason
+    return found
 
 
 def blind(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphModule:

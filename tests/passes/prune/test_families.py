@@ -7,6 +7,7 @@ from torch import nn
 from compresskit.errors import RecipeError
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.plain import plain_layers
+from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.counting import count
 from compresskit.graph.trace import trace
 from compresskit.graph.weights import weights_of
@@ -28,14 +29,15 @@ def batches(name: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(part, torch.arange(len(part)) % 5) for part in x.split(20)]
 
 
-def network_of(name: str):
+def network_of(name: str, plain: bool = True):
     torch.manual_seed(0)
     shape = tuple(image(name).shape[1:])
     net = IMAGES[name]().eval()
     for parameter in net.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.3)
-    return plain_layers(trace(net, shape), shape)[0], shape
+    network = trace(net, shape)
+    return plain_layers(network, shape)[0] if plain else network, shape
 
 
 def data_of(name: str) -> Data:
@@ -111,3 +113,36 @@ def test_weights_inside_attention_are_layers():
     names = [weight.name for weight in weights_of(network)[0]]
     assert any(name.endswith("in_proj") for name in names)
     assert not any("in_proj" in name for name in weights_of(network)[1])
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_was_not_solved_is_named(name, plain):
+    """Each weight that lost inputs: of a layer, within attention, or an argument of a call."""
+    network, shape = network_of(name, plain)
+    channels = find_channels(network, shape)
+    alive = torch.ones(channels.n_atoms, dtype=torch.bool)
+    alive[[atom for atom in range(channels.n_atoms) if atom not in channels.frozen][::3]] = False
+    found = repair(network, channels, alive, gather_from(batches(name)), shape, chained=False)
+    read = {}
+    for tensor, dim in channels.blinding:
+        if network.get_parameter(tensor).ndim > 1 and not bool(alive[channels.slots[tensor, dim]].all()):
+            read[tensor.removesuffix("weight").rstrip("._")] = dim
+    assert read
+    assert read.keys() == found.unexplained.keys() | found.skipped.keys()
+    assert not found.unexplained.keys() & found.skipped.keys()
+
+
+def test_reasons_why_layers_are_not_solved():
+    for name, expected in {
+        "swin": ("features.1.0.attn.qkv", "its weight is an argument of a call, which has no moments"),
+        "unet": ("up1", "moments of ConvTranspose2d are not there yet"),
+        "llama": ("matrix", "its weight is an argument of a call, which has no moments"),
+        "multihead": ("own.in_proj", "attention as one module has no moments of what is within"),
+    }.items():
+        network, shape = network_of(name, plain=False)
+        channels = find_channels(network, shape)
+        alive = torch.ones(channels.n_atoms, dtype=torch.bool)
+        alive[[atom for atom in range(channels.n_atoms) if atom not in channels.frozen][::3]] = False
+        found = repair(network, channels, alive, gather_from(batches(name)), shape, chained=True)
+        assert expected in found.skipped.items()

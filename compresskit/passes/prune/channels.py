@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -22,6 +21,7 @@ from compresskit.passes.prune.criteria import CRITERIA, Scored, atom_scores
 from compresskit.passes.prune.gradients import mean_gradients
 from compresskit.passes.prune.groups import Group, find_groups
 from compresskit.passes.prune.options import Prune, PruneTarget
+from compresskit.passes.prune.reach import reach_by_kind, smallest
 from compresskit.passes.prune.repair import estimate_norms, repair
 from compresskit.passes.prune.responses import Responses
 from compresskit.passes.prune.sizes import CutSizes
@@ -81,7 +81,7 @@ class Pruner:
                 f"prune.target.{goal}: {self.asked:,.6g} was asked for; what can be reached lies from "
                 f"{self.least:,.6g} ({self.least / self.whole:.1%}: min_channels of every layer that can be pruned) to "
                 f"{self.whole:,.6g}; ask for a value in between, or lower min_channels and round_to"
-                f"{self._others()}"
+                f"{self._others(input_shape)}"
             )
 
     def _chosen(self) -> tuple[list[Group], dict[str, str]]:
@@ -98,17 +98,20 @@ class Pruner:
                 break
         return self.groups, self.skipped
 
-    def _others(self) -> str:
-        """What to do where kinds of groups were left out by name."""
-        named = self._options.groups
+    def _others(self, input_shape: tuple[int, ...]) -> str:
+        """What kinds of groups can reach that were not named, in words."""
+        if self.asked >= self.whole:
+            return ""
+        found = reach_by_kind(self._network, self._options, input_shape)
+        if self._options.groups == "auto":
+            return f"; by kinds of groups, {found}" if found else ""
         there = {self.channels.kinds[atom] for atom in range(self.channels.n_atoms) if atom not in self.channels.frozen}
-        others = sorted(there - set(named)) if named != "auto" else []
-        return f", or name more in prune.groups: {', '.join(others)}" if others else ""
+        found = found or ", ".join(sorted(there - set(self._options.groups)))
+        return f", or name more in prune.groups: {found}" if found else ""
 
     def _smallest(self, ratio: float) -> float:
         """The size with this share of every group gone."""
-        order = [torch.arange(len(group.atoms)) for group in self.groups]
-        return self._size(self._alive(order, self._counts(np.full(len(self.groups), ratio))))
+        return smallest(self._size, self.channels.n_atoms, self.groups, self._options, ratio)
 
     def prune(self, data: Data, seed: int) -> Pruned:
         """Chooses what goes; the network stays as it is. Raises RecipeError where a criterion has nothing to read."""

@@ -1,5 +1,7 @@
 """Every criterion and budget on every family of nets: what goes, and the repair of what is left."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from compresskit.passes.prune.budgets import BUDGETS
 from compresskit.passes.prune.channels import Data, Pruner
 from compresskit.passes.prune.criteria import CRITERIA
 from compresskit.passes.prune.gradients import mean_gradients
+from compresskit.passes.prune.groups import find_groups
 from compresskit.passes.prune.options import Prune, PruneTarget
 from compresskit.passes.prune.repair import repair
 from compresskit.passes.prune.responses import responses
@@ -146,3 +149,43 @@ def test_reasons_why_layers_are_not_solved():
         alive[[atom for atom in range(channels.n_atoms) if atom not in channels.frozen][::3]] = False
         found = repair(network, channels, alive, gather_from(batches(name)), shape, chained=True)
         assert expected in found.skipped.items()
+
+
+def reached(message: str) -> dict[tuple[str, ...], float]:
+    """By the kinds that go, the share that the message says is left."""
+    found = {}
+    for sequence in message.split("; or "):
+        kinds: tuple[str, ...] = ()
+        for names, share in re.findall(
+            r"((?:hidden|width|heads|head-dim|channels|and| )+?)(?: reaches)? ([\d.]+)%", sequence
+        ):
+            kinds += tuple(names.replace(" and ", " ").split())
+            found[kinds] = float(share) / 100
+    return found
+
+
+@pytest.mark.parametrize("goal", ["macs", "params"])
+@pytest.mark.parametrize("groups", [("hidden",), ("heads",), ("width", "hidden"), "auto"])
+def test_a_target_out_of_reach_says_what_kinds_reach(groups, goal):
+    """As counted on networks that are cut so far."""
+    network, shape = network_of("vit")
+    with pytest.raises(RecipeError, match="kinds of groups|name more in prune.groups") as refusal:
+        Pruner(network, Prune(target=PruneTarget(**{goal: 1}), groups=groups), shape)
+    found = reached(str(refusal.value).partition("lower min_channels and round_to")[2])
+    assert len(found) == (
+        3 if len(groups) < 3 and groups != ("hidden",) else 5
+    )  # what starts two sequences counts once
+    for kinds, share in found.items():
+        channels = find_channels(network, shape, "whole" if "heads" in kinds else "positions")
+        alive = torch.ones(channels.n_atoms, dtype=torch.bool)
+        for group in find_groups(network, channels, ["re:.*"], kinds)[0]:
+            alive[group.atoms[1:]] = False
+        counts = [count(net, shape) for net in (cut(network, channels, alive), network)]
+        small, whole = (found.macs if goal == "macs" else found.parameters for found in counts)
+        assert share == pytest.approx(small / whole, abs=6e-4)
+
+
+def test_a_net_of_one_kind_has_no_others_to_name():
+    network = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)))
+    with pytest.raises(RecipeError, match="lower min_channels and round_to$"):
+        Pruner(network, Prune(target=PruneTarget(macs=1)), (3, 8, 8))

@@ -7,7 +7,9 @@ from torch import Tensor, fx, nn
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.kept import kept_norms
 from compresskit.graph.channels.walk import find_channels
+from compresskit.graph.format.table import from_table, to_table
 from compresskit.graph.trace import trace
+from compresskit.storage.moment_cache import fingerprint
 from tests.graph.channels import families
 from tests.graph.channels.law import check_law, random_alive, randomised
 
@@ -124,3 +126,17 @@ def test_tied_tensors_stay_tied():
     assert smaller.head.weight is smaller.embed.weight
     assert smaller.head.weight.shape == (7, 4)
     assert smaller.embed.embedding_dim == smaller.head.in_features == 4
+
+
+@pytest.mark.parametrize("kind", [families.ViT, families.ConvNeXt, families.Windows, families.Grouped, families.Llama])
+def test_it_is_a_network_as_files_and_caches_know_them(kind):
+    torch.manual_seed(0)
+    shape = (3, 6, 6) if kind is families.Grouped else (3, 8, 8)
+    network = trace(randomised(kind()), shape)
+    channels = find_channels(network, shape)
+    kept = kept_norms(network, channels, random_alive(channels, 0))
+    table = to_table(kept)
+    again, x = from_table(table), torch.randn(2, *shape, dtype=torch.float64)
+    again.load_state_dict(kept.state_dict(), assign=True)
+    torch.testing.assert_close(again(x), kept(x))
+    assert fingerprint(kept) != fingerprint(kept_norms(network, channels, random_alive(channels, 1)))

@@ -1,9 +1,11 @@
-"""A network of full size that computes what a cut one does: it does not see what is dead."""
+"""Networks of full size that compute what a cut one does: they do not see what is dead."""
 
 import copy
+from collections.abc import Container
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from compresskit.graph.channels.resize import resize_norm, take
 from compresskit.graph.channels.walk import Channels
@@ -78,3 +80,67 @@ def _held(network: fx.GraphModule, name: str, tensor: Tensor) -> fx.Node:
         name += "_"
     network.register_buffer(name, tensor.to(next(network.parameters()).device))
     return network.graph.get_attr(name)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Two networks in one. whole, kept: by node of each, the name that it has in `network`."""
+
+    network: fx.GraphModule
+    whole: dict[str, str]
+    kept: dict[str, str]
+
+
+def beside(network: fx.GraphModule, channels: Channels, alive: Tensor, solved: Container[str]) -> Beside:
+    """The whole network, and beside it one that does not see what is dead, in which the layers `solved` give what they
+    give in the whole one: there each of them reads what it will read if all others are solved without an error.
+
+    A node that has one value in both is there once. It shares tensors with `network`.
+    """
+    blind, root, graph = kept_norms(network, channels, alive), nn.Module(), fx.Graph()
+    root.add_module("whole", network)
+    root.add_module("kept", blind)
+    before = network.state_dict()
+    changed = {name for name, tensor in blind.state_dict().items() if not _is_equal(tensor, before.get(name))}
+    whole, kept = dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
+    *own, output = network.graph.nodes
+    for node in own:
+        whole[node] = _under("whole", graph, node, whole)
+    twins = {node.name: copy for node, copy in whole.items()}
+    for node in list(blind.graph.nodes)[:-1]:
+        twin = twins.get(node.name)
+        if twin is None or not (_is_forced(node, solved) or _is_same(node, twin, kept, twins, changed)):
+            kept[node] = _under("kept", graph, node, kept)
+        else:
+            kept[node] = twin
+    graph.node_copy(output, whole.__getitem__)
+    names = ({node.name: copy.name for node, copy in copies.items()} for copies in (whole, kept))
+    return Beside(fx.GraphModule(root, graph), *names)
+
+
+def _is_forced(node: fx.Node, solved: Container[str]) -> bool:
+    """Whether it has the value of the whole network whatever it reads."""
+    return node.op == "placeholder" or (node.op == "call_module" and node.target in solved)
+
+
+def _is_same(
+    node: fx.Node, twin: fx.Node, kept: dict[fx.Node, fx.Node], twins: dict[str, fx.Node], changed: set[str]
+) -> bool:
+    """Whether it computes what its twin does, of the same. changed: names of tensors."""
+    target = node.target
+    if node.op in ("call_module", "get_attr"):
+        if any(f"{name}.".startswith(f"{target}.") for name in changed):
+            return False
+        target = f"whole.{target}"
+    return target == twin.target and all(kept[one] is twins.get(one.name) for one in node.all_input_nodes)
+
+
+def _is_equal(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and tensor.shape == other.shape and torch.equal(tensor, other)
+
+
+def _under(prefix: str, graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
+    copy = graph.node_copy(node, copies.__getitem__)
+    if node.op in ("call_module", "get_attr"):
+        copy.target = f"{prefix}.{node.target}"
+    return copy

@@ -1,6 +1,6 @@
 """Repair of a network that lost channels: layers behind the cut solved again, batch norms estimated again."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.errors import RecipeError, within
-from compresskit.graph.channels.kept import kept_norms
+from compresskit.graph.channels.kept import beside, kept_norms
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.operations import NORMS
+from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.prune.groups import PACKED
 from compresskit.passes.reconstruct.chaining import Draft, Gather
-from compresskit.passes.reconstruct.readers import find_readers, static_site
+from compresskit.passes.reconstruct.readers import Reader, find_readers, static_site
 from compresskit.passes.reconstruct.refitted import with_layers
 from compresskit.passes.reconstruct.selection import Choice, Curve
 
@@ -39,14 +40,15 @@ def repair(
 ) -> Repair:
     """Weights of the layers that read what is cut, by least squares on the channels left, for their own old outputs.
 
-    chained: one after another, from what the layers before give once they are repaired; else all at once, from the
-    original's activations. Moments are centred, so the constant part of what is cut goes into the bias.
+    chained: one after another, from what the layers before give once they are repaired; else all at once, from what
+    they will read if the others give their old outputs: the original's activations, but where norms or attention sum
+    over what is cut. Moments are centred, so the constant part of what is cut goes into the bias.
     alive: (n_atoms,) bool.
     """
     touched = [layer for layer, atoms in channels.reads.items() if not bool(alive[atoms].all())]
     readers, skipped = find_readers(network, channels, input_shape, touched)
     skipped |= _arguments(network, channels, alive)
-    known = {} if chained else gather(network, [reader.request for reader in readers.values()], None)
+    known = {} if chained else _original(network, channels, alive, gather, readers)
     draft = Draft()
     for reader in readers.values():
         moments = known
@@ -62,6 +64,18 @@ def repair(
         name: layer.error / layer.variance if layer.variance > 0 else 0.0 for name, layer in draft.layers.items()
     }
     return Repair(with_layers(network, draft.layers), unexplained, skipped)
+
+
+def _original(
+    network: fx.GraphModule, channels: Channels, alive: Tensor, gather: Gather, readers: Mapping[str, Reader]
+) -> dict[str, Moments]:
+    """Moments of what each layer reads in the cut network, if all others give the outputs that they had."""
+    both = beside(network, channels, alive, readers)
+    requests = [reader.request for reader in readers.values()]
+    if all(both.kept[request.source] == both.whole[request.source] for request in requests):
+        return gather(network, requests, None)
+    there = [replace(one, source=both.kept[one.source], target=both.whole[one.target]) for one in requests]
+    return gather(both.network, there, None)
 
 
 def _arguments(network: fx.GraphModule, channels: Channels, alive: Tensor) -> dict[str, str]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.graph.channels.cut import cut
-from compresskit.graph.channels.kept import kept_norms
+from compresskit.graph.channels.kept import beside, kept_norms
 from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.format.table import from_table, to_table
 from compresskit.graph.trace import trace
@@ -140,3 +140,41 @@ def test_it_is_a_network_as_files_and_caches_know_them(kind):
     again.load_state_dict(kept.state_dict(), assign=True)
     torch.testing.assert_close(again(x), kept(x))
     assert fingerprint(kept) != fingerprint(kept_norms(network, channels, random_alive(channels, 1)))
+
+
+class Forced(fx.Interpreter):
+    """Gives some layers the outputs that they have elsewhere."""
+
+    def __init__(self, network: fx.GraphModule, outputs: dict[str, Tensor]) -> None:
+        super().__init__(network)
+        self.outputs, self.found = outputs, {}
+
+    def run_node(self, n: fx.Node):
+        self.found[n.name] = self.outputs[n.name] if n.name in self.outputs else super().run_node(n)
+        return self.found[n.name]
+
+
+@pytest.mark.parametrize("kind", [families.ViT, families.ConvNeXt, families.UNet, families.Llama, families.Windows])
+@pytest.mark.parametrize("gone", ["nothing", "much"])
+def test_the_kept_network_beside_the_whole_one(kind, gone):
+    """Where the layers that are solved give what they gave; the others, such as transposed convolutions, do not."""
+    torch.manual_seed(0)
+    network, x = trace(randomised(kind()), (3, 8, 8)), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    channels = find_channels(network, (3, 8, 8))
+    alive = torch.ones(channels.n_atoms, dtype=torch.bool) if gone == "nothing" else random_alive(channels, 0)
+    called = {str(n.target): n.name for n in network.graph.nodes if n.op == "call_module"}
+    solved = {name for name in channels.reads if isinstance(network.get_submodule(name), nn.Linear | nn.Conv2d)}
+    found = beside(network, channels, alive, solved)
+    whole, here = values(network, x), values(found.network, x)
+    forced = Forced(
+        kept_norms(network, channels, alive), {called[name]: whole[called[name]] for name in solved & set(called)}
+    )
+    with torch.no_grad():
+        forced.run(x)
+    for node in network.graph.nodes:
+        if node.op not in ("output", "get_attr") and isinstance(whole[node.name], Tensor):
+            torch.testing.assert_close(here[found.whole[node.name]], whole[node.name])
+            torch.testing.assert_close(here[found.kept[node.name]], forced.found[node.name])
+    again = {name for name, own in found.kept.items() if own != found.whole.get(name)}
+    assert again if gone == "much" else not again
+    assert fingerprint(found.network)

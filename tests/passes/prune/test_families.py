@@ -89,6 +89,24 @@ def test_repair_is_nearer_to_what_the_net_did(name, chained):
     assert found.unexplained
 
 
+WIDE = ["vit", "vit with norms of query and key", "windows", "swin", "swin v2", "convnext", "mixer"]
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("name", WIDE)
+def test_repair_of_widths_is_nearer_by_far(name, chained):
+    """Layers behind norms are solved for what these give over the channels that stay: else they are scaled wrongly."""
+    network, shape = network_of(name)
+    pruner = Pruner(network, Prune(target=PruneTarget(macs="65%"), groups=("width", "hidden", "head-dim")), shape)
+    pruned = pruner.prune(data_of(name), 0)
+    found = repair(network, pruned.channels, pruned.alive, gather_from(batches(name)), shape, chained=chained)
+    x = torch.cat([x for x, _ in batches(name)])
+    with torch.no_grad():
+        whole, bare = network(x), cut(network, pruned.channels, pruned.alive)(x)
+        repaired = cut(found.network, pruned.channels, pruned.alive)(x)
+    assert (repaired - whole).square().mean() < 0.7 * (bare - whole).square().mean()
+
+
 @pytest.mark.parametrize("name", ["vit", "multihead", "llama"])
 def test_kinds_are_taken_in_turn(name):
     network, shape = network_of(name)

@@ -142,18 +142,35 @@ def _options(node: fx.Node, weight: Tensor) -> dict[str, Any]:
 
 
 def _path(network: fx.GraphModule, node: fx.Node, weight: fx.Node) -> str:
-    """Where the parameter lies that the weight is made of, if no module is called there, or a new name."""
+    """Where the parameter lies that the weight is made of, if nothing else there is called or read, or a new name."""
     source = weight
     while source.op != "get_attr":
         source = source.all_input_nodes[0]
     home = str(source.target).rpartition(".")[0]
-    taken = any(n.op == "call_module" and f"{n.target}.".startswith(f"{home}.") for n in network.graph.nodes)
+    there = [n for n in network.graph.nodes if f"{n.target}.".startswith(f"{home}.")]
+    taken = any(n.op == "call_module" or (n.op == "get_attr" and _readers(network, n) != {node}) for n in there)
     if home and not taken:
         return home
     path = f"{node.meta.get('scope', '')}.{node.name}".removeprefix(".")
     while path in dict(network.named_modules()):
         path += "_"
     return path
+
+
+def _readers(network: fx.GraphModule, tensor: fx.Node) -> set[fx.Node]:
+    """What reads a tensor of the network, or what is computed of such tensors alone, next to activations. All nodes
+    that read the tensor count."""
+    made = _from_parameters(network)
+    seen = {n for n in network.graph.nodes if n.op == "get_attr" and n.target == tensor.target}
+    pending, found = list(seen), set[fx.Node]()
+    while pending:
+        for user in pending.pop().users:
+            if user in made and user not in seen:
+                seen.add(user)
+                pending.append(user)
+            elif user not in made:
+                found.add(user)
+    return found
 
 
 def _put_table(network: fx.GraphModule, node: fx.Node, value: Tensor) -> str:

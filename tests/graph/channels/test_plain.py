@@ -78,3 +78,27 @@ def test_attention_as_one_module_is_written_out():
     assert not any(isinstance(module, nn.MultiheadAttention) for module in plain.modules())
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(plain(x), network(x), rtol=1e-5, atol=1e-6)
+
+
+class Several(nn.Module):
+    """Two computed weights in one module, and a parameter that activations meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.other = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 8))
+        self.scale = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        x = F.linear(x, self.weight / self.weight.norm()) * self.scale
+        return F.linear(x, self.other / self.weight.norm())
+
+
+def test_a_module_with_more_than_a_layer_keeps_the_rest():
+    torch.manual_seed(0)
+    network = trace(nn.Sequential(Several(), nn.ReLU(), nn.Linear(8, 3)), (8,))
+    plain, names = plain_weights(network)
+    assert len(set(names)) == 2
+    x = torch.randn(4, 8)
+    assert torch.equal(plain(x), network(x))
+    assert "0.scale" in dict(plain.named_parameters())
+    from_table(to_table(plain))

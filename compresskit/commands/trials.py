@@ -96,8 +96,9 @@ def plain_parent(current: Session, trial: int) -> Start:
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         current.progress.note(
-            "weights that forward computes, and those inside attention as one module, became those of plain layers, so "
-            f"that channels may go: {', '.join(changed[:3])}{more}; retraining trains them as they are"
+            "weights that forward computes or has as arguments, and those inside attention as one module, became those "
+            f"of plain layers, so that channels may go: {', '.join(changed[:3])}{more}; retraining trains them as they "
+            "are"
         )
     return replace(start, network=network)
 

@@ -2,6 +2,7 @@
 attention as one module, and weights that forward computes of parameters, as standardised convolutions do."""
 
 import copy
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ from torch.nn import functional as F
 
 from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.channels.write_out import write_out
+from compresskit.graph.format.table import shared_names
 from compresskit.graph.operations import called
 
 _LAYERS: dict[str, type[nn.Module]] = {
     "linear": nn.Linear,
     **{f"conv{n}d": getattr(nn, f"Conv{n}d") for n in (1, 2, 3)},
 }
+_PRODUCTS = {"matmul": (1,), "addmm": (2, 0)}  # places of weight (in, out) and bias
 _RESAMPLED = frozenset({"interpolate"})  # position embeddings, for another size
 
 
@@ -45,13 +48,17 @@ def _is_attention(network: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def plain_weights(network: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
-    """A copy in which no layer computes its weight, and the names of what changed; the network itself if nothing does.
+    """A copy in which no layer computes its weight or has it as an argument, and the names of what changed; the network
+    itself if nothing does.
 
     Computed are weights and biases of convolutions and linear layers, and resampled tables, that depend on parameters
-    alone. The copy gives the same outputs in eval mode; trained further, it trains the weights as they are.
+    alone. Products with a parameter (in, out) become linear layers, too. The copy gives the same outputs in eval mode,
+    but for the rounding of these products; trained further, it trains the weights as they are.
     """
     made = _from_parameters(network)
-    found = [node for node in network.graph.nodes if _is_layer(node) and any(s in made for s in _weights(node))]
+    shared = shared_names(network)
+    layers = [node for node in network.graph.nodes if node not in made and _weights(node)]
+    found = [n for n in layers if _computes(n, made) or _is_alone(network, n, shared)]
     tables = [node for node in network.graph.nodes if node in made and _is_resampled(node, made)]
     if not found and not tables:
         return network, []
@@ -90,13 +97,35 @@ def _from_parameters(network: fx.GraphModule) -> set[fx.Node]:
     return made
 
 
-def _is_layer(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target in _FUNCTIONS
-
-
 def _weights(node: fx.Node) -> list[fx.Node]:
-    given = [*node.args[1:3], node.kwargs.get("weight"), node.kwargs.get("bias")]
+    """Weight and bias of a call that is a layer; none of others."""
+    if node.op == "call_function" and node.target in _FUNCTIONS:
+        given = [*node.args[1:3], node.kwargs.get("weight"), node.kwargs.get("bias")]
+    elif called(node) in _PRODUCTS and not node.kwargs:
+        given = [node.args[place] for place in _PRODUCTS[called(node)]]
+    else:
+        return []
     return [source for source in given if isinstance(source, fx.Node)]
+
+
+def _computes(node: fx.Node, made: set[fx.Node]) -> bool:
+    return called(node) not in _PRODUCTS and any(source in made for source in _weights(node))
+
+
+def _is_alone(network: fx.GraphModule, node: fx.Node, shared: Container[str]) -> bool:
+    """Whether a call reads parameters as its weight and bias that nothing else does."""
+    for source in (sources := _weights(node)):
+        if source.op != "get_attr" or source.target in shared or _readers(network, source) != {node}:
+            return False
+    weight, *bias = (_tensor(network, str(source.target)) for source in sources)
+    if not all(isinstance(tensor, nn.Parameter) for tensor in (weight, *bias)):
+        return False
+    return (weight.ndim == 2 or called(node) not in _PRODUCTS) and all(tensor.ndim == 1 for tensor in bias)
+
+
+def _tensor(network: fx.GraphModule, name: str) -> Any:
+    path, _, attribute = name.rpartition(".")
+    return getattr(network.get_submodule(path), attribute)
 
 
 def _is_resampled(node: fx.Node, made: set[fx.Node]) -> bool:
@@ -117,20 +146,22 @@ def _is_resampled(node: fx.Node, made: set[fx.Node]) -> bool:
 def _put_layer(network: fx.GraphModule, node: fx.Node, values: dict[str, Any]) -> str:
     weights = _weights(node)
     tensors = [values[source.name] for source in weights]
+    source = node.args[0]
+    if called(node) in _PRODUCTS:  # of a weight (in, out)
+        tensors[0], source = tensors[0].t(), node.args[_PRODUCTS[called(node)][0] - 1]
     options = _options(node, tensors[0])
-    layer = _LAYERS[called(node)](**options, bias=len(tensors) > 1, device="meta")
+    layer = _LAYERS.get(called(node), nn.Linear)(**options, bias=len(tensors) > 1, device="meta")
     for name, tensor in zip(("weight", "bias"), tensors, strict=False):
-        layer._parameters[name] = nn.Parameter(tensor.detach().clone())
+        layer._parameters[name] = nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))
     path = _path(network, node, weights[0])
     network.add_submodule(path, layer)
-    source = node.args[0]
     node.op, node.target, node.args, node.kwargs = "call_module", path, (source,), {}
     node.meta["scope"] = path.rpartition(".")[0]
     return path
 
 
 def _options(node: fx.Node, weight: Tensor) -> dict[str, Any]:
-    if called(node) == "linear":
+    if weight.ndim == 2:
         return {"in_features": weight.shape[1], "out_features": weight.shape[0]}
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs

@@ -102,3 +102,34 @@ def test_a_module_with_more_than_a_layer_keeps_the_rest():
     assert torch.equal(plain(x), network(x))
     assert "0.scale" in dict(plain.named_parameters())
     from_table(to_table(plain))
+
+
+class Called(nn.Module):
+    """Weights as arguments: of a layer, of products, one that two calls read, and one that several heads share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.product = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(6, 7))
+        self.shift, self.sum = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(7, 6))
+        self.twice, self.stack = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(2, 6, 6))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.relu(F.linear(x, self.free))
+        x = F.relu(x @ self.product)
+        x = F.relu(torch.addmm(self.shift, x, self.sum))
+        x = F.linear(F.relu(F.linear(x, self.twice)), self.twice)
+        return self.head((x @ self.stack).sum(0))
+
+
+def test_weights_that_are_arguments_are_those_of_layers():
+    torch.manual_seed(0)
+    network = trace(Called().double(), (8,))
+    plain, names = plain_weights(network)
+    assert names == ["linear", "matmul", "addmm"]
+    assert [tuple(plain.get_submodule(name).weight.shape) for name in names] == [(6, 8), (7, 6), (6, 7)]
+    x = torch.randn(4, 8, dtype=torch.float64)
+    torch.testing.assert_close(plain(x), network(x))
+    assert {"twice", "stack"} <= set(dict(plain.named_parameters()))
+    assert not {"free", "product", "sum", "shift"} & set(dict(plain.named_parameters()))
+    from_table(to_table(plain))

@@ -73,7 +73,7 @@ class Pruner:
         self.whole = self.now = self._size(everything)
         self.asked = options.target.limit(self.whole)
         self.groups, self.skipped = self._chosen()
-        options.criterion.check(network, self.channels, self.groups)
+        self._check_scores()
         self.least = self._smallest(1.0)
         goal = options.target.goal
         if not self.least <= self.asked < self.whole:
@@ -86,17 +86,34 @@ class Pruner:
 
     def _chosen(self) -> tuple[list[Group], dict[str, str]]:
         """The groups of the kinds that may go. auto: kinds join in the order of `STAGES` until the target leaves a
-        share `ROOM` of every group."""
+        share `ROOM` of every group; those that the criterion has nothing to read of stay."""
         network, options = self._network, self._options
         if options.groups != "auto":
             return find_groups(network, self.channels, options.layers, options.groups)
-        there = {group.kind for group in find_groups(network, self.channels, options.layers)[0]}
-        stages = [stage for stage in STAGES if there & set(stage)]
+        every = find_groups(network, self.channels, options.layers)[0]
+        lacking = options.criterion.lacking(network, self.channels, every)
+        there = {group.kind for group in every if group.name not in lacking}
+        stages = [stage for stage in STAGES if there & set(stage)] or [STAGES[-1]]
         for stage in stages:
-            self.groups, self.skipped = find_groups(network, self.channels, options.layers, stage)
+            groups, self.skipped = find_groups(network, self.channels, options.layers, stage)
+            self.groups = [group for group in groups if group.name not in lacking] or groups
+            self.skipped |= {group.name: lacking[group.name] for group in groups if group not in self.groups}
             if stage == stages[-1] or self._smallest(1 - ROOM) <= self.asked:
                 break
         return self.groups, self.skipped
+
+    def _check_scores(self) -> None:
+        """Raises RecipeError where the criterion has nothing to score channels of the groups by."""
+        lacking = self._options.criterion.lacking(self._network, self.channels, self.groups)
+        if not lacking:
+            return
+        (name, reason), *others = lacking.items()
+        more = f" (and {len(others)} more)" if others else ""
+        whole = sorted({group.kind for group in self.groups} - {g.kind for g in self.groups if g.name in lacking})
+        kinds = f"name prune.groups: [{', '.join(whole)}], " if whole else ""
+        raise RecipeError(
+            f"prune.criterion: {name}{more}: {reason}; leave it out of prune.layers, {kinds}or take magnitude or taylor"
+        )
 
     def _others(self, input_shape: tuple[int, ...]) -> str:
         """What kinds of groups can reach that were not named, in words."""

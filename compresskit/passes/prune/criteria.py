@@ -10,7 +10,7 @@ from annotated_types import Ge
 from torch import Tensor, fx
 
 from compresskit.data.augmentation.augmix import AugMix
-from compresskit.errors import ConvergenceError, RecipeError
+from compresskit.errors import ConvergenceError
 from compresskit.graph.channels.scales import norm_scales, scaled
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.weights import by_filter, filters
@@ -72,21 +72,17 @@ class Worth:
         """(n_atoms,) bool: the channels that it has something to read of; None: all."""
         return None
 
-    def check(self, network: fx.GraphModule, channels: Channels, groups: Sequence[Group]) -> None:
-        """Raises RecipeError where the criterion has nothing to score channels of these groups by."""
-        known = self.has_scores(network, channels)
-        lacking = [group for group in groups if known is not None and not bool(known[group.atoms].all())]
-        if known is None or not lacking:
-            return
-        first = lacking[0]
-        missing, kinds = int((~known[first.atoms]).sum()), {group.kind for group in lacking}
-        some = f"{missing} of {len(first.atoms)} channels of " if missing < len(first.atoms) else ""
-        whole = sorted({group.kind for group in groups} - kinds)
-        raise RecipeError(
-            f"prune.criterion: {self.kind} reads {self.reads}, {some}{first.name} has none behind it"
-            f"{f' (and {len(lacking) - 1} more)' if len(lacking) > 1 else ''}; leave it out of prune.layers, "
-            f"{f'name prune.groups: {whole}, ' if whole else ''}or take magnitude or taylor"
-        )
+    def lacking(self, network: fx.GraphModule, channels: Channels, groups: Sequence[Group]) -> dict[str, str]:
+        """Groups with channels that it has nothing to read of, by name, and what they lack."""
+        found: dict[str, str] = {}
+        if (known := self.has_scores(network, channels)) is None:
+            return found
+        for group in groups:
+            missing = int((~known[group.atoms]).sum())
+            some = f"{missing} of {len(group.atoms)} channels have" if missing < len(group.atoms) else "it has"
+            if missing:
+                found[group.name] = f"{self.kind} reads {self.reads}, and {some} none behind it"
+        return found
 
     def __call__(self, scored: Scored) -> Slots:
         raise NotImplementedError

@@ -171,7 +171,7 @@ def test_refusals(call, recipe, trained, tmp_path):
     )
     refused(call("prune", recipe, "prune.target={}", *source), 2, "prune.target", "give one of params, macs")
     refused(
-        call("prune", recipe, "prune.criterion=norm-scale", *source), 2, "norm-scale reads norms with a scale, conv1"
+        call("prune", recipe, "prune.criterion=norm-scale", *source), 2, "conv1 (and 1 more): norm-scale reads norms"
     )
     refused(call("prune", recipe, "prune.layers=[head]", *source), 2, "no channel can go", "the network's output")
     refused(call("prune", recipe, "prune.steps=3", *source), 2, "prune", "add `retrain`")

@@ -180,8 +180,10 @@ def test_every_criterion_ranks_every_net_that_it_can(net, kind, combine):
     layers = ("stem", "outer", "inner") if kind == "norm-scale" else ("re:.*",)
     options = {"criterion": CRITERIA[kind](), "combine": combine, "layers": layers, "target": PruneTarget(macs="70%")}
     if kind == "norm-scale":
-        with pytest.raises(RecipeError, match="norm-scale reads norms with a scale, wide has none"):
-            pruned(net, **{**options, "layers": ("re:.*",)})
+        with pytest.raises(RecipeError, match="wide: norm-scale reads norms with a scale, and it has none behind it"):
+            pruned(net, **{**options, "layers": ("re:.*",), "groups": ("channels",)})
+        found = pruned(net, **{**options, "layers": ("re:.*",)})  # auto
+        assert found.skipped["wide"] == "norm-scale reads norms with a scale, and it has none behind it"
     one, again = pruned(net, **options), pruned(net, **options)
     assert torch.equal(one.alive, again.alive)
     assert one.got <= one.asked
@@ -615,14 +617,19 @@ def test_norm_scale_reads_every_norm():
 
 def test_channels_that_no_norm_scales_are_said():
     network = trace(Norms(lacking=True)).double()
-    with pytest.raises(RecipeError, match=r"plain \(width\) has none behind it; leave it out of prune.layers, or take"):
+    with pytest.raises(
+        RecipeError, match=r"plain \(width\): .* it has none behind it; leave it out of prune.layers, or"
+    ):
         pruned(network, (3, 8, 8), criterion=NormScale(), groups=("width",))
     network = trace(families.ViT()).double()
-    with pytest.raises(RecipeError, match=r"mlp.fc1 \(hidden\) has none behind it; .* prune.groups: \['width'\], or"):
+    with pytest.raises(RecipeError, match=r"mlp.fc1 \(hidden\): .* none behind it; .* prune.groups: \[width\], or"):
         pruned(network, (3, 8, 8), criterion=NormScale(), groups=("width", "hidden"))
 
 
 def test_augprune_says_what_no_layer_reads():
     network = trace(families.Llama()).double()
-    with pytest.raises(RecipeError, match=r"augprune reads inputs of layers, .* \(head-dim\) has none behind it"):
+    with pytest.raises(RecipeError, match=r"\(head-dim\).*: augprune reads inputs of layers, and it has none"):
         pruned(network, (3, 8, 8), criterion=AugPrune(), groups=("hidden", "head-dim"))
+    found = pruned(network, (3, 8, 8), criterion=AugPrune(), target=PruneTarget(macs="70%"))
+    assert {"hidden", "width"} & {group.kind for group in found.groups}
+    assert all("augprune" in found.skipped[name] for name in found.skipped if "(head-dim)" in name)

@@ -58,7 +58,7 @@ FLOORS = [
     ["numerics.moments"],
     ["numerics"],
     ["distributed", "user_code"],
-    ["options", "errors", "process", "mishaps", "machine", "__init__"],
+    ["options", "errors", "process", "mishaps", "machine", "shapes", "__init__"],
 ]
 HOMES = {
     "typer": ["cli"],

@@ -13,6 +13,7 @@ from compresskit.commands.result import Figure, Format
 from compresskit.graph.counting import count
 from compresskit.graph.masks import Masks, kept
 from compresskit.graph.shapes import evaluating, example
+from compresskit.shapes import Shape
 
 NONZERO, SPARSE = "parameters not masked", "MACs by weights not masked"
 
@@ -35,7 +36,7 @@ class Figures:
 
 def figures(
     network: fx.GraphModule,
-    input_shape: tuple[int, ...],
+    input_shape: Shape,
     metrics: dict[str, float],
     device: torch.device,
     path: Path,
@@ -50,9 +51,7 @@ def figures(
     return Figures(metrics, counts.parameters, parameters, counts.macs, macs, milliseconds, nbytes)
 
 
-def latency(
-    network: fx.GraphModule, input_shape: tuple[int, ...], device: torch.device, batch: int, repeats: int
-) -> float:
+def latency(network: fx.GraphModule, input_shape: Shape, device: torch.device, batch: int, repeats: int) -> float:
     """Median time in milliseconds of a forward pass in eval mode, after three that are not counted."""
     inputs = example(network, input_shape, batch)
     times = []

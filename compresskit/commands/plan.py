@@ -12,7 +12,7 @@ from compresskit.commands.trials import check_room, check_training
 from compresskit.errors import ConvergenceError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import Masks, of_layer
-from compresskit.models.calling import Shape
+from compresskit.shapes import Shape
 from compresskit.training.options import Training
 from compresskit.training.tasks.losses import loss_for
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compresskit.errors import DataError
 from compresskit.options import option
+from compresskit.shapes import Shape
 
 
 class Split(Protocol):
@@ -64,7 +65,7 @@ class DataSet:
     test: Split
     task: str  # "classification", "regression" or "detection"
     outputs: int  # along dimension 1 of what the network returns
-    input_shape: Any  # of one sample: a tuple of sizes; of several inputs, which batches give as a tuple, one of each
+    input_shape: Shape  # of one sample: a tuple of sizes; of several inputs, which batches give as a tuple, one of each
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compresskit.graph.layers.expanded import Expanded
 from compresskit.graph.shapes import example
-from compresskit.models.calling import Shape
+from compresskit.shapes import Shape
 
 
 @dataclass(frozen=True)

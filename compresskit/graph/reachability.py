@@ -21,6 +21,7 @@ from compresskit.graph.operations import (
     called,
 )
 from compresskit.graph.shapes import Interpreter, node_shapes
+from compresskit.shapes import Shape
 
 _WEIGHTED = (*WEIGHTED, GroupedLinear)
 _RESHAPING = frozenset({"flatten", "view", "reshape", "squeeze", "unsqueeze"})
@@ -52,9 +53,7 @@ class Reachability:
         return None
 
 
-def reachability(
-    network: fx.GraphModule, input_shape: tuple[int, ...], masks: Masks, start: str | None = None
-) -> Reachability:
+def reachability(network: fx.GraphModule, input_shape: Shape, masks: Masks, start: str | None = None) -> Reachability:
     """From the inputs of layer `start`; default: of the first layer that has as many outputs as inputs.
 
     A weight is a path if its mask keeps it or, without a mask, if it is not zero.

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.layers.sample_shape import SampleShape
 from compresskit.graph.operations import ELEMENTWISE_MODULES, NORMS, SPATIAL_MODULES, called
-from compresskit.models.calling import Shape, shapes_of
+from compresskit.shapes import Shape, shapes_of
 
 _WHOLE = frozenset({"long", "int", "to"})  # calls that make whole numbers of the input
 _PASSING = _WHOLE | frozenset({"view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", "getitem", "clamp"})

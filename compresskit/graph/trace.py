@@ -17,7 +17,8 @@ from compresskit.graph.doors.symbolic import replace_calls, symbolic, trains_ali
 from compresskit.graph.format.table import to_table
 from compresskit.graph.layers.sample_shape import SampleShape
 from compresskit.graph.shapes import is_part, tokens
-from compresskit.models.calling import Shape, batch_for, names_of, shapes_of, types_for
+from compresskit.models.calling import batch_for, names_of, types_for
+from compresskit.shapes import Shape, shapes_of
 
 _COUNTS = (2, 3)  # samples in the batches that are compared
 

@@ -8,16 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import RecipeError, UnsupportedModelError
+from compresskit.shapes import Shape, shapes_of
 
-Shape = tuple[int, ...] | tuple[tuple[int, ...], ...]  # of one sample: of its one input, or of each of several
 TAKES_TUPLE = "_takes_one_tuple"  # an attribute of modules whose several inputs are one argument
 _MOST = 3  # inputs for which every mixture of numbers and tokens is tried
-
-
-def shapes_of(shape: Shape | Sequence[int] | Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """One for each input."""
-    several = bool(shape) and not isinstance(shape[0], int)
-    return tuple(tuple(one) for one in shape) if several else (tuple(shape),)  # type: ignore[arg-type]
 
 
 def batch_for(module: nn.Module, shape: Shape, types: tuple[torch.dtype, ...], count: int) -> Any:

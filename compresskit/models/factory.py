@@ -6,9 +6,9 @@ from torch import nn
 
 from compresskit import user_code
 from compresskit.errors import RecipeError
-from compresskit.models.calling import Shape
 from compresskit.models.outside import Outside
 from compresskit.options import option
+from compresskit.shapes import Shape
 
 
 @option

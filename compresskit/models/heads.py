@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from compresskit.errors import RecipeError
-from compresskit.models.calling import Shape, batch_for, called, picked, types_for
+from compresskit.models.calling import batch_for, called, picked, types_for
+from compresskit.shapes import Shape
 from compresskit.user_code import said
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

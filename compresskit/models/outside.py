@@ -9,10 +9,11 @@ from typing import Any, Literal
 from torch import nn
 
 from compresskit.errors import RecipeError
-from compresskit.models.calling import Shape, check_fit
+from compresskit.models.calling import check_fit
 from compresskit.models.heads import classifiers, replace_classifiers
 from compresskit.models.weights import load_weights
 from compresskit.options import option
+from compresskit.shapes import Shape
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from typing import Any, Literal
 from torch import nn
 
 from compresskit.errors import RecipeError, ResourceError, near_names
-from compresskit.models.calling import Shape, shapes_of
 from compresskit.models.outside import Outside, check_classes
 from compresskit.options import option
+from compresskit.shapes import Shape, shapes_of
 
 
 @option

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from compresskit.errors import CheckpointError, UnsupportedModelError
 from compresskit.graph.format.rehearsal import rehearse
 from compresskit.graph.format.table import from_table, named_tensors, to_table
-from compresskit.models.calling import Shape
 from compresskit.models.state_dicts import is_plain
+from compresskit.shapes import Shape
 from compresskit.storage import masked
 from compresskit.storage.atomic import write_tensors
 from compresskit.storage.content import check_content

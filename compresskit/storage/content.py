@@ -7,7 +7,7 @@ from annotated_types import Ge, Len
 from pydantic import AllowInfNan, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from compresskit.errors import CheckpointError
-from compresskit.models.calling import shapes_of
+from compresskit.shapes import shapes_of
 
 DEPTH = 40  # of nesting: a recipe in a history takes about ten
 NUMBERS = 2**31  # that one sample may have

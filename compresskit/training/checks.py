@@ -10,7 +10,7 @@ from compresskit.distributed import Group
 from compresskit.errors import RecipeError
 from compresskit.graph.operations import NORMS
 from compresskit.graph.shapes import evaluating, node_shapes, tokens
-from compresskit.models.calling import shapes_of
+from compresskit.shapes import shapes_of
 from compresskit.training.options import Training
 from compresskit.training.tasks.losses import Loss, loss_for
 from compresskit.training.tasks.own import OwnLoss, OwnMetrics, blamed, number

@@ -15,6 +15,7 @@ from compresskit.graph.layers.expanded import Expanded
 from compresskit.graph.shapes import node_shapes
 from compresskit.numerics.distillation import hint, probabilistic_transfer, soft_targets
 from compresskit.options import option
+from compresskit.shapes import Shape
 
 Pair = tuple[str, str]  # a layer of the student, and one of the teacher
 
@@ -97,7 +98,7 @@ class Distiller:
         student: fx.GraphModule,
         teacher: fx.GraphModule,
         options: Distill,
-        input_shape: tuple[int, ...],
+        input_shape: Shape,
         seed: int,
     ) -> None:
         """Raises RecipeError where a layer that is to be compared does not exist, or cannot be."""
@@ -133,7 +134,7 @@ def distiller_for(
     student: fx.GraphModule,
     teacher: fx.GraphModule | None,
     options: Distill | None,
-    input_shape: tuple[int, ...],
+    input_shape: Shape,
     seed: int,
 ) -> Distiller | None:
     """The distiller that the options ask for. Raises ValueError for options without a teacher."""
@@ -177,7 +178,7 @@ def _before_head(network: fx.GraphModule, whose: str) -> str:
 
 
 def _regressors(
-    student: fx.GraphModule, teacher: fx.GraphModule, pairs: Sequence[Pair], input_shape: tuple[int, ...], seed: int
+    student: fx.GraphModule, teacher: fx.GraphModule, pairs: Sequence[Pair], input_shape: Shape, seed: int
 ) -> nn.ModuleList:
     """For each pair what maps the student's channels to the teacher's, drawn from the seed."""
     shapes = node_shapes(student, input_shape), node_shapes(teacher, input_shape)

@@ -6,6 +6,7 @@ from torch import fx
 
 from compresskit.graph.channels.cut import selections
 from compresskit.numerics.selection.encoding import csr_bits, raw_bits, selection_bits
+from compresskit.shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Sizes:
     selections: float
 
 
-def sizes(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Sizes:
+def sizes(network: fx.GraphModule, input_shape: Shape) -> Sizes:
     chosen = sum(selection_bits(inputs, kept) for inputs, kept in selections(network, input_shape))
     parameters = list(network.parameters())
     raw = raw_bits(sum(p.numel() for p in parameters)) + chosen

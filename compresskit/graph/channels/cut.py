@@ -13,6 +13,7 @@ from compresskit.graph.format.table import shared_tensors
 from compresskit.graph.layers.grouped import ChannelPermutation
 from compresskit.graph.operations import TRANSPOSED
 from compresskit.graph.shapes import node_shapes
+from compresskit.shapes import Shape
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -97,7 +98,7 @@ def select_inputs(network: fx.GraphModule, layer: str, kept: Tensor) -> fx.Graph
     return network
 
 
-def selections(network: fx.GraphModule, input_shape: tuple[int, ...]) -> list[tuple[int, int]]:
+def selections(network: fx.GraphModule, input_shape: Shape) -> list[tuple[int, int]]:
     """(inputs, kept) of every selection in the network."""
     shapes = node_shapes(network, input_shape)
     found = []

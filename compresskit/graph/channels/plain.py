@@ -13,6 +13,7 @@ from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.channels.write_out import write_out
 from compresskit.graph.format.table import shared_names
 from compresskit.graph.operations import called
+from compresskit.shapes import Shape
 
 _LAYERS: dict[str, type[nn.Module]] = {
     "linear": nn.Linear,
@@ -22,7 +23,7 @@ _PRODUCTS = {"matmul": (1,), "addmm": (2, 0)}  # places of weight (in, out) and 
 _RESAMPLED = frozenset({"interpolate"})  # position embeddings, for another size
 
 
-def plain_layers(network: fx.GraphModule, input_shape: tuple[int, ...]) -> tuple[fx.GraphModule, list[str]]:
+def plain_layers(network: fx.GraphModule, input_shape: Shape) -> tuple[fx.GraphModule, list[str]]:
     """A copy without attention as one module and without computed weights, and the names of what changed; the network
     itself if nothing does.
 

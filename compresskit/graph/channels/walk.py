@@ -17,6 +17,7 @@ from compresskit.graph.channels.rules.modules import apply_module
 from compresskit.graph.format.table import shared_tensors
 from compresskit.graph.operations import ELEMENTWISE, ELEMENTWISE_MODULES, EXECUTED, PRODUCTS, called
 from compresskit.graph.shapes import Interpreter, node_shapes
+from compresskit.shapes import Shape, shapes_of
 
 _NOT_FOLLOWED = (IndexError, KeyError, RuntimeError, TypeError, ValueError)
 # Arguments that rules look up by themselves: weights, and tables of indices.
@@ -96,7 +97,7 @@ class Channels:
 
 
 def find_channels(
-    network: fx.GraphModule, input_shape: tuple[int, ...], heads: Literal["positions", "whole"] = "positions"
+    network: fx.GraphModule, input_shape: Shape, heads: Literal["positions", "whole"] = "positions"
 ) -> Channels:
     """The channel atoms of `network` for samples of `input_shape`.
 
@@ -144,11 +145,11 @@ def find_channels(
 class _Walk(Interpreter):
     """Runs the graph on labels: its input and tensors get labels here, modules and calls have rules of their own."""
 
-    def __init__(self, network: fx.GraphModule, record: Record, input_shape: Any) -> None:
+    def __init__(self, network: fx.GraphModule, record: Record, input_shape: Shape) -> None:
         super().__init__(network)
         self._record = record
-        self._several = isinstance(input_shape[0], tuple)
-        self._shapes = input_shape if self._several else (input_shape,)
+        self._shapes = shapes_of(input_shape)
+        self._several = len(self._shapes) > 1
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.errors import CheckpointError
-from compresskit.models.calling import Shape, shapes_of
+from compresskit.shapes import Shape, shapes_of
 
 NUMBERS = 2**31  # that a value of one sample may have
 INTEGERS = 2**63  # that a value of Python's may reach

@@ -15,6 +15,7 @@ from compresskit.passes.fuse.network import solve
 from compresskit.passes.fuse.options import Fuse, Until
 from compresskit.passes.moments import Request
 from compresskit.passes.shares import share
+from compresskit.shapes import Shape
 
 Gather = Callable[[fx.GraphModule, Sequence[Request]], dict[str, Moments]]
 
@@ -36,7 +37,7 @@ class Size:
     params: int
 
 
-def size(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Size:
+def size(network: fx.GraphModule, input_shape: Shape) -> Size:
     counts = count(network, input_shape)
     layers = sum(isinstance(module, WEIGHTED) for module in network.modules())
     return Size(layers, counts.macs, counts.parameters)
@@ -44,7 +45,7 @@ def size(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Size:
 
 def find_candidates(
     network: fx.GraphModule,
-    input_shape: tuple[int, ...],
+    input_shape: Shape,
     options: Fuse,
     memory: float,
     among: set[str] | None = None,

@@ -17,6 +17,7 @@ from compresskit.numerics.moments.patches import Patches
 from compresskit.passes.fuse.fields import WINDOWED, Field, receptive_fields
 from compresskit.passes.fuse.options import Pair
 from compresskit.passes.moments import Request
+from compresskit.shapes import Shape
 
 Kernel = int | tuple[int, ...] | None
 ENLARGING = (nn.Upsample, nn.PixelShuffle, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,7 +47,7 @@ class Fusible:
 
 
 def find(
-    network: fx.GraphModule, pair: Pair | tuple[str, ...] | str, input_shape: tuple[int, ...], kernel: Kernel = None
+    network: fx.GraphModule, pair: Pair | tuple[str, ...] | str, input_shape: Shape, kernel: Kernel = None
 ) -> Fusible:
     """The fusible chain that a recipe's entry names: [first, last], [block], or a Pair with a kernel of its own."""
     known = facts(network, input_shape)
@@ -63,7 +64,7 @@ class Facts:
     layers: dict[str, LayerCount]
 
 
-def facts(network: fx.GraphModule, input_shape: tuple[int, ...]) -> Facts:
+def facts(network: fx.GraphModule, input_shape: Shape) -> Facts:
     """One pass for all the chains of a network."""
     layers = {layer.name: layer for layer in count(network, input_shape).layers}
     return Facts(node_shapes(network, input_shape), layers)

@@ -20,6 +20,7 @@ from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.fuse.fusible import Fusible, apply, build, find
 from compresskit.passes.fuse.options import Fuse
 from compresskit.passes.moments import Batches, collect
+from compresskit.shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def fuse(
     return network, rows
 
 
-def rehearse(network: fx.GraphModule, input_shape: tuple[int, ...], options: Fuse) -> list[Fusible]:
+def rehearse(network: fx.GraphModule, input_shape: Shape, options: Fuse) -> list[Fusible]:
     """What each entry of `options.layers` will fuse, one after another, without any moments.
 
     Raises UnsupportedModelError at the first entry that cannot be fused.

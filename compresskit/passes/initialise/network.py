@@ -22,6 +22,7 @@ from compresskit.numerics.sparse.ramanujan import Blocks, Expansion, expansion
 from compresskit.numerics.threads import threads
 from compresskit.passes.initialise.options import Halves, Shape, Way
 from compresskit.passes.initialise.sparse_options import Ramanujan, Regular, Sparse
+from compresskit.shapes import Shape as SampleShape
 
 Weight = nn.Module  # a convolution, a linear layer, or what stands in a convolution's place
 _SHOWN = 5  # layers in a message
@@ -65,7 +66,7 @@ class Initialised:
         return found
 
 
-def initialise(network: fx.GraphModule, ways: Sequence[Way], input_shape: Shape, seed: int) -> Initialised:
+def initialise(network: fx.GraphModule, ways: Sequence[Way], input_shape: SampleShape, seed: int) -> Initialised:
     """A copy of the network whose layers are drawn anew, each by the last way that names it; their biases are 0.
 
     Layers are drawn in the order of the network, from `seed` alone. Raises RecipeError for selectors that mean nothing,
@@ -164,7 +165,7 @@ def _whole(network: fx.GraphModule, options: Regular) -> frozenset[str]:
     return frozenset({*convolutions[:1], *linear[-1:], *grouped})
 
 
-def _maps(network: fx.GraphModule, input_shape: Shape) -> dict[str, tuple[Shape, Shape]]:
+def _maps(network: fx.GraphModule, input_shape: SampleShape) -> dict[str, tuple[Shape, Shape]]:
     """Of each called module the maps that it takes and makes, in its first call; () of what are none."""
     shapes = node_shapes(network, input_shape)
     nodes = [node for node in network.graph.nodes if node.op == "call_module" and node.name in shapes]

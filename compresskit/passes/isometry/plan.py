@@ -14,6 +14,7 @@ from compresskit.graph.selectors import KINDS, select
 from compresskit.graph.shapes import node_shapes
 from compresskit.numerics.orthogonal.isometry import SMALL
 from compresskit.passes.isometry.options import Isometry
+from compresskit.shapes import Shape
 
 _MEMORY = 1 << 28  # bytes that Jacobians, or the vectors of an estimate, take at a time
 _COPIES = 3  # of them, while they are made and decomposed
@@ -65,7 +66,7 @@ class Plan:
         return _COPIES * prod(sides) if self.forms(sides) else 2 * self.options.steps * min(sides)
 
 
-def plan_isometry(network: fx.GraphModule, input_shape: tuple[int, ...], options: Isometry) -> Plan:
+def plan_isometry(network: fx.GraphModule, input_shape: Shape, options: Isometry) -> Plan:
     """Raises RecipeError for selectors that mean no layer, and a start that is none or that paths lead past."""
     names = select(network, options.layers, _KINDS)
     network = copy.deepcopy(network).double().requires_grad_(False)

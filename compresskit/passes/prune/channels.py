@@ -25,6 +25,7 @@ from compresskit.passes.prune.reach import reach_by_kind, smallest
 from compresskit.passes.prune.repair import estimate_norms, repair
 from compresskit.passes.prune.responses import Responses
 from compresskit.passes.prune.sizes import CutSizes
+from compresskit.shapes import Shape
 
 # Kinds of groups by what they cost in accuracy; a later one joins where those before it would have to lose too much.
 STAGES: tuple[tuple[Kind, ...], ...] = (
@@ -63,7 +64,7 @@ class Pruner:
     """What is worked out once for a network and a recipe, before any data are read."""
 
     def __init__(
-        self, network: fx.GraphModule, options: Prune, input_shape: tuple[int, ...], measure: Measure | None = None
+        self, network: fx.GraphModule, options: Prune, input_shape: Shape, measure: Measure | None = None
     ) -> None:
         """Raises RecipeError where no channel can go, or the target lies out of what can be reached."""
         self._network, self._options = network, options
@@ -115,7 +116,7 @@ class Pruner:
             f"prune.criterion: {name}{more}: {reason}; leave it out of prune.layers, {kinds}or take magnitude or taylor"
         )
 
-    def _others(self, input_shape: tuple[int, ...]) -> str:
+    def _others(self, input_shape: Shape) -> str:
         """What kinds of groups can reach that were not named, in words."""
         if self.asked >= self.whole:
             return ""

@@ -18,6 +18,7 @@ from compresskit.numerics.pruning.masks import of_units, units_left
 from compresskit.numerics.pruning.ratios import counts
 from compresskit.passes.prune.budgets import Floats, Weighed, first
 from compresskit.passes.prune.mask_options import Masking
+from compresskit.shapes import Shape
 
 ROUNDING = 1e-9  # relative, of a limit that is a share
 _FINE = 1 << 30  # levels between nothing and what a budget takes
@@ -58,7 +59,7 @@ class Masker:
         self,
         network: fx.GraphModule,
         options: Masking,
-        input_shape: tuple[int, ...],
+        input_shape: Shape,
         masks: Masks,
         seed: int,
         section: str = "prune",

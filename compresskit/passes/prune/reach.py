@@ -12,6 +12,7 @@ from compresskit.numerics.pruning.ratios import counts
 from compresskit.passes.prune.groups import Group, find_groups
 from compresskit.passes.prune.options import Prune
 from compresskit.passes.prune.sizes import CutSizes
+from compresskit.shapes import Shape
 
 _ORDER: tuple[Kind, ...] = ("channels", "hidden", "head-dim", "heads", "width")
 
@@ -28,7 +29,7 @@ def smallest(
     return size(alive)
 
 
-def reach_by_kind(network: fx.GraphModule, options: Prune, input_shape: tuple[int, ...]) -> str:
+def reach_by_kind(network: fx.GraphModule, options: Prune, input_shape: Shape) -> str:
     """What can be reached by the kinds that a recipe names, and with more of them one after another, in shares of the
     whole: "hidden reaches 71.0%, with head-dim 43.0%, with width 12.0%".
 
@@ -45,9 +46,7 @@ def reach_by_kind(network: fx.GraphModule, options: Prune, input_shape: tuple[in
     return "; or ".join(dict.fromkeys(filter(None, found)))
 
 
-def _in_turn(
-    network: fx.GraphModule, options: Prune, input_shape: tuple[int, ...], named: Sequence[Kind], heads: str
-) -> str:
+def _in_turn(network: fx.GraphModule, options: Prune, input_shape: Shape, named: Sequence[Kind], heads: str) -> str:
     """heads: how those of attention go, as one run can cut them in one way alone."""
     channels = find_channels(network, input_shape, "whole" if heads == "heads" else "positions")
     groups = find_groups(network, channels, options.layers)[0]

@@ -17,6 +17,7 @@ from compresskit.passes.reconstruct.chaining import Draft, Gather
 from compresskit.passes.reconstruct.readers import Reader, find_readers, static_site
 from compresskit.passes.reconstruct.refitted import with_layers
 from compresskit.passes.reconstruct.selection import Choice, Curve
+from compresskit.shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def repair(
     channels: Channels,
     alive: Tensor,
     gather: Gather,
-    input_shape: tuple[int, ...],
+    input_shape: Shape,
     *,
     chained: bool,
 ) -> Repair:

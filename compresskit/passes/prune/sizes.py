@@ -10,7 +10,7 @@ from compresskit.graph.counting import LayerCount, count
 from compresskit.graph.format.table import named_tensors
 from compresskit.graph.layers.windows import WindowAttention
 from compresskit.graph.operations import EXECUTED, called
-from compresskit.models.calling import Shape
+from compresskit.shapes import Shape
 
 Term = Callable[[Tensor], float]  # multiply-accumulates with these atoms alive
 

@@ -14,6 +14,7 @@ from compresskit.passes.reconstruct.options import GOALS, Target
 from compresskit.passes.reconstruct.readers import Plan, Site
 from compresskit.passes.reconstruct.selection import Curve
 from compresskit.passes.shares import share
+from compresskit.shapes import Shape
 
 _COARSE = 64  # points of a curve that are looked at first
 
@@ -40,7 +41,7 @@ class SizeModel:
     whole.
     """
 
-    def __init__(self, network: fx.GraphModule, plan: Plan, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, network: fx.GraphModule, plan: Plan, input_shape: Shape) -> None:
         self._sites = plan.sites
         counts = count(network, input_shape)
         parameters = dict(network.named_parameters())

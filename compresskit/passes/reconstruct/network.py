@@ -32,6 +32,7 @@ from compresskit.passes.reconstruct.readers import Plan, Site, plan
 from compresskit.passes.reconstruct.refitted import with_layers
 from compresskit.passes.reconstruct.selection import Choice, Curve, Rule
 from compresskit.passes.reconstruct.targets import Judge, Memory, reach, rules_of
+from compresskit.shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def reconstruct(
     network: fx.GraphModule,
     gather: Gather,
     options: Reconstruct,
-    input_shape: tuple[int, ...],
+    input_shape: Shape,
     judge: Judge | None = None,
     memory: Memory | None = None,
 ) -> Reconstruction:

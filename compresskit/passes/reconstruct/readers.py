@@ -19,6 +19,7 @@ from compresskit.numerics.moments.moments import Moments
 from compresskit.numerics.moments.patches import Patches
 from compresskit.passes.moments import Request
 from compresskit.passes.reconstruct.options import Reconstruct
+from compresskit.shapes import Shape
 
 Rows = Mapping[str, Tensor]  # by layer: (out,) bool, the outputs whose error counts
 
@@ -125,7 +126,7 @@ def reader_parts(reader: Reader, moments: Moments, rows: Rows | None = None) -> 
     return found
 
 
-def plan(network: fx.GraphModule, input_shape: tuple[int, ...], options: Reconstruct) -> Plan:
+def plan(network: fx.GraphModule, input_shape: Shape, options: Reconstruct) -> Plan:
     """The sites of `network` under the recipe's options, without any data.
 
     Raises RecipeError for a selector that means nothing, and where nothing at all can be thinned.
@@ -161,7 +162,7 @@ def plan(network: fx.GraphModule, input_shape: tuple[int, ...], options: Reconst
 def find_readers(
     network: fx.GraphModule,
     channels: Channels,
-    input_shape: tuple[int, ...],
+    input_shape: Shape,
     layers: Iterable[str],
     *,
     from_input: bool = False,

@@ -19,6 +19,7 @@ from compresskit.models.outside import Outside
 from compresskit.models.weights import load_weights
 from compresskit.passes.expand.network import expanded_layers
 from compresskit.storage.checkpoint import Checkpoint
+from compresskit.training.inputs import check_inputs
 
 MODEL = "model.pt"
 SHIFT = 0.05  # of the inputs' scale: more than another draw of the training images would move their normalisation
@@ -115,7 +116,8 @@ def built(recipe: Recipe, data: DataSet, trial: int, weights: Path | None = None
     """The recipe's model for these data, traced, its weights drawn by torch from the trial's seed.
 
     weights: a state dict that it starts with, in the place of what the recipe names. Raises RecipeError for a model
-    that does not fit the data or this machine's memory, CheckpointError for weights that do not fit the model.
+    that does not fit the data or this machine's memory, CheckpointError for weights that do not fit the model,
+    DataError for tokens that its tables lack.
     """
     model = recipe.section("model")
     if not isinstance(model, Outside):
@@ -128,7 +130,9 @@ def built(recipe: Recipe, data: DataSet, trial: int, weights: Path | None = None
     if weights is not None and not isinstance(model, Outside):
         load_weights(made, weights)
     output, lossy = (model.output, model.lossy_training) if isinstance(model, Outside) else (None, False)
-    return trace(made, data.input_shape, output=output, lossy_training=lossy)
+    network = trace(made, data.input_shape, output=output, lossy_training=lossy)
+    check_inputs(network, data)
+    return network
 
 
 def _check_memory(model: Any, data: DataSet) -> None:

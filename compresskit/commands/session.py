@@ -28,6 +28,7 @@ from compresskit.graph.shapes import evaluating
 from compresskit.recipes.yaml_reader import to_yaml
 from compresskit.storage.checkpoint import Checkpoint, ForeignFile, file_hash, load
 from compresskit.storage.run_folder import RunFolder, open_run_folder, provenance
+from compresskit.training.inputs import check_inputs
 from compresskit.training.seeds import set_determinism
 from compresskit.training.tasks.evaluation import evaluate
 from compresskit.training.tasks.own import OwnMetrics, own_metrics
@@ -121,6 +122,7 @@ class Session:
             return self._from_state(path, trial, error)
         check_finite(checkpoint.network, path)
         check_fits(checkpoint, path, self.data)
+        check_inputs(checkpoint.network, self.data)
         if self.verb in ("fuse", "reconstruct", "prune"):
             check_contracted(checkpoint, path, self.verb)
         if self.verb in ("fuse", "reconstruct", "expand"):

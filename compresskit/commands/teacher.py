@@ -6,9 +6,10 @@ from torch import fx
 
 from compresskit.commands.parents import check_finite, check_fits, in_folder
 from compresskit.commands.session import Session, run_path
-from compresskit.errors import CheckpointError, RecipeError, RunFolderError
+from compresskit.errors import CheckpointError, DataError, RecipeError, RunFolderError
 from compresskit.storage.checkpoint import load
 from compresskit.training.distillation import Distill, distiller_for
+from compresskit.training.inputs import check_inputs
 from compresskit.training.options import Training
 
 
@@ -29,7 +30,8 @@ def teacher_for(current: Session, student: fx.GraphModule, options: Training) ->
         checkpoint = load(path, current.device)
         check_finite(checkpoint.network, path)
         check_fits(checkpoint, path, current.data)
-    except CheckpointError as error:
+        check_inputs(checkpoint.network, current.data)
+    except (CheckpointError, DataError) as error:
         raise RecipeError(f"distill.teacher: {error}") from error
     _check_task(current, options.distill)
     distiller_for(student, checkpoint.network, options.distill, current.data.input_shape, 0)

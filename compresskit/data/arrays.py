@@ -13,6 +13,7 @@ from compresskit.data.dataset import DataSet, generator
 from compresskit.data.memory import Examples, InMemory, assemble
 from compresskit.data.oddities import are_whole, count_classes, is_one_hot, shortened
 from compresskit.data.reading.arrays import Reader, opened
+from compresskit.data.reading.numbers import check_channels, finite, numbers, plain, whole
 from compresskit.data.reading.regular import at_home
 from compresskit.errors import DataError
 from compresskit.options import option
@@ -26,13 +27,14 @@ class Arrays(InMemory):
     test_fraction. Images are (N, channels, height, width). Targets are (N,) class numbers from 0, or names of classes,
     or (N,) or (N, outputs) real values; (N,) truth values are two classes, (N, outputs) of them the values 0 and 1.
     uint8 inputs stay so and are divided by 255 on their way to the model; float16 and truth values become float32 on
-    it, all other inputs when they are read.
+    it, all other inputs when they are read. `tokens` are whole numbers of any type, and int64 when the model gets them.
     """
 
     kind: Literal["arrays"] = "arrays"
     path: str  # the file; `~` is the home folder
     inputs: str = "inputs"  # name of the array of inputs
     targets: str = "targets"  # name of the array of targets
+    tokens: bool = False  # the inputs are whole numbers that an embedding looks up: they stay as they are stored
     train: str = "train"  # name of the group to train on
     test: str = "test"  # name of the group to test on
     validation_group: str | None = None  # name of the group to validate on, in place of `validation`
@@ -46,6 +48,8 @@ class Arrays(InMemory):
             raise ValueError("validation and validation_group exclude each other; keep one")
         if self.task == "regression" and self.classes is not None:
             raise ValueError("classes: a regression has none; leave classes out, or set task: classification")
+        if self.tokens and self.add_channel:
+            raise ValueError("add_channel: tokens have no channels; leave one of them out")
 
     def load(self, seed: int) -> DataSet:
         """The set read from `path`.
@@ -54,7 +58,8 @@ class Arrays(InMemory):
         that disagree, NaN or infinite values, and inputs or targets that are not what the task needs.
         """
         task, stored, notes = _task(_read(self), self)
-        notes += _check_channels(f"{self.path} {self.inputs}", stored["train"].inputs)
+        if not self.tokens:
+            notes += check_channels(f"{self.path} {self.inputs}", stored["train"].inputs)
         parts = {role: _checked(pair, task, self) for role, pair in stored.items()}
         outputs = _outputs(parts, task, self)
         if "test" not in parts:
@@ -67,6 +72,7 @@ class Arrays(InMemory):
             task=task,
             outputs=outputs,
             seed=seed,
+            tokens=self.tokens,
             stated=self.classes is not None,
             notes=notes,
         )
@@ -103,29 +109,8 @@ def _pair(path: Path, arrays: Mapping[str, Reader], group: str | None, options: 
                 "set data.inputs and data.targets to the names of the arrays, data.train and data.test to their groups"
             )
         array = arrays[min(names & arrays.keys())]()
-        found.append(_plain(f"{where} {name}", array, names=name == options.targets))
+        found.append(plain(f"{where} {name}", array, names=name == options.targets))
     return _Stored(where, *found)
-
-
-def _plain(where: str, array: NDArray[Any], *, names: bool) -> NDArray[Any]:
-    """The array, texts decoded. names: texts are allowed. Raises DataError for other types, and for an empty array."""
-    kind = array.dtype.kind
-    if kind == "S" and names:
-        try:
-            array = np.char.decode(array, "utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: its texts are not UTF-8; store np.char.decode(array, encoding)") from error
-    known = kind in "iub" or array.dtype.newbyteorder("=") in (np.float16, np.float32, np.float64)
-    if not known and not (names and kind in "SU"):
-        hint = _HINTS.get(kind, "")
-        raise DataError(f"{where}: of type {array.dtype}; give integers, truth values or floats {hint}".rstrip())
-    if array.size == 0:
-        raise DataError(f"{where}: empty, of shape {array.shape}; give at least one sample")
-    return array
-
-
-_HINTS = {"c": "(complex numbers as two channels)", "f": "(array.astype('float32'))"}
-_HINTS |= dict.fromkeys("SUOT", "(texts can only be targets, of type str)")
 
 
 def _names(group: str | None, name: str) -> set[str]:
@@ -181,40 +166,9 @@ def _checked(stored: _Stored, task: str, options: Arrays) -> Examples:
             f"{where}: {options.inputs} of shape {inputs.shape} and {options.targets} of shape {targets.shape} do not "
             "fit; give inputs (N, channels, ...) and N targets"
         )
-    if inputs.dtype not in (np.uint8, np.bool_):
-        half = inputs.dtype.newbyteorder("=") == np.float16
-        inputs = _finite(f"{where} {options.inputs}", inputs, np.float16 if half else np.float32)
+    inputs = (whole if options.tokens else numbers)(f"{where} {options.inputs}", inputs)
     convert = _labels if task == "classification" else _values
     return Examples(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(convert(stored, options)))
-
-
-def _check_channels(where: str, inputs: NDArray[Any]) -> list[str]:
-    """Raises DataError for pictures that surely have their channels last, and has a note for those that may.
-
-    They would pass for (width, 3) pictures of `height` channels. Square ones and those of bytes are no signals.
-    """
-    _, channels, height, width = inputs.shape if inputs.ndim == 4 else (0, 0, 0, 0)
-    if width not in (1, 3, 4) or min(channels, height) <= 4:
-        return []
-    if channels == height or inputs.dtype == np.uint8:
-        raise DataError(
-            f"{where}: of shape {inputs.shape}, with channels last; they come first: store inputs.transpose(0, 3, 1, 2)"
-        )
-    return [f"{where}: read as {channels} channels of {height} x {width}; if channels come last, transpose them"]
-
-
-def _finite(where: str, array: NDArray[Any], dtype: Any = np.float32) -> NDArray[Any]:
-    """The array as float32 (or float16), all of whose values are finite."""
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is reported as such
-        array = array.astype(dtype, copy=False)
-    bad = ~np.isfinite(array)
-    if bad.any():
-        first = tuple(int(i) for i in np.unravel_index(bad.argmax(), bad.shape))
-        raise DataError(
-            f"{where}: {bad.sum()} of {bad.size} values are NaN or infinite in {array.dtype}, the first at "
-            f"{list(first)}; mend or leave out those samples"
-        )
-    return array
 
 
 def _labels(stored: _Stored, options: Arrays) -> NDArray[np.int64]:
@@ -225,7 +179,7 @@ def _labels(stored: _Stored, options: Arrays) -> NDArray[np.int64]:
             "set data.task: regression to fit several values"
         )
     if targets.dtype.kind == "f":
-        targets = _finite(where, targets)
+        targets = finite(where, targets)
     labels = targets.reshape(-1).astype(np.int64)
     wrong = (labels != targets.reshape(-1)) | (labels < 0) | (labels >= (options.classes or np.inf))
     if wrong.any():
@@ -241,7 +195,7 @@ def _values(stored: _Stored, options: Arrays) -> NDArray[np.float32]:
     where, targets = f"{stored.where} {options.targets}", stored.targets
     if targets.ndim > 2:
         raise DataError(f"{where}: of shape {targets.shape}; regression needs (N,) or (N, outputs)")
-    return np.ascontiguousarray(_finite(where, targets.reshape(len(targets), -1)))
+    return np.ascontiguousarray(finite(where, targets.reshape(len(targets), -1)))
 
 
 def _outputs(parts: Mapping[str, Examples], task: str, options: Arrays) -> int:

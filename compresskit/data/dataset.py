@@ -57,6 +57,7 @@ class DataSet:
 
     mean, std: per channel, of the inputs as they are, except that uint8 inputs are divided by 255 first.
     tokens: for each input whether it is whole numbers (int64), as networks look them up.
+    scaled: for each input whether batches hold other numbers than are stored: divided by 255, or normalised.
     notes: what looks odd in the data, one line each; for the user's eyes, and for the report.
     """
 
@@ -71,6 +72,7 @@ class DataSet:
     fingerprint: str
     anchors: tuple[tuple[float, float], ...] = ()  # widths and heights as fractions of the image's; for detection
     tokens: tuple[bool, ...] = (False,)
+    scaled: tuple[bool, ...] = (False,)
     consistency: float = 0.0  # weight in the loss; above 0 shuffled training batches hold three views of each sample
     notes: tuple[str, ...] = ()
 

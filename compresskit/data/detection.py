@@ -99,6 +99,7 @@ class VocDetection(AnySet):
             input_shape=(3, self.size, self.size),
             mean=self.mean,
             std=self.std,
+            scaled=(True,),
             fingerprint=digest(self.anchors, self.classes, *(split and split.fingerprint for split in splits)),
             anchors=self.anchors,
             notes=notes,

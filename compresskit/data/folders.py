@@ -93,6 +93,7 @@ class ImageFolder(AnySet):
             input_shape=(3, self.size, self.size),
             mean=self.mean,
             std=self.std,
+            scaled=(True,),
             fingerprint=digest(*(split and split.fingerprint for split in splits)),
             notes=tuple(note for _, notes in parts.values() for note in notes),
         )

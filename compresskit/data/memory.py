@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compresskit.data.augmentation.augment import Augment
 from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator, partition, shares
-from compresskit.data.normalization import Normalization, identity, measure
+from compresskit.data.normalization import AsStored, Normalization, Served, identity, measure
 from compresskit.data.oddities import class_notes, constant_notes
 from compresskit.errors import DataError
 from compresskit.options import option
@@ -25,7 +25,10 @@ class InMemory(AnySet):
 
 
 class Examples(NamedTuple):
-    """Inputs (N, C, ...) as stored, uint8, bool, float16 or float32; targets int64 (N,) or float32 (N, outputs)."""
+    """Inputs (N, C, ...) as stored, uint8, bool, float16 or float32; targets int64 (N,) or float32 (N, outputs).
+
+    Inputs that are tokens are of any type of whole numbers.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -37,7 +40,7 @@ class Examples(NamedTuple):
 class MemorySplit:
     """Split held as two tensors."""
 
-    def __init__(self, examples: Examples, normalization: Normalization, augment: Augment | None = None) -> None:
+    def __init__(self, examples: Examples, normalization: Served, augment: Augment | None = None) -> None:
         self._examples = examples
         self._normalization = normalization
         self._augment = augment
@@ -106,50 +109,62 @@ def assemble(
     outputs: int,
     seed: int,
     normalization: Normalization | None = None,
+    tokens: bool = False,
     stated: bool = True,
     notes: Sequence[str] = (),
 ) -> DataSet:
     """Data set with the validation part held out, the labels corrupted and the inputs normalised as `options` say.
 
-    normalization: the known one of a named set; None measures that of the training split.
+    normalization: the known one of a named set; None measures that of the training split. tokens: inputs are served as
+    they are stored, as whole numbers.
     stated: the number of classes is known, not counted. notes: those on the data as they were read.
     """
     parts = {"train": train, "test": test} | ({"validation": validation} if validation is not None else {})
     targets = {name: part.targets for name, part in parts.items()}
     odd = class_notes(targets, outputs, stated=stated) if task == "classification" else []
-    _check_augment(options.augment, tuple(train.inputs.shape[1:]), train.inputs.dtype, task)
+    _check_augment(options.augment, tuple(train.inputs.shape[1:]), train.inputs.dtype, task, tokens=tokens)
     kept, held = partition(len(train.targets), options)
     if len(held):
         validation = train.take(held)
     if len(kept) < len(train.targets):
         train = train.take(kept)
-    odd += constant_notes(train.inputs, train.targets)
+    odd += constant_notes(None if tokens else train.inputs, train.targets)
     if options.label_noise:
         train = train._replace(targets=_corrupted(train.targets, options.label_noise, task, outputs, seed))
-    if options.normalize == "none":
-        normalization = identity(train.inputs.shape[1])
-    normalization = normalization or measure(train.inputs)
+    served = AsStored() if tokens else _normalization(options, train.inputs, normalization)
     splits = (
-        MemorySplit(train, normalization, options.augment),
-        MemorySplit(validation, normalization) if validation is not None else None,
-        MemorySplit(test, normalization),
+        MemorySplit(train, served, options.augment),
+        MemorySplit(validation, served) if validation is not None else None,
+        MemorySplit(test, served),
     )
     return DataSet(
         *splits,
         task=task,
         outputs=outputs,
         input_shape=tuple(train.inputs.shape[1:]),
-        mean=normalization.mean,
-        std=normalization.std,
+        mean=served.mean,
+        std=served.std,
         fingerprint=digest(*(split and split.fingerprint for split in splits)),
+        tokens=(tokens,),
+        scaled=(served.scales(train.inputs),),
         consistency=0.0 if options.augment is None else options.augment.consistency,
         notes=(*notes, *odd),
     )
 
 
-def _check_augment(augment: Augment | None, shape: tuple[int, ...], dtype: torch.dtype, task: str) -> None:
+def _normalization(options: InMemory, inputs: Tensor, known: Normalization | None) -> Normalization:
+    if options.normalize == "none":
+        return identity(inputs.shape[1])
+    return known or measure(inputs)
+
+
+def _check_augment(
+    augment: Augment | None, shape: tuple[int, ...], dtype: torch.dtype, task: str, *, tokens: bool
+) -> None:
     if augment is None:
         return
+    if tokens:
+        raise DataError("data.augment: tokens are no images; leave augment out")
     if len(shape) != 3:
         raise DataError(
             f"data.augment: inputs of shape {shape} are no images; images are (channels, height, width), "

@@ -1,4 +1,4 @@
-"""Per-channel mean and standard deviation of inputs, and their use on a batch."""
+"""What batches hold of stored inputs: normalised by channel, or whole numbers as they are."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +23,29 @@ class Normalization:
         shift = torch.tensor([unit * m for m in self.mean], device=device).view(shape)
         scale = torch.tensor([unit * s for s in self.std], device=device).view(shape)
         return lambda batch: torch.sub(batch.float() if batch.dtype == torch.bool else batch, shift).div_(scale)
+
+    def scales(self, inputs: Tensor) -> bool:
+        """Whether batches hold other numbers than `inputs`."""
+        return _unit(inputs) != 1 or self != identity(len(self.mean))
+
+
+@dataclass(frozen=True)
+class AsStored:
+    """Tokens, which are looked up: int64 in each batch, whatever type they are stored in."""
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def on(self, device: torch.device, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        """See Normalization."""
+        return Tensor.long
+
+    def scales(self, inputs: Tensor) -> bool:
+        """See Normalization."""
+        return False
+
+
+Served = Normalization | AsStored
 
 
 def identity(channels: int) -> Normalization:

@@ -74,11 +74,14 @@ def class_notes(parts: Mapping[str, Tensor], outputs: int, *, stated: bool) -> l
     return notes
 
 
-def constant_notes(inputs: Tensor, targets: Tensor) -> list[str]:
-    """Whether channels of the training inputs (N, C, ...), or outputs of real targets (N, outputs), never change."""
+def constant_notes(inputs: Tensor | None, targets: Tensor) -> list[str]:
+    """Whether channels of the training inputs (N, C, ...), or outputs of real targets (N, outputs), never change.
+
+    inputs: None for tokens, whose places have no meaning of their own.
+    """
     notes = []
     for what, values in (("channels of the training inputs", inputs), ("training targets", targets)):
-        if len(values) > 1 and values.dim() > 1:
+        if values is not None and len(values) > 1 and values.dim() > 1:
             same = _constant(values)
             if same.any():
                 which = shortened(same.nonzero()[:, 0].tolist())

@@ -62,6 +62,7 @@ class SegmentationSet(AnySet):
             input_shape=(3, *self.size),
             mean=self.mean,
             std=self.std,
+            scaled=(True,),
             fingerprint=digest(*(split and split.fingerprint for split in splits)),
         )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from compresskit.graph.operations import ELEMENTWISE_MODULES, NORMS, SPATIAL_MOD
 from compresskit.shapes import Shape, shapes_of
 
 _WHOLE = frozenset({"long", "int", "to"})  # calls that make whole numbers of the input
-_PASSING = _WHOLE | frozenset({"view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", "getitem", "clamp"})
+_CHOOSING = frozenset({"getitem", "clamp"})  # calls behind which not all numbers of the input are as they were
+_PASSING = _WHOLE | _CHOOSING | frozenset({"view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous"})
 _CANNOT_RUN = (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -35,11 +36,13 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 @dataclass(frozen=True)
 class Tokens:
     """Of a network whose input is looked up in tables. layer: that looks it up. count: entries that all tables have.
-    whole: whether forward makes whole numbers of the input itself."""
+    whole: whether forward makes whole numbers of the input itself. all: whether every number of the input is looked up
+    as it is, in each table."""
 
     layer: str
     count: int
     whole: bool
+    all: bool
 
 
 def tokens(network: fx.GraphModule, place: int | None = None) -> Tokens | None:
@@ -55,12 +58,12 @@ def tokens(network: fx.GraphModule, place: int | None = None) -> Tokens | None:
             calls.add(called(source))
             source = source.args[0]
         if entries and isinstance(source, fx.Node) and _is_input(source, place):
-            found.append(
-                Tokens(str(node.target if node.op == "call_module" else node.name), entries, bool(calls & _WHOLE))
-            )
+            layer = str(node.target if node.op == "call_module" else node.name)
+            found.append(Tokens(layer, entries, bool(calls & _WHOLE), not calls & _CHOOSING))
     if not found:
         return None
-    return Tokens(found[0].layer, min(one.count for one in found), all(one.whole for one in found))
+    smallest = min(found, key=lambda one: one.count)
+    return replace(smallest, whole=all(one.whole for one in found), all=all(one.all for one in found))
 
 
 def _passes(network: fx.GraphModule, node: fx.Node) -> bool:

@@ -9,8 +9,8 @@ from compresskit.data.dataset import DataSet
 from compresskit.distributed import Group
 from compresskit.errors import RecipeError
 from compresskit.graph.operations import NORMS
-from compresskit.graph.shapes import evaluating, node_shapes, tokens
-from compresskit.shapes import shapes_of
+from compresskit.graph.shapes import evaluating, node_shapes
+from compresskit.training.inputs import check_types
 from compresskit.training.options import Training
 from compresskit.training.tasks.losses import Loss, loss_for
 from compresskit.training.tasks.own import OwnLoss, OwnMetrics, blamed, number
@@ -19,7 +19,7 @@ from compresskit.training.tasks.own import OwnLoss, OwnMetrics, blamed, number
 def checked_steps(network: fx.GraphModule, data: DataSet, options: Training, device: torch.device, group: Group) -> int:
     """Steps of an epoch. Raises RecipeError where device, processes, data and network do not go together."""
     steps = _count_steps(data, options, device, group)
-    _check_inputs(network, data)
+    check_types(network, data)
     _check_norms(network, data, options, group)
     return steps
 
@@ -62,29 +62,6 @@ def _count_steps(data: DataSet, options: Training, device: torch.device, group: 
     if steps == 0:
         raise RecipeError(f"batch_size: {batch_size} is more than the {samples} training samples; use a smaller one")
     return steps
-
-
-def _check_inputs(network: fx.GraphModule, data: DataSet) -> None:
-    """Raises RecipeError where an embedding looks up what data do not give: whole numbers, as they are stored."""
-    several = len(shapes_of(data.input_shape)) > 1
-    for place, given in enumerate(data.tokens):
-        looked_up = tokens(network, place if several else None)
-        which = f"input {place + 1}" if several else "the network's input"
-        if given and looked_up is None:
-            raise RecipeError(
-                f"data: {which} is of whole numbers, which no embedding of the model looks up; give them as float32"
-            )
-        if given or looked_up is None:
-            continue
-        if not looked_up.whole:
-            raise RecipeError(
-                f"model: {looked_up.layer} looks {which} up, and data give numbers with a point; write "
-                "x = x.long() at the beginning of forward, or give whole numbers from data of your own"
-            )
-        if any(data.mean) or any(std != 1 for std in data.std):
-            raise RecipeError(
-                f"data.normalize: {looked_up.layer} looks the inputs up as they are stored; use normalize: none"
-            )
 
 
 def _check_norms(network: fx.GraphModule, data: DataSet, options: Training, group: Group) -> None:

@@ -46,6 +46,18 @@ class WithWords(Dataset):
 def with_words():
     return WithWords(120), WithWords(36)
 
+class Words(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.words, self.head = torch.nn.Embedding(5, 8), torch.nn.Linear(8, num_classes)
+
+    def forward(self, words):
+        return self.head(self.words(words).mean(1))
+
+def bytes(high, kind="uint8"):
+    words = (torch.arange(360).view(120, 3) % high).to(getattr(torch, kind))
+    return TensorDataset(words, torch.arange(120) % 3)
+
 class Noisy(Dataset):
     classes = ["one", "two", "three"]
     def __init__(self, count):
@@ -246,3 +258,14 @@ def test_whole_numbers_that_nothing_looks_up_are_refused(call, own):
     data = "data={kind: 'own_data:with_words', inputs: 1, targets: 2, classes: 3}"
     words = "the network's input is of whole numbers, which no embedding of the model"
     refused(call("train", own, "model={kind: mlp, widths: [4]}", data), 2, words)
+
+
+@pytest.mark.parametrize("verb", ["validate", "train"])
+def test_bytes_are_no_tokens_and_the_table_has_all_of_them(call, own, verb):
+    data = "data={kind: 'own_data:bytes', arguments: {high: 5}}"
+    model = "model=own_data:Words"
+    refused(call(verb, own, model, data), 2, "data: words looks the network's input up as it is stored")
+    data = "data={kind: 'own_data:bytes', arguments: {high: 6, kind: int64}}"
+    told = "data: the network's input, training part: words has entries from 0 to 4, and the data hold 5"
+    refused(call(verb, own, model, data), 1, told)
+    assert not (own.parent / "runs").exists()

@@ -126,7 +126,7 @@ class Looked(nn.Module):
 @pytest.mark.parametrize("whole", [True, False])
 def test_tokens_are_whole_numbers_that_all_tables_have(whole):
     network = trace(Looked(whole))
-    assert tokens(network) == Tokens("words", 7, True)  # the trace sees to it
+    assert tokens(network) == Tokens("embedding", 7, True, True)  # the trace sees to it; the smaller table is named
     batch = example(network, (5,), 40, torch.Generator().manual_seed(0))
     assert batch.dtype == torch.float32
     assert torch.equal(network(batch), network(batch.long()))

@@ -60,8 +60,10 @@ class Tokens(nn.Module):
 def test_tokens_are_looked_up_as_they_are_stored(tiny):
     data, options = tiny.dataset(), Training(epochs=1)
     assert check(trace(Tokens(True)), data, options, CPU) > 0
-    with pytest.raises(RecipeError, match=r"^data\.normalize: words looks the inputs up as they are stored"):
-        check(trace(Tokens(True)), replace(data, mean=(0.5,)), options, CPU)
+    with pytest.raises(
+        RecipeError, match=r"^data: words looks the network's input up as it is stored, and it would be norm"
+    ):
+        check(trace(Tokens(True)), replace(data, scaled=(True,)), options, CPU)
     network = trace(Tokens(False))  # which makes whole numbers of them by itself
     assert check(network, data, options, CPU) > 0
     (whole,) = (node for node in network.graph.nodes if node.target == "long")

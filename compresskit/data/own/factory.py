@@ -65,10 +65,13 @@ class Factory(AnySet):
         if self.label_noise:
             pieces["train"] = _corrupted(pieces["train"], self.label_noise, seed)
         splits = {role: piece.split() for role, piece in pieces.items()}
-        inputs, _ = next(splits["train"].sample(1).batches(1, torch.device("cpu")))
+        inputs, _ = pieces["train"].looked_at(1)[0]
         several = inputs if isinstance(inputs, tuple) else (inputs,)
-        shapes = tuple(tuple(one.shape[1:]) for one in several)
-        channels = shapes[0][0] if len(shapes) == 1 and shapes[0] else 0
+        shapes, tokens = (
+            tuple(tuple(one.shape[1:]) for one in several),
+            tuple(one.dtype == torch.int64 for one in several),
+        )
+        channels = shapes[0][0] if len(shapes) == 1 and shapes[0] and not tokens[0] else 0
         return DataSet(
             splits["train"],
             splits.get("validation"),
@@ -79,7 +82,8 @@ class Factory(AnySet):
             mean=(0.0,) * channels,
             std=(1.0,) * channels,
             fingerprint=digest(*(split.fingerprint for split in splits.values())),
-            tokens=tuple(one.dtype == torch.int64 for one in several),
+            tokens=tokens,
+            scaled=tuple(one.dtype == torch.uint8 for one in several),
             notes=tuple(notes),
         )
 

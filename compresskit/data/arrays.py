@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Len, Lt
 from numpy.typing import NDArray
+from torch import Tensor
 
 from compresskit.data.dataset import DataSet, generator
 from compresskit.data.memory import Examples, InMemory, assemble
@@ -28,28 +29,42 @@ class Arrays(InMemory):
     or (N,) or (N, outputs) real values; (N,) truth values are two classes, (N, outputs) of them the values 0 and 1.
     uint8 inputs stay so and are divided by 255 on their way to the model; float16 and truth values become float32 on
     it, all other inputs when they are read. `tokens` are whole numbers of any type, and int64 when the model gets them.
+    Of several inputs the model gets a tuple, each normalised by itself; `augment` changes the one that is of images.
     """
 
     kind: Literal["arrays"] = "arrays"
     path: str  # the file; `~` is the home folder
-    inputs: str = "inputs"  # name of the array of inputs
+    inputs: str | Annotated[tuple[str, ...], Len(2, 8)] = "inputs"  # name of the array of inputs, or of each of several
     targets: str = "targets"  # name of the array of targets
-    tokens: bool = False  # the inputs are whole numbers that an embedding looks up: they stay as they are stored
+    # Inputs that are whole numbers, for an embedding to look up, and stay as they are stored: true, or which of several
+    tokens: bool | tuple[str, ...] = False
     train: str = "train"  # name of the group to train on
     test: str = "test"  # name of the group to test on
     validation_group: str | None = None  # name of the group to validate on, in place of `validation`
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2  # without groups: the part held out, drawn by split_seed
     task: Literal["auto", "classification", "regression"] = "auto"  # auto: classification if the targets are integers
     classes: Annotated[int, Ge(2)] | None = None  # number of classes; default: the largest target + 1
-    add_channel: bool = False  # give images stored as (N, height, width) their channel axis
+    add_channel: bool = False  # give inputs stored as (N, height, width) their channel axis
 
     def __post_init__(self) -> None:
         if self.validation and self.validation_group is not None:
             raise ValueError("validation and validation_group exclude each other; keep one")
         if self.task == "regression" and self.classes is not None:
             raise ValueError("classes: a regression has none; leave classes out, or set task: classification")
-        if self.tokens and self.add_channel:
+        if self.add_channel and all(self.are_tokens):
             raise ValueError("add_channel: tokens have no channels; leave one of them out")
+        if isinstance(self.tokens, tuple) and (unknown := set(self.tokens) - set(self.names)):
+            raise ValueError(f"tokens: no input is named {shortened(unknown)}; inputs are {shortened(self.names)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all inputs."""
+        return (self.inputs,) if isinstance(self.inputs, str) else self.inputs
+
+    @property
+    def are_tokens(self) -> tuple[bool, ...]:
+        """For each input."""
+        return tuple(self.tokens if isinstance(self.tokens, bool) else name in self.tokens for name in self.names)
 
     def load(self, seed: int) -> DataSet:
         """The set read from `path`.
@@ -58,8 +73,8 @@ class Arrays(InMemory):
         that disagree, NaN or infinite values, and inputs or targets that are not what the task needs.
         """
         task, stored, notes = _task(_read(self), self)
-        if not self.tokens:
-            notes += check_channels(f"{self.path} {self.inputs}", stored["train"].inputs)
+        for name, inputs, token in zip(self.names, stored["train"].inputs, self.are_tokens, strict=True):
+            notes += [] if token else check_channels(f"{self.path} {name}", inputs)
         parts = {role: _checked(pair, task, self) for role, pair in stored.items()}
         outputs = _outputs(parts, task, self)
         if "test" not in parts:
@@ -72,17 +87,17 @@ class Arrays(InMemory):
             task=task,
             outputs=outputs,
             seed=seed,
-            tokens=self.tokens,
+            tokens=self.are_tokens,
             stated=self.classes is not None,
             notes=notes,
         )
 
 
 class _Stored(NamedTuple):
-    """A pair of arrays as the file holds them; `where` names the file and the group."""
+    """Inputs, one or several, and targets as the file holds them; `where` names the file and the group."""
 
     where: str
-    inputs: NDArray[Any]
+    inputs: tuple[NDArray[Any], ...]
     targets: NDArray[Any]
 
 
@@ -92,7 +107,7 @@ def _read(options: Arrays) -> dict[str, _Stored]:
     groups = {"train": options.train, "test": options.test, "validation": options.validation_group}
     named = {role: group for role, group in groups.items() if group is not None}
     with opened(path) as arrays:
-        grouped = any(_names(group, options.inputs) & arrays.keys() for group in named.values())
+        grouped = any(_names(group, name) & arrays.keys() for group in named.values() for name in options.names)
         if not grouped and options.validation_group is None:
             return {"train": _pair(path, arrays, None, options)}
         return {role: _pair(path, arrays, group, options) for role, group in named.items()}
@@ -101,7 +116,7 @@ def _read(options: Arrays) -> dict[str, _Stored]:
 def _pair(path: Path, arrays: Mapping[str, Reader], group: str | None, options: Arrays) -> _Stored:
     where = f"{path}: {group}" if group else str(path)
     found = []
-    for name in (options.inputs, options.targets):
+    for name in (*options.names, options.targets):
         names = _names(group, name)
         if not names & arrays.keys():
             raise DataError(
@@ -110,7 +125,7 @@ def _pair(path: Path, arrays: Mapping[str, Reader], group: str | None, options: 
             )
         array = arrays[min(names & arrays.keys())]()
         found.append(plain(f"{where} {name}", array, names=name == options.targets))
-    return _Stored(where, *found)
+    return _Stored(where, tuple(found[:-1]), found[-1])
 
 
 def _names(group: str | None, name: str) -> set[str]:
@@ -157,18 +172,27 @@ def _numbered(stored: dict[str, _Stored], where: str, options: Arrays) -> tuple[
 
 
 def _checked(stored: _Stored, task: str, options: Arrays) -> Examples:
-    """The pair as tensors of the types that MemorySplit serves."""
-    where, inputs, targets = stored
-    if options.add_channel:
+    """The inputs and targets as tensors of the types that MemorySplit serves."""
+    each = [
+        _input(stored, name, inputs, options, token=token)
+        for name, inputs, token in zip(options.names, stored.inputs, options.are_tokens, strict=True)
+    ]
+    convert = _labels if task == "classification" else _values
+    targets = torch.from_numpy(convert(stored, options))
+    return Examples(each[0] if isinstance(options.inputs, str) else tuple(each), targets)
+
+
+def _input(stored: _Stored, name: str, inputs: NDArray[Any], options: Arrays, *, token: bool) -> Tensor:
+    """One of the inputs. Raises DataError where it does not fit the targets."""
+    where, targets = stored.where, stored.targets
+    if options.add_channel and not token and (isinstance(options.inputs, str) or inputs.ndim == 3):
         inputs = np.expand_dims(inputs, 1)
     if inputs.ndim < 2 or targets.ndim < 1 or inputs.shape[0] != targets.shape[0]:
         raise DataError(
-            f"{where}: {options.inputs} of shape {inputs.shape} and {options.targets} of shape {targets.shape} do not "
+            f"{where}: {name} of shape {inputs.shape} and {options.targets} of shape {targets.shape} do not "
             "fit; give inputs (N, channels, ...) and N targets"
         )
-    inputs = (whole if options.tokens else numbers)(f"{where} {options.inputs}", inputs)
-    convert = _labels if task == "classification" else _values
-    return Examples(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(convert(stored, options)))
+    return torch.from_numpy(np.ascontiguousarray((whole if token else numbers)(f"{where} {name}", inputs)))
 
 
 def _labels(stored: _Stored, options: Arrays) -> NDArray[np.int64]:
@@ -200,11 +224,12 @@ def _values(stored: _Stored, options: Arrays) -> NDArray[np.float32]:
 
 def _outputs(parts: Mapping[str, Examples], task: str, options: Arrays) -> int:
     """Number of outputs that a model needs, after a check that all parts agree in their shapes."""
-    shapes = {role: (*part.inputs.shape[1:], "->", *part.targets.shape[1:]) for role, part in parts.items()}
+    shapes = {role: (part.shape, "->", *part.targets.shape[1:]) for role, part in parts.items()}
     if len(set(shapes.values())) > 1:
-        listed = ", ".join(f"{role} {tuple(part.inputs.shape)}" for role, part in parts.items())
+        told = {role: " and ".join(str(tuple(one.shape)) for one in part.each) for role, part in parts.items()}
+        listed = ", ".join(f"{role} {shape}" for role, shape in told.items())
         raise DataError(f"{options.path}: the groups differ in the shape of inputs or targets ({listed})")
-    if len({part.inputs.dtype for part in parts.values()}) > 1:
+    if len({tuple(one.dtype for one in part.each) for part in parts.values()}) > 1:
         raise DataError(
             f"{options.path}: inputs of one group are of another type than those of the others; store all with one type"
         )

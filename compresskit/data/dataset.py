@@ -55,7 +55,8 @@ class Split(Protocol):
 class DataSet:
     """Splits with what a model and a checkpoint need to know of them.
 
-    mean, std: per channel, of the inputs as they are, except that uint8 inputs are divided by 255 first.
+    mean, std: per channel, of the inputs as they are, except that uint8 inputs are divided by 255 first; of several
+    inputs one behind the other, and tokens have none.
     tokens: for each input whether it is whole numbers (int64), as networks look them up.
     scaled: for each input whether batches hold other numbers than are stored: divided by 255, or normalised.
     notes: what looks odd in the data, one line each; for the user's eyes, and for the report.

@@ -76,10 +76,10 @@ class CIFAR100(NamedSet):
 
 def _load(options: NamedSet, name: str, classes: int, normalization: Normalization, seed: int) -> DataSet:
     train, test = (_read(options, name, classes, train=train) for train in (True, False))
-    if train.inputs.shape[1:] != test.inputs.shape[1:]:
+    if train.shape != test.shape:
         raise DataError(
-            f"{options.root}: {name} holds images of {tuple(train.inputs.shape[1:])} to train on and of "
-            f"{tuple(test.inputs.shape[1:])} to test on; fetch the set anew"
+            f"{options.root}: {name} holds images of {train.shape} to train on and of {test.shape} to test on; fetch "
+            "the set anew"
         )
     return assemble(
         options, train, test, task="classification", outputs=classes, seed=seed, normalization=normalization

@@ -74,21 +74,13 @@ def class_notes(parts: Mapping[str, Tensor], outputs: int, *, stated: bool) -> l
     return notes
 
 
-def constant_notes(inputs: Tensor | None, targets: Tensor) -> list[str]:
-    """Whether channels of the training inputs (N, C, ...), or outputs of real targets (N, outputs), never change.
-
-    inputs: None for tokens, whose places have no meaning of their own.
-    """
-    notes = []
-    for what, values in (("channels of the training inputs", inputs), ("training targets", targets)):
-        if values is not None and len(values) > 1 and values.dim() > 1:
-            same = _constant(values)
-            if same.any():
-                which = shortened(same.nonzero()[:, 0].tolist())
-                notes.append(
-                    f"data: {int(same.sum())} of {len(same)} {what} are constant ({which}): they teach nothing"
-                )
-    return notes
+def constant_notes(what: str, values: Tensor) -> list[str]:
+    """Whether channels of inputs (N, C, ...), or outputs of real targets (N, outputs), never change. what: they are."""
+    same = _constant(values) if len(values) > 1 and values.dim() > 1 else torch.zeros(0, dtype=torch.bool)
+    if not same.any():
+        return []
+    which = shortened(same.nonzero()[:, 0].tolist())
+    return [f"data: {int(same.sum())} of {len(same)} {what} are constant ({which}): they teach nothing"]
 
 
 def _constant(values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -269,3 +270,25 @@ def test_bytes_are_no_tokens_and_the_table_has_all_of_them(call, own, verb):
     told = "data: the network's input, training part: words has entries from 0 to 4, and the data hold 5"
     refused(call(verb, own, model, data), 1, told)
     assert not (own.parent / "runs").exists()
+
+
+def test_several_arrays_go_through_the_verbs(call, own):
+    random, labels = np.random.default_rng(0), np.arange(120) % 3
+    images = random.integers(0, 60, (120, 1, 8, 8)) + 60 * labels[:, None, None, None]
+    words = (np.arange(4) % (1 + labels[:, None])).astype(np.uint8)
+    np.savez(own.parent / "two.npz", image=images.astype(np.uint8), words=words, targets=labels)
+    data = "{kind: arrays, path: two.npz, inputs: [image, words], tokens: [words], validation: 20}"
+    options = (f"data={data}", "model=own_data:Two")
+    chain = (("train", ""), ("fuse", "train"), ("prune", "train"), ("finetune", "prune"))
+    for verb, source in chain:
+        outcome = call(
+            verb, own, *options, "fuse.layers=[[conv1, conv2]]", *(["-c", f"runs/own-{source}"] * bool(source))
+        )
+        assert outcome.status == 0, (verb, outcome.err)
+    told = call("inspect", "runs/own-train").out
+    assert "inputs 1×8×8 and 4" in told
+    mean = images[: len(images)].mean() / 255
+    assert f"input 1 is normalised: mean {mean:.1g}"[:-1] in told
+    assert "input 2" not in told
+    plain = call("finetune", own, "model=own_data:Two", f"data={data[:-1]}, normalize: none}}", "-c", "runs/own-train")
+    refused(plain, 1, "trained on inputs of mean")

@@ -1,5 +1,7 @@
 """`compresskit inspect`: what a checkpoint holds, and how it came to be."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from compresskit.commands.result import Figure, Result, Table
 from compresskit.graph.counting import Counts, count
 from compresskit.graph.doors.entry import Entry
 from compresskit.graph.masks import kept
+from compresskit.graph.shapes import tokens
+from compresskit.shapes import shapes_of
 from compresskit.storage.checkpoint import Checkpoint, file_hash, load
 
 
@@ -29,8 +33,9 @@ def run(path: Path) -> Result:
     history = Table("history", ("verb", "seed", "metrics", "command", "torch", "git"), rows)
     result.tables = [layer_table(checkpoint.network, checkpoint.input_shape, checkpoint.masks), history]
     model = checkpoint.model.get("kind", "unknown")
+    inputs = " and ".join("×".join(map(str, shape)) for shape in shapes_of(checkpoint.input_shape))
     result.notes = [
-        f"{checkpoint.task} of inputs {'×'.join(map(str, checkpoint.input_shape))}, model {model}",
+        f"{checkpoint.task} of inputs {inputs}, model {model}",
         f"sha256 {file_hash(path)}",
         *normalisation(checkpoint),
         *_came_in(checkpoint),
@@ -45,10 +50,17 @@ def run(path: Path) -> Result:
 
 
 def normalisation(checkpoint: Checkpoint) -> list[str]:
-    """A line on how inputs are normalised, where they are."""
-    if not checkpoint.preprocessing.get("mean"):
+    """A line on how inputs are normalised, where they are; of several inputs one for each that is no tokens."""
+    mean, std = (checkpoint.preprocessing.get(key, []) for key in ("mean", "std"))
+    if not mean:
         return []
-    return [f"inputs are normalised: mean {_short('mean', checkpoint)}, std {_short('std', checkpoint)}"]
+    shapes = enumerate(shapes_of(checkpoint.input_shape), 1)
+    channels = {n: shape[0] for n, shape in shapes if tokens(checkpoint.network, n - 1) is None}
+    if isinstance(checkpoint.input_shape[0], int) or sum(channels.values()) != len(mean):
+        return [f"inputs are normalised: mean {_short(mean)}, std {_short(std)}"]
+    ends = dict(zip(channels, accumulate(channels.values()), strict=True))
+    places = {n: slice(end - channels[n], end) for n, end in ends.items()}
+    return [f"input {n} is normalised: mean {_short(mean[at])}, std {_short(std[at])}" for n, at in places.items()]
 
 
 def _came_in(checkpoint: Checkpoint) -> list[str]:
@@ -74,5 +86,5 @@ def _entry(entry: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _short(key: str, checkpoint: Checkpoint) -> str:
-    return " ".join(f"{value:.4g}" for value in checkpoint.preprocessing.get(key, []))
+def _short(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)

@@ -38,7 +38,7 @@ class Factory(AnySet):
     target: str  # "package.module:factory", looked for in the current directory too
     arguments: dict[str, Any] = field(default_factory=dict)  # of the factory
     # Key of the input in samples that are mappings, number in tuples; several: the network gets a tuple of them
-    inputs: str | int | Annotated[tuple[str | int, ...], Len(2)] | None = None
+    inputs: str | int | Annotated[tuple[str | int, ...], Len(2, 8)] | None = None
     targets: str | int | None = None  # key of the target in samples that are mappings, number in tuples
     task: Literal["auto", "classification", "regression", "segmentation"] = "auto"  # auto: by the first target
     # How many, or their names in their order; default: what the data set has as `classes` or `targets`

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from compresskit.commands.result import Figure, Result, Table, alike, by
 from compresskit.errors import RecipeError, RunFolderError, UnsupportedModelError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import kept
-from compresskit.graph.shapes import example
+from compresskit.graph.shapes import example, tokens
 from compresskit.passes.initialise.group import Grouped, group
 from compresskit.storage.checkpoint import Checkpoint, file_hash, load, save
 from compresskit.storage.exported import check_onnx, write_onnx, write_program
@@ -31,7 +32,7 @@ def run(model: Path, out: Path, layout: str, *, force: bool) -> Result:
     original = load(path)
     check_finite(original.network, path)
     exported, grouped = _laid_out(original, path, layout)
-    inputs = example(original.network, original.input_shape, _BATCH, torch.Generator().manual_seed(0))
+    inputs = _batch(original)
     read = _write(exported, inputs, out)
     result = Result("export", f"{path} to {out}")
     result.figures = _figures(original, exported, path, out)
@@ -41,9 +42,36 @@ def run(model: Path, out: Path, layout: str, *, force: bool) -> Result:
             result.tables, result.skipped = [_layers(grouped)], grouped.skipped
             result.checks["grouped layout against the masked one"] = float((found - expected).abs().max())
         result.checks[f"{out.name} read back"] = float((read(inputs) - found).abs().max())
-    result.notes = [*normalisation(original), f"written to {out}"]
+    result.notes = [*_taken(inputs), *normalisation(original), f"written to {out}"]
     result.details = {"layout": layout, "format": out.suffix, "out": str(out)}
     return result
+
+
+def _batch(original: Checkpoint) -> Any:
+    """Random inputs. Tokens are int64, as data give them, where the network makes the same of them as of numbers."""
+    network, shape = original.network, original.input_shape
+    inputs = example(network, shape, _BATCH, torch.Generator().manual_seed(0))
+    several = isinstance(inputs, tuple)
+    each = inputs if several else (inputs,)
+    looked_up = [tokens(network, place if several else None) is not None for place in range(len(each))]
+    whole = tuple(one.long() if token else one for one, token in zip(each, looked_up, strict=True))
+    given = whole if several else whole[0]
+    try:
+        with torch.inference_mode():
+            return given if torch.equal(network(given), network(inputs)) else inputs
+    except RuntimeError:  # it reads them as numbers elsewhere
+        return inputs
+
+
+def _taken(inputs: Any) -> list[str]:
+    """A line on the arguments that the network takes, where they are not one tensor of numbers."""
+    several = isinstance(inputs, tuple)
+    each = inputs if several else (inputs,)
+    if not several and each[0].is_floating_point():
+        return []
+    told = [f"{str(one.dtype).removeprefix('torch.')} (N, {', '.join(map(str, one.shape[1:]))})" for one in each]
+    named = [f"input_{place} {one}" for place, one in enumerate(told, 1)] if several else told
+    return [f"takes {', '.join(named)}"]
 
 
 def _check(path: Path, out: Path, layout: str, *, force: bool) -> None:
@@ -74,7 +102,7 @@ def _laid_out(original: Checkpoint, path: Path, layout: str) -> tuple[Checkpoint
     return exported, grouped
 
 
-def _write(exported: Checkpoint, inputs: Tensor, out: Path) -> Callable[[Tensor], Tensor]:
+def _write(exported: Checkpoint, inputs: Any, out: Path) -> Callable[[Any], Tensor]:
     """Returns the network of the file read back."""
     if out.suffix == ".pt2":
         return write_program(exported.network, inputs, out)

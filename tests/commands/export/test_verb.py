@@ -211,3 +211,95 @@ def test_networks_of_tokens_are_compared_on_tokens(tmp_path, suffix):
     save(Checkpoint(network, {"kind": "words"}, (5,), "classification", {}, []), tmp_path / "model.pt")
     result = export.run(tmp_path / "model.pt", tmp_path / f"out{suffix}", "masked", force=False)
     assert result.checks[f"out{suffix} read back"] < 1e-6
+
+
+class Two(nn.Module):
+    """Of an image and of tokens; the third input is not looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.table, self.head = nn.Conv2d(1, 6, 3), nn.Embedding(7, 6), nn.Linear(12, 3)
+
+    def forward(self, image, words, unused):
+        seen = self.conv(image).relu().mean((2, 3))
+        return self.head(torch.cat([seen, self.table(words).mean(1)], 1))
+
+
+# Runs in a fresh process, without compresskit: each input is an argument, tokens are int64.
+_ALONE_OF_TWO = """
+import sys, torch
+sys.modules["compresskit"] = None
+program = torch.export.load(sys.argv[1])
+assert list(program.graph_signature.user_inputs) == ["input_1", "input_2", "input_3"]
+assert "conv.weight" in program.state_dict
+network = program.module()
+inputs, outputs = torch.load(sys.argv[2], weights_only=True)
+for count in (1, 5):
+    with torch.no_grad():
+        found = network(*(one[:count] for one in inputs))
+    assert (found - outputs[:count]).abs().max() < 1e-6
+"""
+
+
+@pytest.fixture
+def of_two(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    shape = ((1, 6, 6), (4,), (2,))
+    preprocessing = {"mean": [0.5, 0.0, 0.0], "std": [0.25, 1.0, 2.0]}
+    network = trace(Two(), shape).eval()
+    save(Checkpoint(network, {"kind": "two"}, shape, "classification", preprocessing, []), tmp_path / "two.pt")
+    return tmp_path / "two.pt"
+
+
+def batch_of_two(size: int = 5) -> tuple[torch.Tensor, ...]:
+    random = torch.Generator().manual_seed(1)
+    words = torch.randint(7, (size, 4), generator=random)
+    return torch.randn(size, 1, 6, 6, generator=random), words, torch.randn(size, 2, generator=random)
+
+
+def test_several_inputs_are_arguments_of_a_program(call, of_two, tmp_path):
+    outcome = call("export", of_two, "--out", "net.pt2", "--json")
+    assert outcome.status == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert report["checks"]["net.pt2 read back"] < 1e-6
+    assert report["notes"][:3] == [
+        "takes input_1 float32 (N, 1, 6, 6), input_2 int64 (N, 4), input_3 float32 (N, 2)",
+        "input 1 is normalised: mean 0.5, std 0.25",
+        "input 3 is normalised: mean 0 0, std 1 2",
+    ]
+    inputs = batch_of_two()
+    torch.save((inputs, load(of_two).network(inputs).detach()), tmp_path / "batch.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", _ALONE_OF_TWO, "net.pt2", "batch.pt"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are optional")
+@pytest.mark.filterwarnings("ignore")  # of libraries that are not pinned
+def test_several_inputs_have_names_in_onnx(call, of_two):
+    from onnxruntime import InferenceSession
+
+    outcome = call("export", of_two, "--out", "net.onnx", "--json")
+    assert outcome.status == 0, outcome.err
+    assert json.loads(outcome.out)["checks"]["net.onnx read back"] < 1e-5
+    runtime, network = InferenceSession("net.onnx"), load(of_two).network
+    names = [value.name for value in runtime.get_inputs()]
+    assert names == ["input_1", "input_2", "input_3"]
+    for size in (1, 3):
+        inputs = batch_of_two(size)
+        (found,) = runtime.run(None, {name: one.numpy() for name, one in zip(names, inputs, strict=True)})
+        torch.testing.assert_close(torch.from_numpy(found), network(inputs).detach(), atol=1e-5, rtol=0)
+
+
+def test_tokens_of_a_program_are_whole_numbers_unless_they_are_read_as_numbers_too(tmp_path):
+    class Both(Words):
+        def forward(self, x):
+            return self.head(torch.relu(self.hidden(self.table(x.long()))).mean(1)) + nn.functional.softmax(x, 1)[:, :3]
+
+    for kind, taken in ((Words, ["takes int64 (N, 5)"]), (Both, [])):
+        network = trace(kind()).eval()
+        save(Checkpoint(network, {"kind": "words"}, (5,), "classification", {}, []), tmp_path / "model.pt")
+        result = export.run(tmp_path / "model.pt", tmp_path / "out.pt2", "masked", force=True)
+        assert result.checks["out.pt2 read back"] < 1e-6
+        assert result.notes[:-1] == taken

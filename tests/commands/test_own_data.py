@@ -290,5 +290,10 @@ def test_several_arrays_go_through_the_verbs(call, own):
     mean = images[: len(images)].mean() / 255
     assert f"input 1 is normalised: mean {mean:.1g}"[:-1] in told
     assert "input 2" not in told
+    start = ("-c", "runs/own-train", "--out", "other")
+    augprune = call("prune", own, *options, "prune.criterion={kind: augprune}", *start)
+    refused(augprune, 2, "prune.criterion: augprune augments images; take another criterion for these data")
+    isometry = call("spectra", own, *options, "spectra.isometry={}", *start)
+    refused(isometry, 2, "isometry: it is known of networks with one input, and this one has 2; leave it out")
     plain = call("finetune", own, "model=own_data:Two", f"data={data[:-1]}, normalize: none}}", "-c", "runs/own-train")
     refused(plain, 1, "trained on inputs of mean")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -96,9 +97,9 @@ def _data(current: Session, options: PruneAndRetrain) -> Data:
     return Data(gradients, paired)
 
 
-def _augmented(current: Session, images: Tensor, augmix: AugMix, draws: torch.Generator) -> Tensor:
+def _augmented(current: Session, images: Any, augmix: AugMix, draws: torch.Generator) -> Tensor:
     """Normalised images, augmented as bytes. Raises RecipeError for what are no images of bytes."""
-    if images.ndim != 4:
+    if not isinstance(images, Tensor) or images.ndim != 4:
         raise RecipeError("prune.criterion: augprune augments images; take another criterion for these data")
     mean, std = (
         torch.tensor(values, device=images.device, dtype=images.dtype)[:, None, None]

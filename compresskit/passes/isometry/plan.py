@@ -14,7 +14,7 @@ from compresskit.graph.selectors import KINDS, select
 from compresskit.graph.shapes import node_shapes
 from compresskit.numerics.orthogonal.isometry import SMALL
 from compresskit.passes.isometry.options import Isometry
-from compresskit.shapes import Shape
+from compresskit.shapes import Shape, shapes_of
 
 _MEMORY = 1 << 28  # bytes that Jacobians, or the vectors of an estimate, take at a time
 _COPIES = 3  # of them, while they are made and decomposed
@@ -67,7 +67,9 @@ class Plan:
 
 
 def plan_isometry(network: fx.GraphModule, input_shape: Shape, options: Isometry) -> Plan:
-    """Raises RecipeError for selectors that mean no layer, and a start that is none or that paths lead past."""
+    """Raises RecipeError for several inputs, selectors that mean no layer, and a start that is none or passed by."""
+    if (count := len(shapes_of(input_shape))) > 1:
+        raise RecipeError(f"isometry: it is known of networks with one input, and this one has {count}; leave it out")
     names = select(network, options.layers, _KINDS)
     network = copy.deepcopy(network).double().requires_grad_(False)
     sizes = {name: prod(shape[1:]) for name, shape in node_shapes(network, input_shape).items()}

@@ -8,6 +8,7 @@ from dataclasses import field
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class OwnLoss:
         def loss(output: Tensor, target: Tensor) -> Tensor:
             if isinstance(function, nn.Module):
                 function.to(output.device)
-            value = function(output, target)
+            value = function(output.clone(), target.clone())  # what it changes in place, others read
             if not isinstance(value, Tensor) or value.shape != ():
                 told = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise RecipeError(f"loss: {self.target} returned {told}; return the mean over the batch, of shape ()")
@@ -100,9 +101,16 @@ class OwnTally:
 
 
 def number(name: str, metric: Callable[[Tensor, Tensor], Any], output: Tensor, target: Tensor) -> float:
-    """The metric of these samples. Raises RecipeError for one that raises, or returns no number."""
+    """The metric of these samples, of which it gets copies. Raises RecipeError for one that raises, or is no number."""
     with blamed(f"report.metrics: {name}"):
-        return float(metric(output, target))
+        value = metric(output.clone(), target.clone())
+        told = type(value).__name__
+        if isinstance(value, Tensor | np.ndarray | np.generic):
+            told = f"{told} of shape {tuple(value.shape)} and {value.dtype}"
+            value = value.item() if math.prod(value.shape) == 1 else None
+        if not isinstance(value, int | float):
+            raise RecipeError(f"report.metrics: {name} returned a {told}; return one real number")
+        return float(value)
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+"""Losses and metrics of the user's own: what they may change, and what they may return."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from compresskit.data.memory import Examples, MemorySplit
+from compresskit.data.normalization import identity
+from compresskit.distributed import Group
+from compresskit.errors import RecipeError
+from compresskit.training.checks import check_own
+from compresskit.training.tasks.evaluation import evaluate
+from compresskit.training.tasks.own import OwnLoss, OwnTally
+
+
+def careless(outputs, targets):
+    """Changes both in place."""
+    outputs.sub_(outputs.max(1, keepdim=True).values).exp_()
+    targets.add_(1)
+    return outputs.mean()
+
+
+def careless_loss(outputs, targets):
+    value = torch.nn.functional.cross_entropy(outputs, targets.clone())
+    outputs.detach().zero_()
+    targets.zero_()
+    return value
+
+
+def largest(outputs, targets):
+    return float(outputs.max()) + float(targets.max())
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_what_a_metric_changes_in_place_the_others_do_not_see(task):
+    outputs, targets = torch.randn(6, 3, 2, 2), torch.arange(24).view(6, 2, 2) % 3
+    if task == "classification":
+        outputs, targets = outputs[..., 0, 0], targets[:, 0, 0]
+    kept = outputs.clone(), targets.clone()
+    alone, beside = OwnTally({"largest": largest}, task), OwnTally({"careless": careless, "largest": largest}, task)
+    for tally in (alone, beside):
+        tally.add(outputs, targets)
+    assert beside.figures(Group())["largest"] == alone.figures(Group())["largest"]
+    assert torch.equal(outputs, kept[0])
+    assert torch.equal(targets, kept[1])
+
+
+def test_the_data_stay_as_they_are(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_losses", sys.modules[__name__])
+    inputs, targets = torch.randn(20, 6), torch.arange(20) % 3
+    test = MemorySplit(Examples(inputs, targets), identity(6))  # its batches are views
+    data, network = replace(tiny.dataset(), test=test), tiny.network()
+    kept = targets.clone()
+    plain = evaluate(network, data.test, task="classification")
+    loss = OwnLoss(target="own_losses:careless_loss")
+    check_own(network, data, loss, {"careless": careless})
+    found = evaluate(network, data.test, task="classification", metrics={"careless": careless})
+    assert torch.equal(targets, kept)
+    assert {name: found[name] for name in plain} == plain
+
+
+def test_what_a_loss_changes_in_place_is_its_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_losses", sys.modules[__name__])
+    leaf, targets = torch.randn(6, 3, requires_grad=True), torch.arange(6) % 3
+    output = 2 * leaf
+    kept = output.detach().clone()
+    value = OwnLoss(target="own_losses:careless_loss").made()(output, targets)
+    assert torch.equal(output.detach(), kept)
+    assert torch.equal(targets, torch.arange(6) % 3)
+    expected = torch.nn.functional.cross_entropy(output, targets)
+    torch.testing.assert_close(value, expected)
+    (found,), (right,) = torch.autograd.grad(value, leaf, retain_graph=True), torch.autograd.grad(expected, leaf)
+    torch.testing.assert_close(found, right)
+
+
+@pytest.mark.parametrize(
+    "value", [0.5, np.float32(0.5), torch.tensor(0.5), torch.tensor([[0.5]]), np.array([0.5]), torch.tensor(0.5).half()]
+)
+def test_one_number_may_come_in_any_form(value):
+    tally = OwnTally({"half": lambda outputs, targets: value}, "classification")
+    tally.add(torch.randn(4, 3), torch.arange(4) % 3)
+    assert tally.figures(Group()) == {"half": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (None, "returned a NoneType; return one real number"),
+        ("0.5", "returned a str; return one real number"),
+        (1j, "returned a complex; return one real number"),
+        ({"f1": 0.5}, "returned a dict; return one real number"),
+        (torch.ones(3), r"returned a Tensor of shape \(3,\) and torch.float32; return one real number"),
+        (torch.ones(0), r"returned a Tensor of shape \(0,\) and torch.float32; return one real number"),
+        (np.ones((1, 2)), r"returned a ndarray of shape \(1, 2\) and float64; return one real number"),
+        (torch.tensor(1j), r"returned a Tensor of shape \(\) and torch.complex64; return one real number"),
+        (float("nan"), "returned nan; return a finite number"),
+        (torch.tensor(float("inf")), "returned inf; return a finite number"),
+    ],
+)
+def test_what_is_no_number_is_said_in_one_line(value, told):
+    tally = OwnTally({"odd": lambda outputs, targets: value}, "classification")
+    tally.add(torch.randn(4, 3), torch.arange(4) % 3)
+    with pytest.raises(RecipeError, match=f"^report.metrics: odd {told}$"):
+        tally.figures(Group())

@@ -4,7 +4,6 @@ import logging
 import uuid
 from collections.abc import Iterable
 from dataclasses import field, replace
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -25,6 +24,8 @@ log = logging.getLogger("compresskit")
 
 Piece = Numbered | Stream
 CHUNK = 256  # samples of a stream that are counted at a time
+TOLD = 100_000  # of them, and ten times as many each time, are told while they are counted
+ENDLESS = "data.limit (of training samples), or itertools.islice"
 LOOKED_AT = 8  # samples of a part that its identity is made of
 TWICE = "its samples differ each time they are read, so no run can be resumed and no moments are kept; draw from the "
 TWICE += "global generators of torch, numpy or random, which are seeded"
@@ -100,10 +101,11 @@ class Factory(AnySet):
         Two parts are believed to be the same if factory, arguments and length are, and the samples that are looked at.
         """
         where, form = self._where(role), replace(form, collate=part.collate)
-        count = _length(where, part)
+        most = self.limit if role == "train" else None
+        count, whole = _length(where, part, most)
         labels = torch.full((count,), KEPT)
         if part.streams:
-            piece: Piece = Stream(where, part.dataset, form, labels)
+            piece: Piece = Stream(where, part.dataset, form, labels, whole)
         else:
             piece = Numbered(where, part.dataset, form, part.workers, torch.arange(count), labels)
         seen = [digest(*_tensors(piece.looked_at(LOOKED_AT))) for _ in range(2)]
@@ -124,18 +126,30 @@ def _first(where: str, part: Part) -> Any:
     return found[0]
 
 
-def _length(where: str, part: Part) -> int:
-    """How many samples; a stream that does not tell is gone through once."""
+def _length(where: str, part: Part, most: int | None) -> tuple[int, bool]:
+    """How many samples, and whether these are all; a stream that does not tell is gone through once, to `most`."""
+    whole = True
     with named(where):
         try:
             count = len(part.dataset)
         except TypeError:
             log.info("%s: its samples are counted, since it has no length", where)
-            walk = Pass(where, part.dataset, FIXED)
-            count = sum(len(found) for found in iter(partial(walk.take, CHUNK), []))
+            count, whole = _counted(where, part, most)
     if count == 0:
         raise DataError(f"{where}: it holds no samples; return at least one")
-    return count
+    return count, whole
+
+
+def _counted(where: str, part: Part, most: int | None) -> tuple[int, bool]:
+    walk, count, told = Pass(where, part.dataset, FIXED), 0, TOLD
+    while found := len(walk.take(CHUNK if most is None else min(CHUNK, most - count))):
+        count += found
+        if count == most:
+            return count, False
+        if count >= told:
+            log.info("%s: %s samples and no end; one without an end needs %s", where, f"{told:,}", ENDLESS)
+            told *= 10
+    return count, True
 
 
 def _held_out(pieces: dict[str, Piece], options: Factory) -> dict[str, Piece]:

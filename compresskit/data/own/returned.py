@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data import default_collate as torchs_own
 
 from compresskit.errors import DataError
@@ -74,9 +74,14 @@ def _of_loader(loader: Any, where: str) -> Part:
         raise DataError(f"{where}: a DataLoader with batch_size=None; return a data set of single samples")
     own = None if loader.collate_fn is torchs_own else loader.collate_fn
     streams = isinstance(loader.dataset, IterableDataset)
-    usual = streams or type(loader.sampler) in (SequentialSampler, RandomSampler)
-    told = f"{where}: the order of its {type(loader.sampler).__name__} is not kept; each epoch takes every sample once"
-    return Part(loader.dataset, own, loader.num_workers, () if usual else (told,))
+    unusual = [type(loader.sampler)] if type(loader.sampler) not in (SequentialSampler, RandomSampler) else []
+    unusual += [type(loader.batch_sampler)] if type(loader.batch_sampler) is not BatchSampler else []
+    told = [
+        f"{where}: the order of its {kind.__name__} is not kept; each epoch takes every sample once, in batches of the "
+        "recipe's size"
+        for kind in unusual
+    ]
+    return Part(loader.dataset, own, loader.num_workers, () if streams else tuple(told))
 
 
 def _has(value: Any, *names: str) -> bool:

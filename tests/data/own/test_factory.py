@@ -1,5 +1,6 @@
 """Data sets that a factory of the user's returns: what is served, in which order, and what is refused."""
 
+import itertools
 import random
 import sys
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
 
+from compresskit.data.own import factory
 from compresskit.data.own.factory import Factory
 from compresskit.data.own.form import numbers
 from compresskit.errors import DataError, RecipeError
@@ -210,6 +212,45 @@ def test_a_sampler_of_a_loader_is_noted_and_its_collate_is_taken(load):
     assert torch.equal(served(data.train)[0], INPUTS.flatten(2))
     named = load((Pairs(), Pairs()), collate="user_data:pad")
     assert torch.equal(served(named.train)[0], INPUTS.flatten(2))
+
+
+class Uneven(Sampler):
+    def __iter__(self):
+        yield from ([0, 1, 2], [3], [4, 5])
+
+    def __len__(self):
+        return 3
+
+
+def test_batches_of_a_loader_that_differ_in_size_are_not_kept_and_that_is_noted(load):
+    data = load((DataLoader(Pairs(), batch_sampler=Uneven()), DataLoader(Pairs(), batch_size=5)))
+    (note,) = data.notes
+    assert "the order of its Uneven is not kept; each epoch takes every sample once, in batches of the recipe's" in note
+    assert [len(targets) for _, targets in data.train.batches(5, CPU)] == [5, 5, 2]
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        for i in itertools.count():
+            yield INPUTS[i % 12], LABELS[i % 12]
+
+
+def test_a_stream_without_an_end_is_read_to_the_limit(load):
+    data = load((Endless(), Stream()), classes=3, limit=20)
+    assert len(data.train) == 20
+    inputs, labels = served(data.train)
+    assert torch.equal(labels, torch.cat([LABELS, LABELS[:8]]))
+    assert len(load((Stream(), Stream()), classes=3, limit=20).train) == 12
+
+
+def test_a_stream_that_does_not_end_says_what_to_do_while_it_is_counted(load, monkeypatch, caplog):
+    monkeypatch.setattr(factory, "TOLD", 10)
+    caplog.set_level("INFO", "compresskit")
+    load((Stream(), Stream()), classes=3)
+    told = (
+        "train: 10 samples and no end; one without an end needs data.limit (of training samples), or itertools.islice"
+    )
+    assert told in caplog.text
 
 
 @pytest.mark.parametrize(

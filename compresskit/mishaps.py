@@ -14,6 +14,7 @@ _NEXT = {
 }
 _NO_MEMORY = ("OutOfMemoryError", "MemoryError")
 _NUMERICS = ("LinAlgError", "_LinAlgError")
+_NO_ENTRY = ("index out of range in self", "device-side assert")  # of an embedding, as the CPU and CUDA say it
 
 
 def explained(error: BaseException, doing: str) -> tuple[str, int]:
@@ -30,6 +31,9 @@ def explained(error: BaseException, doing: str) -> tuple[str, int]:
         return f"{where}: {file}{error.strerror or said}; {advice}", 1
     if names & {*_NUMERICS}:
         return f"{where}: a factorisation failed ({said}); check the weights and the data for NaN and constants", 1
+    if any(words in said for words in _NO_ENTRY):
+        advice = "check in all samples that tokens are from 0 to below the entries of the model's embeddings"
+        return f"{where}: a table was asked for an entry that it lacks ({said}); {advice}", 1
     if isinstance(error, RuntimeError) and _raised_by_torch(error):
         return f"{where}: torch cannot do it ({said}), at {_place(error)}; --debug shows where in full", 1
     kind = type(error).__name__

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compresskit.storage.checkpoint import load
-from compresskit.training import loop
+from compresskit.training import inputs, loop
 from tests.commands.conftest import environment, program
 from tests.commands.test_bad_input import refused
 
@@ -297,3 +297,9 @@ def test_several_arrays_go_through_the_verbs(call, own):
     refused(isometry, 2, "isometry: it is known of networks with one input, and this one has 2; leave it out")
     plain = call("finetune", own, "model=own_data:Two", f"data={data[:-1]}, normalize: none}}", "-c", "runs/own-train")
     refused(plain, 1, "trained on inputs of mean")
+
+
+def test_a_token_behind_those_that_are_looked_at_is_no_fault_of_ours(call, own, monkeypatch):
+    monkeypatch.setattr(inputs, "LOOKED_AT", 0)
+    data = "data={kind: 'own_data:bytes', arguments: {high: 6, kind: int64}}"
+    refused(call("train", own, "model=own_data:Words", data), 1, "train: a table was asked for an entry that it lacks")

@@ -13,6 +13,7 @@ from compresskit.options import option
 # Share of the largest eigenvalue below which sums in float64 of activations in float32 hold rounding alone.
 CUT = 1e-12
 PLENTY = 50  # samples for each unknown, with which least squares fits 2 % of the noise: no ridge gains more than that
+_VECTORS, _ITERATIONS = 4, 6  # that look for the ends of a spectrum
 PROBES = 8  # random vectors that the trace of an operator is estimated with
 
 Ridge = Annotated[float, Ge(0)] | Literal["auto"]
@@ -68,7 +69,7 @@ class Cholesky:
         alive = _alive(ridged.diagonal())
         block = ridged if bool(alive.all()) else ridged[alive][:, alive]
         factor, failed = torch.linalg.cholesky_ex(block)
-        if block.numel() == 0 or bool(failed) or _nearly_singular(factor):
+        if block.numel() == 0 or bool(failed) or _nearly_singular(block, factor):
             return EigenDecomposition(ridge=ridge)(whole, cyx)
         weight = torch.zeros_like(cyx)
         weight[:, alive] = torch.cholesky_solve(cyx[:, alive].T, factor).T
@@ -190,9 +191,22 @@ def _alive(diagonal: Tensor) -> Tensor:
     return diagonal > CUT * diagonal.max()
 
 
-def _nearly_singular(factor: Tensor) -> bool:
+def _nearly_singular(matrix: Tensor, factor: Tensor) -> bool:
+    """Whether the least eigenvalue is no more than the largest one's rounding. factor: of Cholesky.
+
+    Pivots do not tell: where outputs of a LayerNorm add up to nothing, weighted by 1 / gamma, the last pivot is the
+    least eigenvalue divided by the share that the last input has in that sum. So both ends of the spectrum are found by
+    iterations on a few vectors, which a gap as wide as rounding leaves needs few of.
+    """
     pivots = factor.diagonal().square()
-    return bool(pivots.min() <= CUT * pivots.max())
+    if bool(pivots.min() <= CUT * pivots.max()):
+        return True
+    start = torch.randn(len(matrix), _VECTORS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low = high = start.to(matrix.device, matrix.dtype)
+    for _ in range(_ITERATIONS):
+        low = torch.cholesky_solve(low / low.norm(dim=0), factor)
+        high = matrix @ (high / high.norm(dim=0))
+    return bool(1 / low.norm(dim=0).max() <= CUT * high.norm(dim=0).max())
 
 
 def _residual(cxx: Tensor, cyx: Tensor, weight: Tensor) -> float:

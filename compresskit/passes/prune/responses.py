@@ -18,7 +18,10 @@ def responses(
     pairs: Iterable[tuple[Tensor, Tensor]],
     on_batch: Callable[[], None] = lambda: None,
 ) -> Responses:
-    """Of the inputs of layers. pairs: images and the same ones augmented, by batch; the network is in eval mode."""
+    """Of the inputs of layers, on the network's device, where criteria multiply them by its weights.
+
+    pairs: images and the same ones augmented, by batch; the network is in eval mode.
+    """
     nodes = {str(n.target): n for n in network.graph.nodes if n.op == "call_module" and n.target in set(layers)}
     sources = {layer: nodes[layer].all_input_nodes[0].name for layer in layers}
     names = sorted(set(sources.values()))
@@ -31,7 +34,7 @@ def responses(
             for name, plain, other in zip(names, part(images), part(changed), strict=True):
                 x, y = (_by_channel(value, dims[name]) for value in (plain, other))
                 new = (torch.tensor(len(x)), x.sum(0), x.square().sum(0), (y - x).square().sum(0))
-                sums[name] = [old + value.cpu() for old, value in zip(sums[name], new, strict=True)]
+                sums[name] = [old + value for old, value in zip(sums[name], new, strict=True)]
             on_batch()
     found = {}
     for layer, name in sources.items():

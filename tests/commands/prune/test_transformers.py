@@ -1,4 +1,4 @@
-"""`compresskit prune` and `reconstruct` end to end on a small vision transformer: every kind of channels, every repair."""
+"""`prune` and `reconstruct` on a small vision transformer, end to end: every kind of channels, every repair."""
 
 import json
 from pathlib import Path

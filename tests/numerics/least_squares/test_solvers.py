@@ -57,6 +57,23 @@ def test_inputs_of_rounding_alone_are_dead(kind):
     assert solution.method == kind
 
 
+@pytest.mark.parametrize("largest_last", [True, False])
+def test_outputs_of_a_layer_norm_take_no_weights_from_their_rounding(largest_last):
+    """Weighted by 1 / gamma they add up to nothing but rounding, which no pivot shows where the last gamma is large."""
+    random = np.random.default_rng(0)
+    scale = np.geomspace(0.1, 3, 24)[:: 1 if largest_last else -1]
+    z = random.normal(size=(2000, 24)) * random.exponential(size=(2000, 1))
+    x = ((z - z.mean(1, keepdims=True)) * (1 + 1e-6 * random.normal(size=z.shape))) * scale
+    rounding = (x / scale).sum(1)
+    y = x[:, :2] + (rounding / rounding.std())[:, None]
+    x, y = x - x.mean(0), y - y.mean(0)
+    cxx = x.T @ x / len(x)
+    assert np.linalg.eigvalsh(cxx)[0] < 1e-12 * np.linalg.eigvalsh(cxx)[-1]
+    solution = Cholesky(ridge=0.0)(torch.from_numpy(cxx), torch.from_numpy(y.T @ x / len(x)))
+    assert float(solution.weight.abs().max()) < 100
+    assert (solution.method, solution.rank) == ("eigh", 23)
+
+
 @pytest.mark.parametrize("kind", ["cholesky", "eigh"])
 def test_fewer_samples_than_inputs_give_the_minimum_norm(kind):
     cxx, cyx, x, y = problem(8)

@@ -633,3 +633,12 @@ def test_augprune_says_what_no_layer_reads():
     found = pruned(network, (3, 8, 8), criterion=AugPrune(), target=PruneTarget(macs="70%"))
     assert {"hidden", "width"} & {group.kind for group in found.groups}
     assert all("augprune" in found.skipped[name] for name in found.skipped if "(head-dim)" in name)
+
+
+def test_responses_stay_on_the_networks_device():
+    """Criteria multiply them by weights, which lie there. torch's meta device refuses every copy to the CPU."""
+    network = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))).to("meta")
+    images = torch.zeros(5, 3, 8, 8, device="meta")
+    ((variance, change),) = responses(network, ["2"], [(images, images), (images, images)]).values()
+    assert variance.device == change.device == torch.device("meta")
+    assert variance.shape == change.shape == (4,)

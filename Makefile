@@ -7,7 +7,7 @@ PARALLEL = -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
 RUN := $(BIN)/compresskit
 
-.PHONY: install demo fmt lint type test quick test-all campaign docs check bench clean
+.PHONY: install demo fmt lint type test quick test-all check-gpu campaign docs check bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ quick: install  # without those that start programs or run whole verbs
 
 test-all: install
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow" --ignore tests/campaigns
+
+check-gpu: install  # every verb on a GPU against the CPU, and benches: build/gpu/gpu.json and gpu.md
+	$(BIN)/python scripts/check_gpu.py
 
 SEED ?= 0
 campaign: install  # kills, damaged files, full disks, wrong numbers, two runs at once: about half an hour on two cores

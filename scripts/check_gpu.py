@@ -50,7 +50,9 @@ NETS: dict[str, dict[str, Any]] = {
         "arguments": {"img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 32, "depth": 2, "num_heads": 2},
     },
 }
-EXACT, ROUNDED = 1e-4, 2e-2  # relative to the largest output or loss: float32 in another order; half precision
+# Relative to the largest output or loss. torch lets convolutions on a GPU round float32 to ten bits (TF32): so do the
+# activations that layers are fitted to, and the batch norms behind them.
+ROUNDED, FITTED, NORMED = 2e-2, 1e-3, 3e-2
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Check:
     net: str
     sections: dict[str, Any] = field(default_factory=dict)
     of: str = "outputs"
-    tolerance: float = EXACT
+    tolerance: float = FITTED
     device_only: bool = False  # what a CPU does not do, against float32 on the CPU
 
 
@@ -70,16 +72,18 @@ def train(name: str, net: str = "resnet", tolerance: float = 5e-3, device_only: 
     return Check(f"train, {name}", "train", net, {"train": TRAIN | options}, "losses", tolerance, device_only)
 
 
-def section(verb: str, name: str, net: str, tolerance: float = EXACT, **options: Any) -> Check:
+def section(verb: str, name: str, net: str, tolerance: float = FITTED, **options: Any) -> Check:
     return Check(f"{verb}, {name}", verb, net, {verb: options}, tolerance=tolerance)
 
 
 def prune(name: str, net: str = "resnet", **options: Any) -> Check:
-    return section("prune", name, net, tolerance=1e-3, **({"target": {"macs": "60%"}, "samples": 1000} | options))
+    asked: dict[str, Any] = {"target": {"macs": "60%"}, "samples": 1000} | options
+    return section("prune", name, net, tolerance=NORMED if net == "resnet" else FITTED, **asked)
 
 
 def reconstruct(name: str, **options: Any) -> Check:
-    return section("reconstruct", name, "cnn", tolerance=1e-3, **({"keep": "60%", "samples": 1000} | options))
+    asked: dict[str, Any] = {"keep": "60%", "samples": 1000} | options
+    return section("reconstruct", name, "cnn", **asked)
 
 
 def checks() -> Iterator[Check]:
@@ -105,7 +109,6 @@ def checks() -> Iterator[Check]:
     yield prune("top-down", repair="top-down")
     yield prune("vit", "vit", repair="top-down")
     yield prune("vit, heads and width", "vit", groups=["heads", "width", "hidden"])
-    yield Check("prune, latency", "prune", "resnet", {"prune": {"target": {"latency": "70%"}, "samples": 1000}}, "end")
     yield prune("weights", kind="weights", target={"sparsity": 0.8})
     yield prune("kernels", kind="kernels", target={"sparsity": 0.5})
     yield reconstruct("backward")
@@ -120,6 +123,9 @@ def checks() -> Iterator[Check]:
     yield Check("spectra", "spectra", "resnet", {"spectra": {}}, "tables", 1e-6)
     yield Check("spectra, CKA", "spectra", "cnn", {"spectra": {"cka": {"samples": 512}}}, "tables", 1e-3)
     yield Check("spectra, isometry", "spectra", "mlp", {"spectra": {"isometry": {"images": 4}}}, "tables", 1e-3)
+
+
+LATENCY = Check("prune, latency", "prune", "resnet", {"prune": {"target": {"latency": "70%"}, "samples": 1000}}, "end")
 
 
 class Runs:
@@ -157,9 +163,12 @@ class Runs:
             raise RuntimeError(f"on {device}: {(done.stderr.strip() or done.stdout.strip())[-600:]}")
         return self.folder / f"{slug(check.name)}-{device}", time.monotonic() - started
 
-    def make_parents(self) -> None:
-        """The nets that all checks start from, trained on the CPU."""
-        nets = [Check(f"parent-{net}", "train", net, {"train": TRAIN}) for net in NETS if available(net)]
+    def make_parents(self, checks: list[Check]) -> None:
+        """The nets that the checks start from, trained on the CPU."""
+        asked = {check.net for check in checks if check.verb not in ("train", "expand")}
+        nets = [
+            Check(f"parent-{net}", "train", net, {"train": TRAIN}) for net in NETS if net in asked and available(net)
+        ]
         for check in nets:
             self.run(check, "cpu")
 
@@ -228,7 +237,7 @@ def relative(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 DIFFERENCES: dict[str, Callable[[Path, Path], float]] = {
-    "end": lambda one, other: 0.0,  # that both came to their end is all that can be asked
+    "end": lambda one, other: 0.0,  # no more can be asked than that both came to their end
     "outputs": outputs_differ,
     "losses": losses_differ,
     "figures": figures_differ,
@@ -285,20 +294,18 @@ def benches(device: str) -> Iterator[tuple[str, list[str]]]:
         yield f"grouped, {share} zeros", ["bench_sparse.py", "--device", device, *options]
 
 
-def benched(device: str) -> list[dict[str, Any]]:
-    rows = []
+def benched(device: str) -> Iterator[dict[str, Any]]:
     for name, command in benches(device):
         words = [sys.executable, str(SCRIPTS / command[0]), *command[1:]]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(words, capture_output=True, text=True)
         found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        rows += [{"bench": name, "found": each} for each in found] or [{"bench": name, "failed": done.stderr[-600:]}]
+        yield from [{"bench": name, "found": each} for each in found] or [{"bench": name, "failed": done.stderr[-600:]}]
     own = (("training", training_times), ("eigenvalues in float64", eigenvalue_times), ("latency", latencies))
     for name, measure in own:
         try:
-            rows.append({"bench": name, "found": measure(device)})
+            yield {"bench": name, "found": measure(device)}
         except Exception:  # as above
-            rows.append({"bench": name, "failed": traceback.format_exc()[-600:]})
-    return rows
+            yield {"bench": name, "failed": traceback.format_exc()[-600:]}
 
 
 def training_times(device: str) -> dict[str, Any]:
@@ -429,19 +436,28 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     folder = Path(tempfile.mkdtemp(prefix="check-gpu-"))
     runs = Runs(folder, arguments.device)
-    runs.make_parents()
     asked = [check for check in checks() if check.name.startswith(tuple(arguments.only))]
+    runs.make_parents(asked)
     rows = []
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn"), initializer=one_thread) as pool:
         for finished in as_completed([pool.submit(runs.compared, check) for check in asked]):
             rows.append(finished.result())
             print(json.dumps(rows[-1]), flush=True)
     if arguments.only == [""]:
+        rows.append(runs.compared(LATENCY))  # alone, so that nothing disturbs it
         rows += [killed_and_resumed(runs), two_processes(runs)]
     card = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or platform.machine()
-    result = {"card": card, "torch": torch.__version__, "python": platform.python_version(), "checks": rows}
+    result: dict[str, Any] = {
+        "card": card,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "checks": rows,
+    }
     if not arguments.no_bench:
-        result["benches"] = benched(arguments.device)
+        result["benches"] = []
+        for row in benched(arguments.device):
+            result["benches"].append(row)
+            print(json.dumps(row), flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "gpu.json").write_text(json.dumps(result, indent=1))
     (arguments.out / "gpu.md").write_text(page(result))

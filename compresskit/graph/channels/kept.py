@@ -26,10 +26,11 @@ def kept_norms(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx
             tensor = getattr(network.get_submodule(path), attribute)
             dead = (~alive[channels.slots[name, dim]]).nonzero(as_tuple=True)[0]
             tensor.index_fill_(dim, dead.to(tensor.device), 0)
+    narrowed = set[str]()
     for node in list(network.graph.nodes):
         norm = channels.norms.get(node.name)
         if norm is not None and not bool(alive[norm.atoms].all()):
-            _narrow(network, node, channels, alive)
+            _narrow(network, node, channels, alive, narrowed)
         for place, atoms in channels.sums.get(node.name, {}).items():
             if not bool(alive[atoms].all()):
                 _mask(network, node, place, alive[atoms])
@@ -38,17 +39,19 @@ def kept_norms(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx
     return network
 
 
-def _narrow(network: fx.GraphModule, node: fx.Node, channels: Channels, alive: Tensor) -> None:
+def _narrow(network: fx.GraphModule, node: fx.Node, channels: Channels, alive: Tensor, narrowed: set[str]) -> None:
     """The norm of the channels that stay, and zeros at the others, under the name of the node.
 
-    It is written in calls that a table holds, so that this network has a fingerprint as any other.
+    It is written in calls that a table holds, so that this network has a fingerprint as any other. narrowed: tensors
+    that an earlier call of the same norm has narrowed.
     """
     norm, graph = channels.norms[node.name], network.graph
     left = alive[norm.atoms]
     path = f"{node.target}." if node.op == "call_module" else None
     read = {str(source.target) for source in node.all_input_nodes if source is not node.args[0]}
     for (name, dim), atoms in channels.slots.items():
-        if name in read or (path and name.startswith(path)):
+        if name not in narrowed and (name in read or (path and name.startswith(path))):
+            narrowed.add(name)
             take(network, [name], dim, alive[atoms].nonzero(as_tuple=True)[0])
     resize_norm(network, node, left, norm.dim)
     with graph.inserting_before(node):

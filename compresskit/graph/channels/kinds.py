@@ -1,5 +1,6 @@
 """What kind of channel an atom is, for those who choose which may go."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal
 
@@ -36,12 +37,15 @@ def kinds_of(network: fx.GraphModule, record: Record, atoms: Tensor) -> tuple[Ki
 def _hidden(network: fx.GraphModule, record: Record, atoms: Tensor) -> list[str]:
     """Linear layers whose outputs go through elementwise calls to linear layers alone, as do those of all layers that
     make the same channels, of the same inputs."""
-    nodes = {str(n.target): n for n in network.graph.nodes if n.op == "call_module"}
+    nodes = defaultdict[str, list[fx.Node]](list)
+    for n in network.graph.nodes:
+        if n.op == "call_module":
+            nodes[n.target].append(n)
     makers: dict[int, list[str]] = {}
     for name, made in record.writes.items():
         for atom in set(atoms[made].tolist()):
             makers.setdefault(atom, []).append(name)
-    ends_well = {name: name in nodes and _is_hidden(network, nodes[name]) for name in record.writes}
+    ends_well = {name: name in nodes and all(_is_hidden(network, n) for n in nodes[name]) for name in record.writes}
     inputs = {name: atoms[read] for name, read in record.reads.items()}
     mixed = {
         name

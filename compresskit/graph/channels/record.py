@@ -42,6 +42,24 @@ class Norm:
     atoms: Tensor
 
 
+class Slots(dict[tuple[str, int], Tensor]):
+    """Labels by tensor and dimension; of a tensor that is used several times they are one channel each.
+
+    times: how often each slot was given labels.
+    """
+
+    def __init__(self, labels: Labels) -> None:
+        super().__init__()
+        self._labels = labels
+        self.times = Counter[tuple[str, int]]()
+
+    def __setitem__(self, slot: tuple[str, int], labels: Tensor) -> None:
+        self.times[slot] += 1
+        if slot in self:
+            self._labels.unite(self[slot], labels)
+        super().__setitem__(slot, labels)
+
+
 class Record:
     """The labels of one network and where they stand; `Channels` has the same, with atoms in the place of labels.
 
@@ -62,7 +80,7 @@ class Record:
         self.labels = Labels()
         self.reads: dict[str, Tensor] = {}
         self.writes: dict[str, Tensor] = {}
-        self.slots: dict[tuple[str, int], Tensor] = {}
+        self.slots = Slots(self.labels)
         self.blinding: list[tuple[str, int]] = []
         self.sizes: dict[str, list[Tensor]] = {}
         self.selections: dict[str, Tensor] = {}
@@ -141,6 +159,13 @@ class Record:
             made = self.frozen(tensor.shape, f"{name or held.node.name}: {reason}")
         self._held[name] = made
         return made
+
+    def settle_calls(self) -> None:
+        """What a module called several times reads as channels in some of its calls alone must stay."""
+        for slot, labels in self.slots.items():
+            path = slot[0].rpartition(".")[0]
+            if self.slots.times[slot] < self.calls[path]:
+                self.labels.freeze(labels, f"{path}: it is called {self.calls[path]} times, and not always on channels")
 
     def settle_tables(self, atoms: Tensor) -> None:
         """The one dimension along which the atoms of a parameter vary is a slot; where they vary along several, they

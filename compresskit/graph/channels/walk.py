@@ -114,6 +114,7 @@ def find_channels(
         if record.stuck <= whole_at:
             break
         whole_at |= record.stuck
+    record.settle_calls()
     record.settle_names(shared_tensors(network))
     atoms = record.labels.atoms()
     record.settle_tables(atoms)

@@ -181,11 +181,13 @@ def find_readers(
 
 def _refusal(network: fx.GraphModule, channels: Channels, layer: str, from_input: bool) -> str | None:
     module = network.get_submodule(layer)
-    if not any(node.op == "call_module" and node.target == layer for node in network.graph.nodes):
+    calls = sum(node.op == "call_module" and node.target == layer for node in network.graph.nodes)
+    if not calls:
         return "its weight is an argument of a call, which has no moments"
+    if calls > 1:
+        return f"it is called {calls} times"
     if layer not in channels.reads:
-        calls = sum(node.op == "call_module" and node.target == layer for node in network.graph.nodes)
-        return f"it is called {calls} times" if calls > 1 else "each output reads one channel, so there is none to drop"
+        return "each output reads one channel, so there is none to drop"
     if not isinstance(module, WEIGHTED):
         return f"moments of {type(module).__name__} are not there yet"
     if isinstance(module, nn.Conv3d):

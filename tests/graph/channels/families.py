@@ -250,3 +250,26 @@ class Llama(nn.Module):
         x = F.rms_norm(x, (12,), self.weight, 1e-6)
         x = F.linear(x, self.projection).mean(1) @ self.matrix
         return self.head(torch.addmm(self.bias, x, self.other))
+
+
+class Shared(nn.Module):
+    """Two maps through one body, one tower for both, norms and an MLP that are called again; as detectors have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU())
+        self.down = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.tower = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1))
+        self.norm = nn.LayerNorm(4)
+        self.mlp = nn.Sequential(nn.Linear(4, 10), nn.GELU(), nn.Linear(10, 4))
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        first, second = self.body(x), self.body(x.flip(-1))
+        small = self.down(self.depthwise(first) + self.depthwise(second))
+        maps = (self.tower(first), self.tower(small))
+        tokens = torch.cat([one.flatten(2).transpose(1, 2) for one in maps], 1)
+        for _ in range(2):
+            tokens = tokens + self.mlp(self.norm(tokens))
+        return self.head(self.norm(tokens).mean(1))

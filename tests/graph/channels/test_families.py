@@ -33,6 +33,7 @@ IMAGES = {
     "multihead, batch second, dropout": lambda: families.Multihead(batch_first=False, dropout=0.2),
     "mixer": families.Mixer,
     "llama": families.Llama,
+    "shared": families.Shared,
 }
 SIZES = {"vit": 8, "windows": 8, "swin": 8, "unet": 8}
 

@@ -14,15 +14,19 @@ from compresskit.graph.layers.grouped import ChannelPermutation
 from compresskit.graph.layers.windows import WindowAttention
 from compresskit.graph.operations import ELEMENTWISE_MODULES, INSTANCE_NORMS, NORMS, SPATIAL_MODULES, TRANSPOSED
 
+_ONCE = (nn.MultiheadAttention, WindowAttention, ChannelPermutation)  # each call of these is rewritten by itself
 Rule = Callable[[Record, Call, Any], Any]  # (record, call, module) -> labels of its result
 
 
 def apply_module(record: Record, call: Call, module: nn.Module) -> Any:
-    """Labels of the module's result. One whose weights are used in several places, or that has no rule, freezes."""
+    """Labels of the module's result. One without a rule, or whose weights calls read as well, freezes.
+
+    Of one that is called several times, all calls lose the same channels, if all are written down as slots.
+    """
     name = str(call.node.target)
     own = [] if _has_one_slope(module) else record.own[name]
-    read_by_calls = any(record.calls[tensor] for tensor in own)
-    if own and (record.calls[name] > 1 or read_by_calls):
+    several = record.calls[name] > 1 and isinstance(module, _ONCE)
+    if own and (several or any(record.calls[tensor] for tensor in own)):
         return record.stop(call.node, call.touched, f"{name}: its weights are used more than once")
     return _rule_of(module)(record, call, module)
 

@@ -37,7 +37,8 @@ def find(target: str, key: str, makes: str) -> Callable[..., Any]:
         raise RecipeError(f"{key}: to import {module_name} raised {said(error)}") from error
     found = getattr(module, name, None)
     if found is None:
-        raise RecipeError(f"{key}: {module_name} has no {name!r}; {near_names(name, vars(module))}")
+        own = [known for known, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+        raise RecipeError(f"{key}: {module_name} has no {name!r}; {near_names(name, own or vars(module))}")
     if not callable(found):
         raise RecipeError(f"{key}: {target} is a {type(found).__name__}; it must be a function or a class")
     function: Callable[..., Any] = found

@@ -42,7 +42,9 @@ def prune_channels(
     current.progress.log(f"seed {seed}: cut to {share:.1%} of the {options.target.goal}, {said(cut_metrics)}")
     smaller, unexplained, unrepaired = _repaired(current, options, start.network, bare, pruned, moments)
     repaired = current.evaluate(smaller)
-    current.progress.log(f"seed {seed}: repaired, {said(repaired)}")
+    if options.repair != "none" or repaired != cut_metrics:
+        done = "repaired" if options.repair != "none" else "norms estimated"
+        current.progress.log(f"seed {seed}: {done}, {said(repaired)}")
     keep(current, smaller, folder / PRUNED, seed, repaired, start)
     groups = [
         (group.name, list(group.layers), len(group.atoms), kept)

@@ -81,8 +81,10 @@ def stages_of(options: Options, steps: Sequence[PruneStep]) -> dict[Stage, str]:
     if isinstance(options, MaskAndRetrain):
         if any(step.repaired != step.cut for step in steps):
             stages["repaired"] = "norms estimated"
-    elif options.repair != "none" or options.norms:
+    elif options.repair != "none":
         stages["repaired"] = "repaired"
+    elif any(step.repaired != step.cut for step in steps):
+        stages["repaired"] = "norms estimated"
     return stages | ({"retrained": "fine-tuned"} if options.retrain is not None else {})
 
 

@@ -84,6 +84,7 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
         result.notes = slower(result.figures)
     if len(trials) > 1:
         result.notes.append(_promote(current, trials))
+    result.notes += _worse(current, trials)
     if first.unexplained:
         worst = max(first.unexplained, key=lambda layer: first.unexplained[layer])
         result.notes.append(
@@ -98,6 +99,21 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
     if options.compare is not None:
         add_comparison(current, result, [trial.compared for trial in trials], options.kind)
     return result
+
+
+def _worse(current: Session, trials: list[PrunedTrial]) -> list[str]:
+    """A note where the repair, or the norms estimated again, took more than they gave."""
+    name, metric = next(iter(METRICS[current.data.task].items()))
+    sign = 1 if metric.higher_is_better else -1
+    pairs = [(step.cut[name], step.repaired[name]) for trial in trials for step in trial.steps]
+    lost = [(cut, repaired) for cut, repaired in pairs if sign * repaired < sign * cut]
+    if not lost:
+        return []
+    cut, repaired = lost[0]
+    return [
+        f"{name} is worse after the repair: {cut:.4f} as it was cut, {repaired:.4f} repaired; give more images "
+        "(prune.samples), take another repair, cut less, or retrain"
+    ]
 
 
 def _promote(current: Session, trials: list[PrunedTrial]) -> str:

@@ -30,10 +30,9 @@ from compresskit.shapes import Shape
 # Kinds of groups by what they cost in accuracy; a later one joins where those before it would have to lose too much.
 STAGES: tuple[tuple[Kind, ...], ...] = (
     ("channels", "hidden"),
-    ("channels", "hidden", "head-dim"),
     ("channels", "hidden", "head-dim", "width"),
 )
-ROOM = 0.25  # of every group, that a target must leave for the next kind to stay out
+ROOM = 0.3  # of every group, that a target must leave for the next kind to stay out
 Measure = Callable[[fx.GraphModule], float]  # the latency of a network, in milliseconds
 
 

@@ -49,6 +49,7 @@ def find_groups(
     wanted, known = _wanted(network, channels, selectors), _wanted(network, channels, ["re:.*"])
     groups: list[Group] = []
     skipped: dict[str, str] = {}
+    there: set[Kind] = set()
     for layers, atoms in _together(channels):
         free = torch.tensor([atom for atom in atoms.tolist() if atom not in channels.frozen], dtype=torch.int64)
         own = [layer for layer in layers if layer in wanted]
@@ -58,6 +59,7 @@ def find_groups(
             skipped |= dict.fromkeys(layers, channels.frozen[int(atoms[0])])
         else:
             for group in _by_kind(channels, layers, free):
+                there.add(group.kind)
                 if kinds is None or group.kind in kinds:
                     groups.append(group)
                 else:
@@ -66,6 +68,10 @@ def find_groups(
         skipped[layer] = "its channels are those that it reads (depthwise), or its weights are used more than once"
     if not groups:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(skipped.items())[:3])
+        if there:
+            raise RecipeError(
+                f"prune.groups: {', '.join(kinds or ())} was given, and what can go here is {', '.join(sorted(there))}"
+            )
         raise RecipeError(f"prune: no channel can go ({reasons}); see `show layers` and prune.layers")
     return _numbered(groups), skipped
 

@@ -65,8 +65,10 @@ class Prune:
     norms: bool = True  # estimate the means and variances of batch norms again
 
     def __post_init__(self) -> None:
-        if not self.groups or {"heads", "head-dim"} <= set(self.groups):
+        if not self.groups:
+            raise ValueError("groups: it names none; name kinds of channels that may go, or write auto")
+        if {"heads", "head-dim"} <= set(self.groups):
             raise ValueError(
-                f"groups: {', '.join(self.groups) or 'nothing'} was given; heads and head-dim go one after the other: "
+                f"groups: {', '.join(self.groups)} was given; heads and head-dim go one after the other: "
                 "name one of them, and the other in a second run"
             )

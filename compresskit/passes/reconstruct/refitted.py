@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from compresskit.graph.chains import weighted
 from compresskit.graph.operations import NORMS
+from compresskit.numerics.least_squares.solvers import Samples
 from compresskit.numerics.moments.moments import Moments
 from compresskit.numerics.selection.refit import refit, squared_error
 from compresskit.passes.reconstruct.readers import Reader, Rows, Site, reader_parts
@@ -41,7 +42,7 @@ def fit(
         weights, rank, variance, error = [], 0, 0.0, 0.0
         for part, c in reader_parts(reader, own, rows):
             if debias or choice.weights is None:
-                weight, part_rank = refit(part, choice.kept.to(part.cyx.device))
+                weight, part_rank = refit(part, choice.kept.to(part.cyx.device), Samples(own.count, c))
                 rank += part_rank
             else:
                 weight = next(shrunken)

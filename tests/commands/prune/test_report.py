@@ -54,3 +54,16 @@ def test_a_latency_within_its_tolerance_says_so():
     target = report._target(options, [SimpleNamespace(steps=[step])])
     assert target.met
     assert target.got.endswith("5 % more being allowed")
+
+
+@pytest.mark.parametrize(("task", "name", "worse"), [("classification", "accuracy", 0.4), ("regression", "mae", 0.6)])
+def test_a_repair_that_takes_more_than_it_gives_is_said(task, name, worse):
+    current = SimpleNamespace(data=SimpleNamespace(task=task))
+
+    def told(cut: float, repaired: float) -> list[str]:
+        step = PruneStep("params", 1.0, 1.0, 2.0, {name: cut}, {name: repaired}, [], {})
+        return report._worse(current, [SimpleNamespace(steps=[step])])
+
+    assert told(0.5, 0.5) == told(0.5, 1 - worse) == []
+    (note,) = told(0.5, worse)
+    assert note.startswith(f"{name} is worse after the repair: 0.5000 as it was cut, {worse:.4f} repaired")

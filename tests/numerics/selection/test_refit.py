@@ -8,6 +8,7 @@ import torch
 
 from compresskit.numerics.group_lasso.problem import Part
 from compresskit.numerics.least_squares.low_rank import factorise
+from compresskit.numerics.least_squares.solvers import Samples
 from compresskit.numerics.selection.encoding import csr_bits, raw_bits, selection_bits
 from compresskit.numerics.selection.refit import refit, squared_error
 
@@ -40,6 +41,22 @@ def test_the_refit_has_minimum_norm_where_inputs_are_copies():
     weight, rank = refit(part, torch.ones(6, dtype=torch.bool))
     assert rank == 3
     np.testing.assert_allclose(weight[:, :3], weight[:, 3:], atol=1e-9)
+
+
+def test_few_samples_are_not_fitted_to_the_noise():
+    """With next to as many inputs as samples, least squares is far from the truth on new ones; the ridge is near it."""
+    random = np.random.default_rng(1)
+    truth = random.normal(size=(3, 90)) / 9
+    x = random.normal(size=(100, 90))
+    part = centred_part(x, x @ truth.T + random.normal(size=(100, 3)), range(90))
+    variance = float(np.square(x @ truth.T).sum() / 100)
+    kept = torch.ones(90, dtype=torch.bool)
+    wrong = [float((refit(part, kept, samples)[0] - torch.from_numpy(truth)).square().sum()) for samples in
+             (None, Samples(100, variance + 3))]  # fmt: skip
+    assert wrong[0] > 10
+    assert wrong[1] < 3
+    many = refit(part, kept, Samples(10**6, variance))[0]
+    torch.testing.assert_close(many, refit(part, kept)[0])
 
 
 @pytest.mark.parametrize("share", [1e-12, 0.02, 0.3, 1.0])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compresskit.errors import RecipeError
 from compresskit.graph.capture import capture
 from compresskit.graph.counting import count
 from compresskit.passes.moments import gather_from
@@ -39,6 +40,10 @@ def error(found: Reconstruction, network, x) -> float:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", IMAGES)
 def test_the_cut_net_is_the_masked_one(name, case):
+    if name == "shared" and ("static" in case or case == "target"):
+        with pytest.raises(RecipeError, match="it is called 2 times|91.5% remain"):
+            run(name, CASES[case])
+        return
     network, shape, found, x = run(name, CASES[case])
     with torch.no_grad():
         torch.testing.assert_close(found.network(x), found.masked(x), rtol=1e-9, atol=1e-11)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,6 +26,7 @@ _LEVELS = 3  # of such keys in each other
 INDEX = ".index.json"
 _INDEX_SIZE = 2**26  # bytes that the index of shards may have
 _ARCHIVE = b"PK\x03\x04"  # how a zip archive begins
+_OBJECT = re.compile(r"(?:GLOBAL|global) ([A-Za-z_][\w.]*\.\w+)|safe_globals\(\[([\w.]+)")  # in torch's words
 _SHOWN = 5  # names of tensors in a message
 # What scripts store beside tensors (their arguments, a best accuracy), and what holds data alone.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -112,10 +115,20 @@ def _readable(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; `weights` is a path to a state dict") from error
     except Exception as error:  # what is no state dict can fail in any way when it is read as one
-        reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{path}: no state dict can be read from it ({reason}); save one with torch.save(model.state_dict(), path)"
+            f"{path}: no state dict can be read from it ({_why(error)}); save one with "
+            "torch.save(model.state_dict(), path)"
         ) from error
+
+
+def _why(error: Exception) -> str:
+    """torch's own words advise to run what is in the file."""
+    if isinstance(error, OSError | SafetensorError):
+        return str(error).partition("\n")[0]
+    found = _OBJECT.search(str(error))
+    if found is None:
+        return "it is no file of torch.save"
+    return f"it holds a Python object, {found[1] or found[2]}, which is never run"
 
 
 def _check_sums(path: Path) -> None:

@@ -115,9 +115,10 @@ def plan_result(current: Session, network: fx.GraphModule, options: ReconstructA
         for reader in site.readers
     ]
     result.tables = [Table("layers to thin", columns, rows)]
-    smallest = SizeModel(network, made, current.data.input_shape).smallest("size", options.min_channels)
+    goal = (goal_of(options.target) if options.target is not None else None) or "size"
+    smallest = SizeModel(network, made, current.data.input_shape).smallest(goal, options.min_channels)
     result.notes = [
-        f"with min_channels left everywhere, {smallest:.1%} of the size remain",
+        f"with min_channels left everywhere, {smallest:.1%} of the {goal} remain",
         "nothing was written",
     ]
     return result

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from compresskit.commands.prune.section import MaskAndRetrain, PruneAndRetrain
 from compresskit.commands.prune.stages import PruneStep, ratios
@@ -145,10 +145,10 @@ def add_comparison(current: Session, result: Result, trials: Sequence[list[Compa
 
 def _table(several: Sequence[tuple[Compared, ...]], metric: str) -> Table:
     """A row for each setting, one value a trial."""
-    steps = [step for same in several for one in same for step in one.steps]
-    stages: dict[Stage, str] = {}
-    for first, *_ in several:
-        stages |= stages_of(first.setting.options, steps)
+    found = [stages_of(same[0].setting.options, [step for one in same for step in one.steps]) for same in several]
+    found.sort(key=lambda stages: stages.get("repaired") == "repaired")  # of several names the one that says most
+    stages = {stage: name for stages in found for stage, name in stages.items()}
+    stages = {stage: stages[stage] for stage in get_args(Stage) if stage in stages}
     columns = (
         *several[0][0].setting.varied,
         "asked",

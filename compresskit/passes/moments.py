@@ -19,7 +19,8 @@ class Request:
     """Moments of node `target` given node `source`, under a name.
 
     patches: the windows of the source that a convolution reads; None for features in the last dimension, or flattened
-    behind the batch dimension where `flatten`. features: of one group; outputs: of the target, all groups.
+    behind the batch dimension where `flatten`. features: of one group; outputs: of the target, all groups. again: a
+    source and a target for each further call of the same layer, whose samples are added.
     """
 
     name: str
@@ -29,6 +30,11 @@ class Request:
     flatten: bool
     features: int
     outputs: int
+    again: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        return ((self.source, self.target), *self.again)
 
     @property
     def groups(self) -> int:
@@ -85,8 +91,10 @@ def collect(
     Sources are read off `network` (the student) and targets off `teacher`, where one is given: so a compressed net
     can be fitted to the original's outputs. Both run in eval mode. `after_batch` is called behind each batch.
     """
-    student_reads = sorted({r.source for r in requests} | ({r.target for r in requests} if teacher is None else set()))
-    teacher_reads = sorted({r.target for r in requests}) if teacher is not None else []
+    read = {source for request in requests for source, _ in request.pairs}
+    compared = {target for request in requests for _, target in request.pairs}
+    student_reads = sorted(read | (compared if teacher is None else set()))
+    teacher_reads = sorted(compared) if teacher is not None else []
     student = capture(network, student_reads)
     original = capture(teacher, teacher_reads) if teacher is not None else None
     with torch.inference_mode(), evaluating(student), evaluating(original or student):
@@ -94,7 +102,7 @@ def collect(
             sources = dict(zip(student_reads, student(inputs), strict=True))
             targets = dict(zip(teacher_reads, original(inputs), strict=True)) if original is not None else sources
             for request in requests:
-                source = sources[request.source]
-                x = source.flatten(1) if request.flatten else source
-                sums[request.name].add(x, targets[request.target], request.patches)
+                for source, target in request.pairs:
+                    x = sources[source].flatten(1) if request.flatten else sources[source]
+                    sums[request.name].add(x, targets[target], request.patches)
             after_batch()

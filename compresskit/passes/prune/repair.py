@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.errors import RecipeError, within
-from compresskit.graph.channels.kept import beside, kept_norms
+from compresskit.graph.channels.kept import Beside, beside, kept_norms
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.operations import NORMS
 from compresskit.numerics.moments.moments import Moments
+from compresskit.passes.moments import Request
 from compresskit.passes.prune.groups import PACKED
 from compresskit.passes.reconstruct.chaining import Draft, Gather
 from compresskit.passes.reconstruct.readers import Reader, find_readers, static_site
@@ -47,7 +48,7 @@ def repair(
     alive: (n_atoms,) bool.
     """
     touched = [layer for layer, atoms in channels.reads.items() if not bool(alive[atoms].all())]
-    readers, skipped = find_readers(network, channels, input_shape, touched)
+    readers, skipped = find_readers(network, channels, input_shape, touched, several=True)
     skipped |= _arguments(network, channels, alive)
     known = {} if chained else _original(network, channels, alive, gather, readers)
     draft = Draft()
@@ -73,10 +74,16 @@ def _original(
     """Moments of what each layer reads in the cut network, if all others give the outputs that they had."""
     both = beside(network, channels, alive, readers)
     requests = [reader.request for reader in readers.values()]
-    if all(both.kept[request.source] == both.whole[request.source] for request in requests):
+    read = {source for request in requests for source, _ in request.pairs}
+    if all(both.kept[source] == both.whole[source] for source in read):
         return gather(network, requests, None)
-    there = [replace(one, source=both.kept[one.source], target=both.whole[one.target]) for one in requests]
-    return gather(both.network, there, None)
+    return gather(both.network, [_in_both(request, both) for request in requests], None)
+
+
+def _in_both(request: Request, both: Beside) -> Request:
+    """What the layer reads in the network that does not see what is dead, and gives in the whole one."""
+    (source, target), *again = ((both.kept[source], both.whole[target]) for source, target in request.pairs)
+    return replace(request, source=source, target=target, again=tuple(again))
 
 
 def _arguments(network: fx.GraphModule, channels: Channels, alive: Tensor) -> dict[str, str]:

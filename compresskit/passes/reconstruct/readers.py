@@ -166,12 +166,14 @@ def find_readers(
     layers: Iterable[str],
     *,
     from_input: bool = False,
+    several: bool = False,
 ) -> tuple[dict[str, Reader], dict[str, str]]:
-    """The layers that can be fitted again to fewer inputs, and why others cannot. from_input: the network's, too."""
+    """The layers that can be fitted again to fewer inputs, and why others cannot. from_input: the network's, too.
+    several: also those that are called several times, to all their calls together."""
     shapes = node_shapes(network, input_shape)
     readers, skipped = {}, {}
     for layer in layers:
-        reason = _refusal(network, channels, layer, from_input)
+        reason = _refusal(network, channels, layer, from_input, several)
         if reason is None:
             readers[layer] = _reader(network, channels, layer, shapes)
         else:
@@ -179,12 +181,14 @@ def find_readers(
     return readers, skipped
 
 
-def _refusal(network: fx.GraphModule, channels: Channels, layer: str, from_input: bool) -> str | None:
+def _refusal(
+    network: fx.GraphModule, channels: Channels, layer: str, from_input: bool, several: bool = False
+) -> str | None:
     module = network.get_submodule(layer)
     calls = sum(node.op == "call_module" and node.target == layer for node in network.graph.nodes)
     if not calls:
         return "its weight is an argument of a call, which has no moments"
-    if calls > 1:
+    if calls > 1 and not several:
         return f"it is called {calls} times"
     if layer not in channels.reads:
         return "each output reads one channel, so there is none to drop"
@@ -214,7 +218,7 @@ def _reads_the_input(channels: Channels, layer: str) -> bool:
 
 def _reader(network: fx.GraphModule, channels: Channels, layer: str, shapes: dict[str, tuple[int, ...]]) -> Reader:
     module = weighted(network, layer)
-    (node,) = (node for node in network.graph.nodes if node.op == "call_module" and node.target == layer)
+    node, *others = (node for node in network.graph.nodes if node.op == "call_module" and node.target == layer)
     source = node.all_input_nodes[0]
     patches = _patches(module)
     groups = patches.groups if patches else 1
@@ -227,6 +231,7 @@ def _reader(network: fx.GraphModule, channels: Channels, layer: str, shapes: dic
         False,
         features,
         shapes[node.name][1 if patches else -1],
+        tuple((other.all_input_nodes[0].name, other.name) for other in others),
     )
     atoms = channels.reads[layer]
     by_feature = atoms.view(groups, -1).repeat_interleave(prod(module.weight.shape[2:]), dim=1)

@@ -4,7 +4,7 @@
 
 Runs on the images that come with the package, without a network, in about six minutes. Each check runs a verb on the
 CPU and on the device, from the same checkpoint and seed, and compares what the two nets answer to the same images, or
-the losses of the first epoch where both train. --device cpu compares the CPU with itself, which tries the script out.
+the losses of the last epoch where both train. --device cpu compares the CPU with itself, which tries the script out.
 The exit status is 1 if a check fails.
 """
 
@@ -229,6 +229,8 @@ def tables_differ(one: Path, other: Path) -> float:
 def largest(first: list[Any], second: list[Any]) -> float:
     """Largest relative difference of the numbers of two rows."""
     numbers = [(a, b) for a, b in zip(first, second, strict=True) if isinstance(a, int | float) and a is not True]
+    if any(math.isfinite(a) != math.isfinite(b) for a, b in numbers):
+        return math.inf
     return max((abs(float(a) - float(b)) / max(abs(a), 1e-12) for a, b in numbers if math.isfinite(a)), default=0.0)
 
 
@@ -258,7 +260,7 @@ def killed_and_resumed(runs: Runs) -> dict[str, Any]:
         process.send_signal(signal.SIGKILL)
         process.wait()
         command = [word for word in command if word != "--force"] + ["--resume"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             return {"check": cut.name, "failed": done.stderr[-600:]}
         difference = losses_differ(through, folder)
@@ -276,7 +278,7 @@ def two_processes(runs: Runs) -> dict[str, Any]:
     one, two = (Check(f"{name}, {n}", "train", "resnet", {"train": TRAIN}) for n in (1, 2))
     command = runs.command(two, runs.device)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, *command[1:]], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*torchrun, *command[1:]], capture_output=True, text=True)
     if done.returncode:
         return {"check": name, "failed": done.stderr[-600:]}
     difference = losses_differ(runs.run(one, runs.device)[0], runs.folder / f"{slug(two.name)}-{runs.device}")

@@ -81,10 +81,9 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
     else:
         check = "cut against the whole net that does not see what is cut"
         result.checks[check] = max(step.difference for trial in trials for step in trial.steps)
-        result.notes = slower(result.figures)
+        result.notes = slower(result.figures) + (_worse(current, trials) if options.repair != "none" else [])
     if len(trials) > 1:
         result.notes.append(_promote(current, trials))
-    result.notes += _worse(current, trials)
     if first.unexplained:
         worst = max(first.unexplained, key=lambda layer: first.unexplained[layer])
         result.notes.append(

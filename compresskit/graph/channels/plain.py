@@ -121,7 +121,10 @@ def _is_alone(network: fx.GraphModule, node: fx.Node, shared: Container[str]) ->
     weight, *bias = (_tensor(network, str(source.target)) for source in sources)
     if not all(isinstance(tensor, nn.Parameter) for tensor in (weight, *bias)):
         return False
-    return (weight.ndim == 2 or called(node) not in _PRODUCTS) and all(tensor.ndim == 1 for tensor in bias)
+    if not node.args:
+        return False
+    linear = called(node) in _PRODUCTS or called(node) == "linear"
+    return weight.ndim == 2 if linear else weight.ndim > 2 and all(tensor.ndim == 1 for tensor in bias)
 
 
 def _tensor(network: fx.GraphModule, name: str) -> Any:
@@ -152,8 +155,10 @@ def _put_layer(network: fx.GraphModule, node: fx.Node, values: dict[str, Any]) -
         tensors[0], source = tensors[0].t(), node.args[_PRODUCTS[called(node)][0] - 1]
     options = _options(node, tensors[0])
     layer = _LAYERS.get(called(node), nn.Linear)(**options, bias=len(tensors) > 1, device="meta")
-    for name, tensor in zip(("weight", "bias"), tensors, strict=False):
-        layer._parameters[name] = nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))
+    for name, tensor, made in zip(("weight", "bias"), tensors, weights, strict=False):
+        trained = made.op != "get_attr" or values[made.name].requires_grad
+        whole = tensor.detach().clone(memory_format=torch.contiguous_format)
+        layer._parameters[name] = nn.Parameter(whole, trained)
     path = _path(network, node, weights[0])
     network.add_submodule(path, layer)
     node.op, node.target, node.args, node.kwargs = "call_module", path, (source,), {}

@@ -65,7 +65,7 @@ def find_groups(
                 else:
                     skipped[group.name] = f"prune.groups does not name {group.kind}"
     for layer in sorted(wanted - channels.writes.keys() - {name for group in groups for name in group.layers}):
-        skipped[layer] = "its channels are those that it reads (depthwise), or its weights are used more than once"
+        skipped[layer] = "its channels are those that it reads (depthwise), or calls read its weights, too"
     if not groups:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(skipped.items())[:3])
         if there:

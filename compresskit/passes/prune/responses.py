@@ -22,13 +22,14 @@ def responses(
 
     pairs: images and the same ones augmented, by batch; the network is in eval mode.
     """
-    nodes = {str(n.target): n for n in network.graph.nodes if n.op == "call_module" and n.target in set(layers)}
-    sources = {layer: nodes[layer].all_input_nodes[0].name for layer in layers}
-    names = sorted(set(sources.values()))
+    wanted = set(layers)
+    calls = [node for node in network.graph.nodes if node.op == "call_module" and node.target in wanted]
+    sources = {layer: [n.all_input_nodes[0].name for n in calls if n.target == layer] for layer in layers}
+    names = sorted({name for own in sources.values() for name in own})
     part = capture(network, names)
     sums = {name: [torch.zeros(())] * 4 for name in names}  # count, sum, squares, squares of changes
     last = {layer: -1 if isinstance(network.get_submodule(layer), torch.nn.Linear) else 1 for layer in layers}
-    dims = {sources[layer]: last[layer] for layer in layers}
+    dims = {name: last[layer] for layer, own in sources.items() for name in own}
     with torch.inference_mode(), evaluating(part):
         for images, changed in pairs:
             for name, plain, other in zip(names, part(images), part(changed), strict=True):
@@ -37,8 +38,8 @@ def responses(
                 sums[name] = [old + value for old, value in zip(sums[name], new, strict=True)]
             on_batch()
     found = {}
-    for layer, name in sources.items():
-        count, total, squares, changes = sums[name]
+    for layer, own in sources.items():  # of a layer that is called several times, over all its calls
+        count, total, squares, changes = (sum(values) for values in zip(*(sums[name] for name in own), strict=True))
         found[layer] = (squares / count - (total / count).square()).clamp(min=0), changes / count
     return found
 

@@ -83,10 +83,16 @@ def with_layers(network: fx.GraphModule, layers: Mapping[str, Layer]) -> fx.Grap
 
 def _give_bias(network: fx.GraphModule, name: str, bias: Tensor) -> None:
     module = weighted(network, name)
-    (node,) = (node for node in network.graph.nodes if node.op == "call_module" and node.target == name)
-    users = list(node.users)
-    norm = network.get_submodule(str(users[0].target)) if len(users) == 1 and users[0].op == "call_module" else None
-    if isinstance(norm, NORMS) and norm.running_mean is not None:
+    calls = _calls(network, name)
+    users = {user for node in calls for user in node.users}
+    behind = str(next(iter(users)).target) if users else ""
+    alone = len(users) == len(calls) and users == set(_calls(network, behind))  # one norm, which sees nothing else
+    norm = network.get_submodule(behind) if alone else None
+    if isinstance(norm, NORMS) and isinstance(norm.running_mean, Tensor):
         norm.running_mean -= bias.to(norm.running_mean)
     else:
         module.bias = nn.Parameter(bias.to(module.weight), module.weight.requires_grad)
+
+
+def _calls(network: fx.GraphModule, name: str) -> list[fx.Node]:
+    return [node for node in network.graph.nodes if node.op == "call_module" and node.target == name]

@@ -133,3 +133,29 @@ def test_weights_that_are_arguments_are_those_of_layers():
     assert {"twice", "stack"} <= set(dict(plain.named_parameters()))
     assert not {"free", "product", "sum", "shift"} & set(dict(plain.named_parameters()))
     from_table(to_table(plain))
+
+
+class Arguments(nn.Module):
+    """Weights as arguments of calls: frozen, of one dimension, by keyword, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.frozen = nn.Parameter(torch.randn(7, 8), requires_grad=False)
+        self.named = nn.Parameter(torch.randn(5, 7))
+        self.register_buffer("basis", torch.randn(5, 4))
+        self.last = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        x = nn.functional.linear(self.first(x).relu(), self.frozen)
+        x = nn.functional.linear(input=x, weight=self.named) @ self.basis
+        return torch.stack([nn.functional.linear(x, self.last), x.sum(-1)], -1)
+
+
+def test_weights_as_arguments_of_every_form():
+    torch.manual_seed(0)
+    network, x = trace(Arguments(), (6,)), torch.randn(3, 6)
+    plain, names = plain_layers(network, (6,))
+    torch.testing.assert_close(plain(x), network(x))
+    (name,) = names
+    assert not plain.get_submodule(name).weight.requires_grad

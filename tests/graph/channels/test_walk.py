@@ -224,3 +224,22 @@ def test_concatenation_however_it_is_written(name):
     channels = find_channels(network, (3, 6, 6))
     assert torch.equal(channels.reads["last"], torch.cat([channels.writes["one"], channels.writes["other"]]))
     assert len(channels.reads["last"].unique()) == 16
+
+
+class Bare(nn.Module):
+    """A norm without tensors over channels of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(4, 6)
+        self.norm = nn.LayerNorm(6, elementwise_affine=False)
+        self.heads = nn.ModuleList(nn.Linear(6, 3) for _ in range(2))
+
+    def forward(self, x):
+        return self.heads[0](self.norm(self.first(x))) + self.heads[1](self.norm(self.second(x)))
+
+
+def test_a_norm_without_tensors_that_is_called_twice_stops_both():
+    channels = find_channels(trace(make(Bare)), (4,))
+    for layer in ("first", "second"):
+        assert {channels.frozen[atom] for atom in channels.writes[layer].tolist()} == {"norm: it is called 2 times"}

@@ -642,3 +642,49 @@ def test_responses_stay_on_the_networks_device():
     ((variance, change),) = responses(network, ["2"], [(images, images), (images, images)]).values()
     assert variance.device == change.device == torch.device("meta")
     assert variance.shape == change.shape == (4,)
+
+
+class Twice(nn.Module):
+    """A convolution without a bias that is called twice, before one norm, which another layer may use as well."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.body, self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.other = nn.Conv2d(3, 4, 3, bias=False)
+        self.register_buffer("basis", torch.randn(4, 4))
+        self.shared = shared
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        first, second = self.conv(self.body(x)), self.conv(self.body(-x).relu())
+        y = self.norm(first) + self.norm(second)
+        y = y + self.norm(self.other(x)) if self.shared else y
+        return self.head(y.relu().mean((2, 3)) @ self.basis)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_bias_goes_to_a_norm_that_sees_nothing_else(shared):
+    torch.manual_seed(0)
+    network = traced(Twice(shared))
+    for module in (network.body, network.norm):
+        nn.init.normal_(module.bias, std=2)
+    found = pruned(network, layers=("body",), target=PruneTarget(channels="80%"))
+    fixed = repair(network, found.channels, found.alive, gather, SHAPE, chained=False)
+    assert fixed.unexplained.keys() == {"conv"}
+    assert (fixed.network.conv.bias is None) is not shared
+    assert torch.equal(fixed.network.norm.running_mean, network.norm.running_mean) is shared
+    x = images()
+    bare, small = (cut(net, found.channels, found.alive) for net in (network, fixed.network))
+    with torch.no_grad():
+        assert (small(x) - network(x)).norm() < 0.5 * (bare(x) - network(x)).norm()
+
+
+def test_responses_of_a_layer_that_is_called_twice_are_of_all_calls():
+    torch.manual_seed(0)
+    network, x = traced(Twice(False)), images(8)
+    ((variance, change),) = responses(network, ["conv"], [(x, 1.1 * x)]).values()
+    with torch.no_grad():
+        one, other = ([network.body(y), network.body(-y).relu()] for y in (x, 1.1 * x))
+    seen, moved = (torch.cat([y.movedim(1, -1).flatten(0, 2) for y in own]) for own in (one, other))
+    torch.testing.assert_close(variance, seen.var(0, correction=0))
+    torch.testing.assert_close(change, (moved - seen).square().mean(0))

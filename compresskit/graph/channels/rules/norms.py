@@ -45,6 +45,9 @@ def _note_channels(record: Record, call: Call, channels: Tensor) -> None:
 def layer_norm(record: Record, call: Call, module: Any) -> Tensor | Unknown:
     """LayerNorm or RMSNorm, whose tensors have the normalised dimensions, the last ones."""
     kind: Kind = "rms" if isinstance(module, nn.RMSNorm) else "layer"
+    name = str(call.node.target)
+    if record.calls[name] > 1 and not record.own[name]:  # its sizes are one for all calls, and no tensor ties them
+        return record.stop(call.node, call.touched, f"{name}: it is called {record.calls[name]} times")
     stopped = _normalised(record, call, len(module.normalized_shape), kind)
     if stopped is None and (norm := record.norms.get(call.node.name)):
         for tensor in record.own[str(call.node.target)]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from compresskit.errors import RecipeError, UnsupportedModelError, near_names
+from compresskit.graph.operations import calls_of
 
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -145,8 +146,9 @@ def _block(network: fx.GraphModule, name: str) -> Chain:
 
 
 def _called_once(network: fx.GraphModule, name: str) -> fx.Node:
-    nodes: list[fx.Node] = [n for n in network.graph.nodes if n.op == "call_module" and n.target == name]
-    nodes = nodes or [node for node in network.graph.nodes if node.name == name and node.op != "placeholder"]
+    nodes = calls_of(network, name) or [
+        node for node in network.graph.nodes if node.name == name and node.op != "placeholder"
+    ]
     if not nodes:
         known = {str(n.target) if n.op == "call_module" else n.name for n in network.graph.nodes}
         raise RecipeError(f"fuse: no layer is named {name!r}; {near_names(name, known)}")

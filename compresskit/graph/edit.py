@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from compresskit.graph.chains import Chain
+from compresskit.graph.operations import calls_of
 from compresskit.models.parts.initialisation import Initialisation, initialise
 
 
@@ -53,7 +54,7 @@ def replace_by_two(network: fx.GraphModule, name: str, first: nn.Module, second:
 
 def put_two(network: fx.GraphModule, name: str, first: nn.Module, second: nn.Module) -> None:
     """`replace_by_two` in the network itself, for callers that have copied it already."""
-    (node,) = (node for node in network.graph.nodes if node.op == "call_module" and node.target == name)
+    (node,) = calls_of(network, name)
     network.delete_submodule(name)
     for suffix, layer in (("0", first), ("1", second)):
         network.add_submodule(f"{name}.{suffix}", layer)

@@ -57,6 +57,11 @@ PRODUCTS = frozenset({"matmul", "bmm", "mm", "baddbmm", "einsum", "scaled_dot_pr
 REDUCING = frozenset({"mean", "sum", "amax", "amin", "norm", "var", "std"})
 
 
+def calls_of(network: fx.GraphModule, module: str) -> list[fx.Node]:
+    """The nodes that call a module, in the order of the graph."""
+    return [node for node in network.graph.nodes if node.op == "call_module" and node.target == module]
+
+
 def called(node: fx.Node) -> str:
     """The name, without its home, of the function or method that a node calls; the path of what else it reads."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

@@ -101,7 +101,7 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
 
 
 def _worse(current: Session, trials: list[PrunedTrial]) -> list[str]:
-    """A note where the repair, or the norms estimated again, took more than they gave."""
+    """A note where the repair took more than it gave."""
     name, metric = next(iter(METRICS[current.data.task].items()))
     sign = 1 if metric.higher_is_better else -1
     pairs = [(step.cut[name], step.repaired[name]) for trial in trials for step in trial.steps]

@@ -11,7 +11,7 @@ from compresskit.graph.channels.resize import fix_numbers, resize, resize_norm, 
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.format.table import shared_tensors
 from compresskit.graph.layers.grouped import ChannelPermutation
-from compresskit.graph.operations import TRANSPOSED
+from compresskit.graph.operations import TRANSPOSED, calls_of
 from compresskit.graph.shapes import node_shapes
 from compresskit.shapes import Shape
 
@@ -77,7 +77,7 @@ def select_inputs(network: fx.GraphModule, layer: str, kept: Tensor) -> fx.Graph
     layer: a linear layer or a convolution of one group that is called once. kept: (n,) int64, increasing.
     """
     network = copy.deepcopy(network)
-    (node,) = (n for n in network.graph.nodes if n.op == "call_module" and n.target == layer)
+    (node,) = calls_of(network, layer)
     module = network.get_submodule(layer)
     assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     take(network, [f"{layer}.weight"], 1, kept)

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from compresskit.graph.channels.resize import resize_norm, take
 from compresskit.graph.channels.walk import Channels
+from compresskit.graph.format.table import tensor_of
 
 
 def kept_norms(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx.GraphModule:
@@ -22,8 +23,7 @@ def kept_norms(network: fx.GraphModule, channels: Channels, alive: Tensor) -> fx
     network = copy.deepcopy(network)
     with torch.no_grad():
         for name, dim in channels.blinding:
-            path, _, attribute = name.rpartition(".")
-            tensor = getattr(network.get_submodule(path), attribute)
+            tensor = tensor_of(network, name)
             dead = (~alive[channels.slots[name, dim]]).nonzero(as_tuple=True)[0]
             tensor.index_fill_(dim, dead.to(tensor.device), 0)
     narrowed = set[str]()

@@ -6,7 +6,7 @@ from collections.abc import MutableMapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from compresskit.graph.format.table import shared_names
+from compresskit.graph.format.table import shared_names, tensor_of
 from compresskit.graph.layers.grouped import ChannelPermutation
 from compresskit.graph.operations import ELEMENTWISE, ELEMENTWISE_MODULES, NORMS, SPATIAL, SPATIAL_MODULES, called
 
@@ -142,8 +142,7 @@ def _reorder_norms(
 
 def _reorder(network: fx.GraphModule, name: str, dim: int, order: Tensor, masks: MutableMapping[str, Tensor]) -> None:
     """Index i of a tensor, and of its mask, becomes what order[i] was."""
-    path, _, attribute = name.rpartition(".")
-    tensor: Tensor = getattr(network.get_submodule(path), attribute)
+    tensor: Tensor = tensor_of(network, name)
     with torch.no_grad():
         tensor.copy_(tensor.index_select(dim, order.to(tensor.device)))
     if name in masks:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.channels.write_out import write_out
-from compresskit.graph.format.table import shared_names
+from compresskit.graph.format.table import shared_names, tensor_of
 from compresskit.graph.operations import called
 from compresskit.shapes import Shape
 
@@ -59,14 +59,15 @@ def plain_weights(network: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
     made = _from_parameters(network)
     shared = shared_names(network)
     layers = [node for node in network.graph.nodes if node not in made and _weights(node)]
-    found = [n for n in layers if _computes(n, made) or _is_alone(network, n, shared)]
+    found = [n for n in layers if _computes(n, made) or _is_alone(network, n, shared, made)]
     tables = [node for node in network.graph.nodes if node in made and _is_resampled(node, made)]
     if not found and not tables:
         return network, []
     values = _Values(network, made).values
     changed = copy.deepcopy(network)
     nodes = {node.name: node for node in changed.graph.nodes}
-    names = [_put_layer(changed, nodes[node.name], values) for node in found]
+    there = {nodes[node.name] for node in made}
+    names = [_put_layer(changed, nodes[node.name], values, there) for node in found]
     names += [_put_table(changed, nodes[node.name], values[node.name]) for node in tables]
     _drop_unread(changed)
     changed.graph.lint()
@@ -113,23 +114,18 @@ def _computes(node: fx.Node, made: set[fx.Node]) -> bool:
     return called(node) not in _PRODUCTS and any(source in made for source in _weights(node))
 
 
-def _is_alone(network: fx.GraphModule, node: fx.Node, shared: Container[str]) -> bool:
+def _is_alone(network: fx.GraphModule, node: fx.Node, shared: Container[str], made: Container[fx.Node]) -> bool:
     """Whether a call reads parameters as its weight and bias that nothing else does."""
     for source in (sources := _weights(node)):
-        if source.op != "get_attr" or source.target in shared or _readers(network, source) != {node}:
+        if source.op != "get_attr" or source.target in shared or _readers(network, source, made) != {node}:
             return False
-    weight, *bias = (_tensor(network, str(source.target)) for source in sources)
+    weight, *bias = (tensor_of(network, str(source.target)) for source in sources)
     if not all(isinstance(tensor, nn.Parameter) for tensor in (weight, *bias)):
         return False
     if not node.args:
         return False
     linear = called(node) in _PRODUCTS or called(node) == "linear"
     return weight.ndim == 2 if linear else weight.ndim > 2 and all(tensor.ndim == 1 for tensor in bias)
-
-
-def _tensor(network: fx.GraphModule, name: str) -> Any:
-    path, _, attribute = name.rpartition(".")
-    return getattr(network.get_submodule(path), attribute)
 
 
 def _is_resampled(node: fx.Node, made: set[fx.Node]) -> bool:
@@ -147,7 +143,8 @@ def _is_resampled(node: fx.Node, made: set[fx.Node]) -> bool:
     return False
 
 
-def _put_layer(network: fx.GraphModule, node: fx.Node, values: dict[str, Any]) -> str:
+def _put_layer(network: fx.GraphModule, node: fx.Node, values: dict[str, Any], made: Container[fx.Node]) -> str:
+    """values: of the nodes that depend on parameters alone; made: those of them that are calls, of this network."""
     weights = _weights(node)
     tensors = [values[source.name] for source in weights]
     source = node.args[0]
@@ -155,11 +152,11 @@ def _put_layer(network: fx.GraphModule, node: fx.Node, values: dict[str, Any]) -
         tensors[0], source = tensors[0].t(), node.args[_PRODUCTS[called(node)][0] - 1]
     options = _options(node, tensors[0])
     layer = _LAYERS.get(called(node), nn.Linear)(**options, bias=len(tensors) > 1, device="meta")
-    for name, tensor, made in zip(("weight", "bias"), tensors, weights, strict=False):
-        trained = made.op != "get_attr" or values[made.name].requires_grad
+    for name, tensor, given in zip(("weight", "bias"), tensors, weights, strict=False):
+        trained = given.op != "get_attr" or values[given.name].requires_grad
         whole = tensor.detach().clone(memory_format=torch.contiguous_format)
         layer._parameters[name] = nn.Parameter(whole, trained)
-    path = _path(network, node, weights[0])
+    path = _path(network, node, weights[0], made)
     network.add_submodule(path, layer)
     node.op, node.target, node.args, node.kwargs = "call_module", path, (source,), {}
     node.meta["scope"] = path.rpartition(".")[0]
@@ -178,14 +175,14 @@ def _options(node: fx.Node, weight: Tensor) -> dict[str, Any]:
     return {**sizes, "kernel_size": tuple(weight.shape[2:]), **options}
 
 
-def _path(network: fx.GraphModule, node: fx.Node, weight: fx.Node) -> str:
+def _path(network: fx.GraphModule, node: fx.Node, weight: fx.Node, made: Container[fx.Node]) -> str:
     """Where the parameter lies that the weight is made of, if nothing else there is called or read, or a new name."""
     source = weight
     while source.op != "get_attr":
         source = source.all_input_nodes[0]
     home = str(source.target).rpartition(".")[0]
     there = [n for n in network.graph.nodes if f"{n.target}.".startswith(f"{home}.")]
-    taken = any(n.op == "call_module" or (n.op == "get_attr" and _readers(network, n) != {node}) for n in there)
+    taken = any(n.op == "call_module" or (n.op == "get_attr" and _readers(network, n, made) != {node}) for n in there)
     if home and not taken:
         return home
     path = f"{node.meta.get('scope', '')}.{node.name}".removeprefix(".")
@@ -194,10 +191,9 @@ def _path(network: fx.GraphModule, node: fx.Node, weight: fx.Node) -> str:
     return path
 
 
-def _readers(network: fx.GraphModule, tensor: fx.Node) -> set[fx.Node]:
+def _readers(network: fx.GraphModule, tensor: fx.Node, made: Container[fx.Node]) -> set[fx.Node]:
     """What reads a tensor of the network, or what is computed of such tensors alone, next to activations. All nodes
     that read the tensor count."""
-    made = _from_parameters(network)
     seen = {n for n in network.graph.nodes if n.op == "get_attr" and n.target == tensor.target}
     pending, found = list(seen), set[fx.Node]()
     while pending:
@@ -225,8 +221,9 @@ def _put_table(network: fx.GraphModule, node: fx.Node, value: Tensor) -> str:
 def _drop_unread(network: fx.GraphModule) -> None:
     """Calls on parameters that nothing reads any more, and tensors that nothing does."""
     before = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
+    made = _from_parameters(network)
     for node in reversed(list(network.graph.nodes)):
-        alone = node.op == "get_attr" or node in _from_parameters(network)
+        alone = node.op == "get_attr" or node in made
         if alone and not node.users:
             network.graph.erase_node(node)
     left = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}

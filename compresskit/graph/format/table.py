@@ -68,6 +68,12 @@ def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}".removeprefix("."), tensor
 
 
+def tensor_of(network: nn.Module, name: str) -> Any:
+    """The parameter or buffer of that name."""
+    path, _, attribute = name.rpartition(".")
+    return getattr(network.get_submodule(path), attribute)
+
+
 def shared_tensors(network: nn.Module) -> list[list[str]]:
     """The names of each tensor that has several."""
     names: dict[int, list[str]] = {}

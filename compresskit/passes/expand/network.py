@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from compresskit.errors import RecipeError
 from compresskit.graph.layers.expanded import Branch, Expanded, Layer
+from compresskit.graph.operations import calls_of
 from compresskit.graph.selectors import select
 from compresskit.graph.trace import trace
 from compresskit.machine import total_memory
@@ -214,8 +215,7 @@ def _is_shared(network: fx.GraphModule, name: str, layer: Layer) -> bool:
 
 
 def _shape(network: fx.GraphModule, name: str, layer: Layer) -> LayerShape:
-    calls = [node for node in network.graph.nodes if node.op == "call_module" and node.target == name]
-    reads_input = any(node.all_input_nodes[0].op == "placeholder" for node in calls)
+    reads_input = any(node.all_input_nodes[0].op == "placeholder" for node in calls_of(network, name))
     if isinstance(layer, nn.Linear):
         return LayerShape(layer.in_features, layer.out_features, 1, (), reads_input)
     groups = layer.groups

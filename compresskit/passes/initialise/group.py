@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from compresskit.graph.channels.permute import Uses, insert_permutation, settle
 from compresskit.graph.layers.grouped import GroupedLinear
 from compresskit.graph.masks import Masks
+from compresskit.graph.operations import calls_of
 from compresskit.numerics.sparse.block_diagonal import find_blocks
 from compresskit.numerics.sparse.ramanujan import Blocks
 from compresskit.passes.initialise.stack import stack
@@ -105,7 +106,7 @@ def _replace(network: fx.GraphModule, name: str, blocks: Blocks) -> list[fx.Node
     """Puts the grouped layer in the place of the layer. Returns the permutations around it."""
     layer = network.get_submodule(name)
     assert isinstance(layer, _LAYERS)
-    (node,) = (node for node in network.graph.nodes if node.op == "call_module" and node.target == name)
+    (node,) = calls_of(network, name)
     rows, columns = (side.to(layer.weight.device) for side in (blocks.rows, blocks.columns))
     network.add_submodule(name, _grouped(layer, rows, columns))
     dim = -1 if isinstance(layer, nn.Linear) else 1

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from compresskit.errors import RecipeError, within
 from compresskit.graph.channels.kept import Beside, beside, kept_norms
 from compresskit.graph.channels.walk import Channels
+from compresskit.graph.format.table import tensor_of
 from compresskit.graph.operations import NORMS
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.moments import Request
@@ -90,10 +91,9 @@ def _arguments(network: fx.GraphModule, channels: Channels, alive: Tensor) -> di
     """Weights of no layer that read what is cut, and why they are not solved."""
     layers, found = {f"{layer}.weight" for layer in channels.reads}, {}
     for name, dim in channels.blinding:
-        path, _, attribute = name.rpartition(".")
         if name.endswith(PACKED) and dim == 1:
             reason = "attention as one module has no moments of what is within"
-        elif name in layers or name.endswith(PACKED) or getattr(network.get_submodule(path), attribute).ndim < 2:
+        elif name in layers or name.endswith(PACKED) or tensor_of(network, name).ndim < 2:
             continue
         else:
             reason = "its weight is an argument of a call, which has no moments"

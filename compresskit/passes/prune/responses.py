@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.graph.capture import capture
+from compresskit.graph.operations import calls_of
 from compresskit.graph.shapes import evaluating
 
 # by layer: for each of its inputs, the variance over samples and positions, and the mean square of the change
@@ -22,9 +23,7 @@ def responses(
 
     pairs: images and the same ones augmented, by batch; the network is in eval mode.
     """
-    wanted = set(layers)
-    calls = [node for node in network.graph.nodes if node.op == "call_module" and node.target in wanted]
-    sources = {layer: [n.all_input_nodes[0].name for n in calls if n.target == layer] for layer in layers}
+    sources = {layer: [node.all_input_nodes[0].name for node in calls_of(network, layer)] for layer in layers}
     names = sorted({name for own in sources.values() for name in own})
     part = capture(network, names)
     sums = {name: [torch.zeros(())] * 4 for name in names}  # count, sum, squares, squares of changes

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.chains import WEIGHTED, Weighted, weighted
 from compresskit.graph.channels.walk import Channels, find_channels
+from compresskit.graph.operations import calls_of
 from compresskit.graph.selectors import select
 from compresskit.graph.shapes import node_shapes
 from compresskit.numerics.group_lasso.problem import Part, Problem
@@ -185,7 +186,7 @@ def _refusal(
     network: fx.GraphModule, channels: Channels, layer: str, from_input: bool, several: bool = False
 ) -> str | None:
     module = network.get_submodule(layer)
-    calls = sum(node.op == "call_module" and node.target == layer for node in network.graph.nodes)
+    calls = len(calls_of(network, layer))
     if not calls:
         return "its weight is an argument of a call, which has no moments"
     if calls > 1 and not several:
@@ -218,7 +219,7 @@ def _reads_the_input(channels: Channels, layer: str) -> bool:
 
 def _reader(network: fx.GraphModule, channels: Channels, layer: str, shapes: dict[str, tuple[int, ...]]) -> Reader:
     module = weighted(network, layer)
-    node, *others = (node for node in network.graph.nodes if node.op == "call_module" and node.target == layer)
+    node, *others = calls_of(network, layer)
     source = node.all_input_nodes[0]
     patches = _patches(module)
     groups = patches.groups if patches else 1

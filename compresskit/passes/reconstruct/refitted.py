@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.graph.chains import weighted
-from compresskit.graph.operations import NORMS
+from compresskit.graph.operations import NORMS, calls_of
 from compresskit.numerics.least_squares.solvers import Samples
 from compresskit.numerics.moments.moments import Moments
 from compresskit.numerics.selection.refit import refit, squared_error
@@ -83,16 +83,12 @@ def with_layers(network: fx.GraphModule, layers: Mapping[str, Layer]) -> fx.Grap
 
 def _give_bias(network: fx.GraphModule, name: str, bias: Tensor) -> None:
     module = weighted(network, name)
-    calls = _calls(network, name)
+    calls = calls_of(network, name)
     users = {user for node in calls for user in node.users}
     behind = str(next(iter(users)).target) if users else ""
-    alone = len(users) == len(calls) and users == set(_calls(network, behind))  # one norm, which sees nothing else
+    alone = len(users) == len(calls) and users == set(calls_of(network, behind))  # one norm, which sees nothing else
     norm = network.get_submodule(behind) if alone else None
     if isinstance(norm, NORMS) and isinstance(norm.running_mean, Tensor):
         norm.running_mean -= bias.to(norm.running_mean)
     else:
         module.bias = nn.Parameter(bias.to(module.weight), module.weight.requires_grad)
-
-
-def _calls(network: fx.GraphModule, name: str) -> list[fx.Node]:
-    return [node for node in network.graph.nodes if node.op == "call_module" and node.target == name]

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from compresskit.numerics.group_lasso.problem import Part, Problem
+from compresskit.numerics.selection import elimination
 from compresskit.numerics.selection.elimination import eliminate
 from compresskit.numerics.selection.refit import refit, squared_error
+from tests.numerics.selection import plain
 
 
 def samples(count, inputs, outputs, seed, dead=()):
@@ -110,3 +112,37 @@ def test_the_scale_of_the_problem_does_not_matter():
     whole, scaled = eliminate(Problem((part,), variance, 9)), eliminate(Problem((small,), variance * 1e-6, 9))
     assert whole.order.tolist() == scaled.order.tolist()
     torch.testing.assert_close(scaled.errors * 1e6, whole.errors)
+
+
+@pytest.mark.parametrize("width", [1, 7, 40, 256])
+@pytest.mark.parametrize("sizes", [[1] * 60, [3] * 20, [1, 4, 2, 5, 3] * 4], ids=["single", "alike", "unequal"])
+def test_updates_that_are_held_back_change_nothing(sizes, width, monkeypatch):
+    """width: of the updates that are held back, so that columns are moved into holes often, seldom and never."""
+    monkeypatch.setattr(elimination, "_WIDTH", width)
+    groups = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    shuffled = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(1))]
+    layers = [(samples(900, len(groups), 6, 11), shuffled), (samples(900, len(groups), 70, 12), groups)]
+    parts = [part_of(*xy, own) for xy, own in layers]
+    problem = Problem(tuple(part for part, _ in parts), sum(c for _, c in parts), len(sizes))
+    found = eliminate(problem)
+    order, losses = plain.eliminate(problem)
+    assert found.order.tolist() == order
+    torch.testing.assert_close(found.errors.diff(), torch.tensor(losses).double(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_wide_layer_whose_updates_are_held_back():
+    x, y = samples(1200, 600, 20, 13)
+    part, variance = part_of(x, y, torch.arange(600) // 2)
+    problem = Problem((part,), variance, 300)
+    found = eliminate(problem)
+    order, losses = plain.eliminate(problem)
+    assert found.order.tolist() == order
+    torch.testing.assert_close(found.errors.diff(), torch.tensor(losses).double(), rtol=1e-5, atol=1e-9 * variance)
+
+
+def test_a_layer_that_reads_few_of_the_groups():
+    (x, y), (other_x, other_y) = samples(300, 12, 4, 14), samples(300, 3, 2, 15)
+    wide, narrow = part_of(x, y, range(12)), part_of(other_x, 1e-6 * other_y, [0, 1, 2])
+    found = eliminate(Problem((wide[0], narrow[0]), wide[1] + narrow[1], 12))
+    alone = eliminate(Problem((wide[0],), wide[1], 12))
+    assert found.order.tolist() == alone.order.tolist()

@@ -1,7 +1,8 @@
 """A budget for the whole network, shared among its sites by what each unit of size costs in accuracy."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log, prod
 
 import torch
 from torch import Tensor, fx
@@ -9,6 +10,7 @@ from torch import Tensor, fx
 from compresskit.errors import RecipeError
 from compresskit.graph.counting import count
 from compresskit.numerics.selection.allocation import allocate
+from compresskit.numerics.selection.cost import Cost
 from compresskit.numerics.selection.encoding import FLOAT
 from compresskit.passes.reconstruct.options import GOALS, Target
 from compresskit.passes.reconstruct.readers import Plan, Site
@@ -20,17 +22,11 @@ _COARSE = 64  # points of a curve that are looked at first
 
 
 @dataclass(frozen=True)
-class _Term:
-    """What one weight counts: coefficient x product over its dimensions of (fixed + amounts . kept)."""
+class _Factor:
+    """Entries along one dimension of a weight: fixed + sum of amounts[site] x kept[site]."""
 
-    coefficient: float
-    dimensions: list[tuple[float, Tensor]] = field(default_factory=list)
-
-    def __call__(self, kept: Tensor) -> Tensor:
-        value = torch.full((len(kept),), self.coefficient, dtype=torch.float64)
-        for fixed, amounts in self.dimensions:
-            value *= fixed + kept @ amounts
-        return value
+    fixed: float
+    amounts: Mapping[int, float]
 
 
 class SizeModel:
@@ -43,64 +39,86 @@ class SizeModel:
 
     def __init__(self, network: fx.GraphModule, plan: Plan, input_shape: Shape) -> None:
         self._sites = plan.sites
+        self._site_of = _static_sites(plan)
         counts = count(network, input_shape)
         parameters = dict(network.named_parameters())
-        self._parameters = [self._term(plan, name, tuple(p.shape), 1.0) for name, p in parameters.items()]
-        self._macs = []
+        self._parameters = self._cost([(1.0, self._factors(plan, name, p.shape)) for name, p in parameters.items()])
+        macs = []
         for layer in counts.layers:
             name = f"{layer.name}.weight"
-            shape = tuple(parameters[name].shape) if layer.macs and name in parameters else ()
-            self._macs.append(self._term(plan, name, shape, layer.macs / max(torch.Size(shape).numel(), 1)))
+            shape = parameters[name].shape if layer.macs and name in parameters else torch.Size()
+            macs.append((layer.macs / max(shape.numel(), 1), self._factors(plan, name, shape)))
+        self._macs = self._cost(macs)
         self.full = torch.tensor([[site.n_groups for site in plan.sites]], dtype=torch.float64)
 
-    def cost(self, goal: str) -> Callable[[Tensor], Tensor]:
-        """(m, sites) kept -> (m,) of `size` (bits), `params` or `macs`."""
+    def cost(self, goal: str) -> Cost:
+        """`size` (bits), `params` or `macs`, by what each site keeps."""
         if goal == "size":
-            return lambda kept: FLOAT * self._sum(self._parameters, kept) + self._selections(kept)
-        terms = self._parameters if goal == "params" else self._macs
-        return lambda kept: self._sum(terms, kept)
+            whole = self._parameters
+            return Cost(FLOAT * whole.constant, FLOAT * whole.linear, FLOAT * whole.coupling, self._selections)
+        return self._parameters if goal == "params" else self._macs
 
     def smallest(self, goal: str, least: int) -> float:
         """The share of `goal` that stays where every site keeps `least` inputs."""
         cost = self.cost(goal)
         return float(cost(self.full.clamp(max=least)) / cost(self.full))
 
-    def _sum(self, terms: Sequence[_Term], kept: Tensor) -> Tensor:
-        return torch.stack([term(kept) for term in terms]).sum(0)
-
     def _selections(self, kept: Tensor) -> Tensor:
         """log2 binomials of the selections that stand before dynamic readers."""
         dynamic = torch.tensor([site.dynamic for site in self._sites])
-        inputs, chosen = self.full[:, dynamic], kept[:, dynamic]
-        bits = torch.lgamma(inputs + 1) - torch.lgamma(chosen + 1) - torch.lgamma(inputs - chosen + 1)
-        return bits.sum(1) / torch.log(torch.tensor(2.0, dtype=torch.float64))
+        bits = torch.lgamma(self.full + 1) - torch.lgamma(kept + 1) - torch.lgamma(self.full - kept + 1)
+        return torch.where(dynamic, bits / log(2), 0.0)
 
-    def _term(self, plan: Plan, name: str, shape: tuple[int, ...], coefficient: float) -> _Term:
-        term = _Term(coefficient)
+    def _cost(self, weights: Iterable[tuple[float, list[_Factor]]]) -> Cost:
+        """The sum of coefficient x product of factors, of which two at most depend on what is kept."""
+        n, constant = len(self._sites), 0.0
+        linear = torch.zeros(n, dtype=torch.float64)
+        coupling = torch.zeros(n, n, dtype=torch.float64)
+        for coefficient, factors in weights:
+            varying = [factor for factor in factors if factor.amounts]
+            scale = coefficient * prod(factor.fixed for factor in factors if not factor.amounts)
+            first, second, *more = [*varying, _Factor(1.0, {}), _Factor(1.0, {})]
+            if any(factor.amounts for factor in more):
+                raise ValueError("a weight of which three dimensions can be thinned")
+            constant += scale * first.fixed * second.fixed
+            for one, other in ((first, second), (second, first)):
+                for site, amount in one.amounts.items():
+                    linear[site] += scale * amount * other.fixed
+                    for neighbour, entries in other.amounts.items():
+                        coupling[site, neighbour] += scale * amount * entries / 2
+        return Cost(constant, linear, coupling)
+
+    def _factors(self, plan: Plan, name: str, shape: Sequence[int]) -> list[_Factor]:
+        factors = []
         for dim, size in enumerate(shape):
-            own = [self._share(site, name) if dim == 1 else 0.0 for site in plan.sites]
-            if any(own):  # the inputs of a reader that selects them
-                term.dimensions.append((0.0, torch.tensor(own, dtype=torch.float64)))
+            own = {i: s for i, site in enumerate(plan.sites) if dim == 1 and (s := self._share(site, name))}
+            if own:  # the inputs of a reader that selects them
+                factors.append(_Factor(0.0, own))
             elif (atoms := plan.channels.slots.get((name, dim))) is not None:
-                term.dimensions.append(_amounts(plan.sites, atoms))
+                factors.append(self._entries(atoms))
             else:
-                term.dimensions.append((float(size), torch.zeros(len(plan.sites), dtype=torch.float64)))
-        return term
+                factors.append(_Factor(float(size), {}))
+        return factors
 
     def _share(self, site: Site, name: str) -> float:
         """Columns for each group, where `name` is the weight of a reader with a selection of its own."""
         reader = site.readers[0]
         return len(reader.atoms) / site.n_groups if site.dynamic and name == f"{reader.layer}.weight" else 0.0
 
+    def _entries(self, atoms: Tensor) -> _Factor:
+        """Along a dimension with these atoms: those that no static site can cut, and those of each group of a site."""
+        held = torch.bincount(self._site_of[atoms] + 1, minlength=len(self._sites) + 1).tolist()
+        amounts = {site: found / self._sites[site].n_groups for site, found in enumerate(held[1:]) if found}
+        return _Factor(float(held[0]), amounts)
 
-def _amounts(sites: Sequence[Site], atoms: Tensor) -> tuple[float, Tensor]:
-    """Entries along a dimension: those that no static site can cut, and those for each group of every static site."""
-    held = [
-        torch.isin(atoms, site.atoms).sum() if not site.dynamic and site.atoms is not None else torch.tensor(0)
-        for site in sites
-    ]
-    per_group = torch.stack([entries / site.n_groups for entries, site in zip(held, sites, strict=True)])
-    return float(len(atoms) - sum(int(entries) for entries in held)), per_group.double()
+
+def _static_sites(plan: Plan) -> Tensor:
+    """(n_atoms,) the static site that may cut an atom, -1 for none; no two share one."""
+    found = torch.full((plan.channels.n_atoms,), -1)
+    for number, site in enumerate(plan.sites):
+        if not site.dynamic and site.atoms is not None:
+            found[site.atoms] = number
+    return found
 
 
 def check_target(model: SizeModel, target: Target, least: int) -> None:

@@ -16,7 +16,16 @@ from compresskit.commands.reconstruct.report import Outcome, ReconstructedTrial,
 from compresskit.commands.reconstruct.section import ReconstructAndRetrain
 from compresskit.commands.reconstruct.sizes import sizes
 from compresskit.commands.result import Result
-from compresskit.commands.session import Arguments, Progress, Session, Start, session, trial_folder, with_folder
+from compresskit.commands.session import (
+    Arguments,
+    Counter,
+    Progress,
+    Session,
+    Start,
+    session,
+    trial_folder,
+    with_folder,
+)
 from compresskit.commands.trials import check_training, keep, plain_parent, train_network
 from compresskit.errors import RecipeError
 from compresskit.graph.shapes import evaluating
@@ -108,14 +117,20 @@ class _Work:
     @cached_property
     def _judge(self) -> Judge:
         """Made when it is asked for: a run that only retrains has no use for it."""
-        current = self._current
-        return judge_by(current, self._start.network, judging_split(current, self._options.held_out))
+        current, options = self._current, self._options
+        return judge_by(current, self._start.network, judging_split(current, options.held_out), options.alone)
 
     def reconstruct(self, options: ReconstructAndRetrain) -> Reconstruction:
         current = self._current
         current.progress.log(f"reconstruct: {options.chaining}, {options.chosen_selection.kind}")
         shape = current.data.input_shape
-        return reconstruct(self._start.network, self._gather, options, shape, self._judge, self._memory)
+        network, progress = self._start.network, current.progress
+
+        def start(label: str, steps: int) -> Counter:
+            progress.start(label, steps)
+            return Counter(progress)
+
+        return reconstruct(network, self._gather, options, shape, self._judge, self._memory, start)
 
     def held_out_drop(self, found: Reconstruction) -> float | None:
         """Points of accuracy lost on held-out images, where the target is one of these."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
+from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from compresskit.numerics.moments.matrix import Matrix, dense
@@ -93,9 +94,7 @@ class EigenDecomposition:
         without them.
         """
         cxx = dense(cxx)
-        values, vectors = torch.linalg.eigh(cxx)
-        kept = values > self.cut * values[-1].clamp(min=0)
-        values, basis = values[kept], vectors[:, kept]
+        values, basis = _eigenpairs(cxx, self.cut, len(cxx) if samples is None else samples.count)
         along = cyx @ basis
         mean = float(cxx.diagonal().mean())
         shift = best_shift(values, along, _known(samples), mean) if self.ridge == "auto" else self.ridge * mean
@@ -154,6 +153,24 @@ class ConjugateGradient:
         freedom = float((answers * probes).sum(1).mean()) if self.ridge else float(len(diagonal))
         remains = float(residual[: len(cyx)].norm()) / _scale(cyx)
         return Solution(weight, None, remains, n_iter, arrived, "cg", freedom, self.ridge)
+
+
+def _eigenpairs(cxx: Tensor, cut: float, rank: int) -> tuple[Tensor, Tensor]:
+    """The eigenvalues above `cut` of the largest, ascending, and their vectors (in, found). rank: of Cxx at most.
+
+    Of few samples Cxx = G G^T with a thin G, from Cholesky's factorisation with pivots, and the eigenvectors are those
+    of G^T G times G: in rank^2 + rank^3 operations in place of about 10 in^3.
+    """
+    if cxx.device.type == "cpu" and rank < len(cxx) / 2:
+        packed, order, found, _ = dpstrf(cxx.numpy(), lower=True)
+        thin = torch.empty(len(cxx), found, dtype=cxx.dtype)
+        thin[torch.from_numpy(order).long() - 1] = torch.from_numpy(packed)[:, :found].tril()
+        values, inner = torch.linalg.eigh(thin.T @ thin)
+        kept = values > cut * values[-1:].clamp(min=0)
+        return values[kept], thin @ (inner[:, kept] / values[kept].sqrt())
+    values, vectors = torch.linalg.eigh(cxx)
+    kept = values > cut * values[-1:].clamp(min=0)
+    return values[kept], vectors[:, kept]
 
 
 def best_shift(values: Tensor, along: Tensor, samples: Samples, unit: float) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx
@@ -15,6 +16,7 @@ from compresskit.passes.reconstruct.readers import Plan, Reader, Rows, Site, sum
 from compresskit.passes.reconstruct.refitted import Layer, fit, with_layers
 from compresskit.passes.reconstruct.selection import Choice, Rule, choose
 
+Start = Callable[[str, int], Callable[[], None]]  # (label, steps of some work) -> what is called behind each of them
 # (student, requests, teacher): moments of the student's inputs and the teacher's outputs; None: the student's own
 Gather = Callable[[fx.GraphModule, Sequence[Request], fx.GraphModule | None], dict[str, Moments]]
 
@@ -28,11 +30,14 @@ class Draft:
     layers: dict[str, Layer] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
 
-    def add(self, site: Site, choice: Choice, moments: Mapping[str, Moments], debias: bool, rows: Rows | None) -> None:
+    def add(
+        self, site: Site, choice: Choice, moments: Mapping[str, Moments], debias: bool, rows: Rows | None,
+        ridges: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.choices[site.name] = choice
         for reader in site.readers:
             self.moments[reader.layer] = moments[reader.request.name]
-        self.layers |= fit(site, choice, moments, debias, rows)
+        self.layers |= fit(site, choice, moments, debias, rows, ridges)
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,13 @@ class Job:
 
 def parallel(
     plan: Plan, rules: Mapping[str, Rule], choices: Mapping[str, Choice], moments: Mapping[str, Moments],
-    options: Reconstruct,
+    options: Reconstruct, start: Start,
 ) -> Draft:  # fmt: skip
     """Each site on its own, from true inputs to true outputs. choices: those that are made already."""
     open_sites = [site for site in plan.sites if site.name not in choices]
     jobs = [Job(site, own_moments(site, moments), rules[site.name], options) for site in open_sites]
-    made = dict(choices) | dict(zip((site.name for site in open_sites), run_jobs(jobs, options.workers), strict=True))
+    chosen = run_jobs(jobs, options.workers, start)
+    made = dict(choices) | dict(zip((site.name for site in open_sites), chosen, strict=True))
     draft = Draft()
     for site in plan.sites:
         draft.add(site, made[site.name], moments, options.debias, None)
@@ -111,21 +117,32 @@ def masked(network: fx.GraphModule, plan: Plan, draft: Draft) -> fx.GraphModule:
     return kept_norms(with_layers(network, draft.layers), plan.channels, ~dead_atoms(plan, draft.choices))
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> list[Choice]:
+def run_jobs(jobs: Sequence[Job], workers: int, start: Start) -> list[Choice]:
     """The choices in the order of the jobs, from `workers` processes where that is more than one. Moments that lie on a
     GPU stay in this process, which is not the one to share it."""
     on_cpu = all(m.cyx.device.type == "cpu" for job in jobs for m in job.moments.values())
+    done = start("inputs of each site", len(jobs)) if jobs else silent("", 0)
     if min(workers, len(jobs)) < 2 or not on_cpu:
-        return [job() for job in jobs]
+        return [_told(job(), done) for job in jobs]
     context = torch.multiprocessing.get_context("spawn")
     with context.Pool(
         min(workers, len(jobs)), torch.set_num_threads, (max(1, torch.get_num_threads() // workers),)
     ) as pool:
-        return pool.map(_run, jobs, chunksize=1)
+        return [_told(choice, done) for choice in pool.imap(_run, jobs)]
 
 
 def _run(job: Job) -> Choice:
     return job()
+
+
+def _told(choice: Choice, done: Callable[[], None]) -> Choice:
+    done()
+    return choice
+
+
+def silent(label: str, steps: int) -> Callable[[], None]:
+    """A Start that tells nobody."""
+    return lambda: None
 
 
 def own_moments(site: Site, moments: Mapping[str, Moments]) -> dict[str, Moments]:

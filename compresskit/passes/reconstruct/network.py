@@ -19,11 +19,13 @@ from compresskit.passes.reconstruct.budget import SizeModel, check_target
 from compresskit.passes.reconstruct.chaining import (
     Draft,
     Gather,
+    Start,
     bottom_up,
     dead_atoms,
     kept_inputs,
     masked,
     parallel,
+    silent,
     top_down,
 )
 from compresskit.passes.reconstruct.factorised import factorise_layers
@@ -93,10 +95,12 @@ def reconstruct(
     input_shape: Shape,
     judge: Judge | None = None,
     memory: Memory | None = None,
+    start: Start = silent,
 ) -> Reconstruction:
     """`network` with thinned inputs; it stays as it was. judge: what a `target` is corrected by.
 
-    memory: given to several calls on the same network and data, it spares those behind the first the trade-offs.
+    memory: given to several calls on the same network and data, it spares those behind the first the trade-offs. start:
+    is told how far long work is.
 
     Raises RecipeError where nothing can be thinned or a target cannot be met, ConvergenceError where moments are not
     finite, or a solver stops early and the options say `fail`.
@@ -114,11 +118,11 @@ def reconstruct(
         check_target(model, options.target, options.min_channels)
         moments = _of_all(network, made, gather)
         known = {} if memory is None else memory
-        rules, choices, notes = reach(network, made, options, model, moments, judge, known)
+        rules, choices, notes = reach(network, made, options, model, moments, judge, known, start)
     clock.lap("target")
     match options.chaining:
         case "parallel":
-            draft = parallel(made, rules, choices, moments, options)
+            draft = parallel(made, rules, choices, moments, options, start)
         case "bottom-up":
             draft = bottom_up(made, rules, moments, options)
         case "top-down":

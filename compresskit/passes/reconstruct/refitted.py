@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,38 +20,46 @@ from compresskit.passes.reconstruct.selection import Choice
 @dataclass(frozen=True)
 class Layer:
     """weight: (out, features), float64, 0 where inputs were dropped. bias: (out,). rank: of the inputs kept, None where
-    the weights are the group lasso's own. variance, error: of the outputs that count, E||y - M x - b||^2."""
+    the weights are the group lasso's own. variance, error: of the outputs that count, E||y - M x - b||^2. ridges: of
+    the fits, one for each group of the convolution."""
 
     weight: Tensor
     bias: Tensor
     rank: int | None
     variance: float
     error: float
+    ridges: tuple[float, ...] = ()
 
 
 def fit(
-    site: Site, choice: Choice, moments: Mapping[str, Moments], debias: bool, rows: Rows | None = None
-) -> dict[str, Layer]:
+    site: Site, choice: Choice, moments: Mapping[str, Moments], debias: bool, rows: Rows | None = None,
+    ridges: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
+) -> dict[str, Layer]:  # fmt: skip
     """The weights of each layer of the site: least squares on the inputs kept, or the shrunken ones of `choice`.
 
     The bias is E[y] - M E[x]: moments are centred, so it is never shrunk. Outputs that `rows` leaves out become 0.
+    ridges: by layer, where they are known from another fit.
     """
     shrunken = iter(choice.weights or [])
     found = {}
     for reader in site.readers:
         own = moments[reader.request.name]
         weights, rank, variance, error = [], 0, 0.0, 0.0
+        known, used = iter(ridges.get(reader.layer, ())), list[float]()
         for part, c in reader_parts(reader, own, rows):
             if debias or choice.weights is None:
-                weight, part_rank = refit(part, choice.kept.to(part.cyx.device), Samples(own.count, c))
+                kept = choice.kept.to(part.cyx.device)
+                weight, part_rank, ridge = refit(part, kept, Samples(own.count, c), next(known, None))
                 rank += part_rank
+                used.append(ridge)
             else:
                 weight = next(shrunken)
             weights.append(weight)
             variance, error = variance + c, error + squared_error(part, c, weight)
         alive = rows[reader.layer] if rows is not None else torch.ones(len(own.mean_y), dtype=torch.bool)
         fitted = debias or choice.weights is None
-        found[reader.layer] = _layer(reader, own, torch.cat(weights), alive, rank if fitted else None, variance, error)
+        layer = _layer(reader, own, torch.cat(weights), alive, rank if fitted else None, variance, error)
+        found[reader.layer] = replace(layer, ridges=tuple(used))
     return found
 
 

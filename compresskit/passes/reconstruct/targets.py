@@ -1,6 +1,6 @@
 """How much each site keeps: as the recipe says site by site, or so that the whole network reaches a target."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,15 @@ from torch import Tensor, fx
 from compresskit.errors import RecipeError
 from compresskit.graph.selectors import select
 from compresskit.numerics.moments.moments import Moments
+from compresskit.passes.reconstruct.alone import Divergence, loss_of, losses_alone
 from compresskit.passes.reconstruct.budget import SizeModel, goal_of, shared_out
-from compresskit.passes.reconstruct.chaining import Draft, Job, masked, own_moments, run_jobs
+from compresskit.passes.reconstruct.chaining import Draft, Job, Start, dead_atoms, masked, own_moments, run_jobs
 from compresskit.passes.reconstruct.options import Reconstruct
-from compresskit.passes.reconstruct.readers import Plan
+from compresskit.passes.reconstruct.readers import Plan, summed
 from compresskit.passes.reconstruct.selection import Choice, Curve, Rule, rule_for
 from compresskit.passes.shares import share
 
-_PROBES = (1e-3, 1e-2, 5e-2, 0.2)  # relative errors at which the loss of a site alone is measured
+_PROBES = (1e-2, 5e-2, 0.2)  # relative errors at which the loss of a site alone is measured; it is linear near 0
 _BISECTIONS = 8  # of the share of the size, to find the smallest network within a drop of accuracy
 
 
@@ -30,11 +31,14 @@ class Judge:
     """What held-out images say of a network that may become the result.
 
     loss: divergence of its outputs from the original's, lower is better. accuracy: a share; None where there is no such
-    thing.
+    thing. divergence: of a batch of outputs, the mean of what `loss` is the mean of. images: batches of those that
+    each site alone is measured on, which takes many passes.
     """
 
     loss: Callable[[fx.GraphModule], float]
     accuracy: Callable[[fx.GraphModule], float] | None
+    divergence: Divergence
+    images: Callable[[], Iterable[Tensor]]
 
 
 def rules_of(network: fx.GraphModule, plan: Plan, options: Reconstruct) -> dict[str, Rule]:
@@ -61,7 +65,7 @@ def rules_of(network: fx.GraphModule, plan: Plan, options: Reconstruct) -> dict[
 
 def reach(
     network: fx.GraphModule, plan: Plan, options: Reconstruct, model: SizeModel, moments: Mapping[str, Moments],
-    judge: Judge | None, memory: Memory,
+    judge: Judge | None, memory: Memory, start: Start,
 ) -> tuple[dict[str, Rule], dict[str, Choice], list[str]]:  # fmt: skip
     """Rules that reach the target, the choices they mean where sites are reconstructed in parallel, and notes.
 
@@ -70,7 +74,7 @@ def reach(
     held-out images. Of the two, the one whose network diverges less is taken.
     """
     assert options.target is not None
-    curves = _curves(plan, options, moments, memory)
+    curves = _curves(plan, options, moments, memory, start)
 
     def built(counts: Sequence[int]) -> fx.GraphModule:
         draft = Draft()
@@ -81,7 +85,7 @@ def reach(
 
     losses = [[torch.tensor(curve.errors, dtype=torch.float64) for curve in curves]]
     if judge is not None:
-        losses.append(_measured(curves, built, judge, memory))
+        losses.append(_measured(network, plan, curves, moments, judge, memory, start))
     goal = goal_of(options.target)
     if goal is None:
         counts, notes = _within_drop(model, curves, losses[-1], built, judge, options.target.accuracy_drop or 0.0)
@@ -100,12 +104,14 @@ def reach(
     return rules, {site.name: _at(curve, kept) for site, curve, kept in chosen}, notes
 
 
-def _curves(plan: Plan, options: Reconstruct, moments: Mapping[str, Moments], memory: Memory) -> list[Curve]:
+def _curves(
+    plan: Plan, options: Reconstruct, moments: Mapping[str, Moments], memory: Memory, start: Start
+) -> list[Curve]:
     """The trade-off of every site."""
     key = ("curves", options.chosen_selection, options.min_channels, *(site.name for site in plan.sites))
     if key not in memory:
         jobs = [Job(site, own_moments(site, moments), Rule(), options) for site in plan.sites]
-        memory[key] = [choice.curve for choice in run_jobs(jobs, options.workers)]
+        memory[key] = [choice.curve for choice in run_jobs(jobs, options.workers, start)]
     return memory[key]
 
 
@@ -116,24 +122,62 @@ def _at(curve: Curve, kept: int) -> Choice:
 
 
 def _measured(
-    curves: Sequence[Curve], built: Callable[[Sequence[int]], fx.GraphModule], judge: Judge, memory: Memory
-) -> list[Tensor]:
+    network: fx.GraphModule, plan: Plan, curves: Sequence[Curve], moments: Mapping[str, Moments], judge: Judge,
+    memory: Memory, start: Start,
+) -> list[Tensor]:  # fmt: skip
     """The loss at every point of each curve, from a few that are measured with all other sites left whole."""
     key = ("losses", *(curve.kept for curve in curves), *(curve.errors for curve in curves))
     if key in memory:
         return memory[key]
-    whole = [curve.kept[0] for curve in curves]
-    floor = judge.loss(built(whole))
-    found = []
-    for index, curve in enumerate(curves):
-        errors, losses = [0.0], [0.0]
-        for probe in sorted({min(range(len(curve.errors)), key=lambda i: abs(curve.errors[i] - p)) for p in _PROBES}):
-            counts = [*whole[:index], curve.kept[probe], *whole[index + 1 :]]
-            if curve.errors[probe] > errors[-1]:
-                errors.append(curve.errors[probe])
-                losses.append(max(judge.loss(built(counts)) - floor, losses[-1]))
-        found.append(_interpolated(torch.tensor(curve.errors, dtype=torch.float64), errors, losses))
+    places = [_probes(curve) for curve in curves]
+    batches = list(judge.images())
+    done = start("losses of each site alone", sum(map(len, places)) * (1 + len(batches)))
+    changes = []
+    for site, curve, points in zip(plan.sites, curves, places, strict=True):
+        ridges = dict[str, tuple[float, ...]]()
+        for point in points:
+            draft = Draft()
+            draft.add(site, _at(curve, curve.kept[point]), moments, True, None, ridges)
+            ridges = {name: layer.ridges for name, layer in draft.layers.items()}
+            changes.append(draft)
+            done()
+    losses = _alone(network, plan, changes, batches, judge.divergence, done)
+    found, at = [], 0
+    for curve, points in zip(curves, places, strict=True):
+        rising = torch.tensor([0.0, *losses[at : at + len(points)]], dtype=torch.float64).cummax(0).values.tolist()
+        at += len(points)
+        errors = torch.tensor(curve.errors, dtype=torch.float64)
+        found.append(_interpolated(errors, [0.0, *(curve.errors[point] for point in points)], rising))
     memory[key] = found
+    return found
+
+
+def _alone(
+    network: fx.GraphModule, plan: Plan, drafts: Sequence[Draft], batches: Sequence[Tensor], divergence: Divergence,
+    done: Callable[[], None],
+) -> list[float]:  # fmt: skip
+    """What each draft alone costs; where norms or attention sum over what it drops, of a network without that."""
+    apart = summed(plan.channels)
+    whole = {i for i, draft in enumerate(drafts) if bool((dead_atoms(plan, draft.choices) & apart).any())}
+    layers = [draft.layers for i, draft in enumerate(drafts) if i not in whole]
+    rest = iter(losses_alone(network, layers, batches, divergence, done))
+    losses = []
+    for index, draft in enumerate(drafts):
+        if index in whole:
+            losses.append(loss_of(masked(network, plan, draft), network, batches, divergence))
+            done()
+        else:
+            losses.append(next(rest))
+    return losses
+
+
+def _probes(curve: Curve) -> list[int]:
+    """Points of the curve near the relative errors that are looked at, of ever larger ones."""
+    near = {min(range(len(curve.errors)), key=lambda i: abs(curve.errors[i] - probe)) for probe in _PROBES}
+    found = list[int]()
+    for point in sorted(near):
+        if curve.errors[point] > (curve.errors[found[-1]] if found else 0.0):
+            found.append(point)
     return found
 
 

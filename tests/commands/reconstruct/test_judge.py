@@ -50,7 +50,7 @@ def test_the_test_set_judges_nothing():
 
 def test_classes_are_judged_by_their_divergence_from_the_original():
     original, candidate = net(1), net(2)
-    judge = judge_by(current("classification"), original, Images("held out"))
+    judge = judge_by(current("classification"), original, Images("held out"), 4)
     expected = 0.0
     for theirs, ours in zip(outputs(original), outputs(candidate), strict=True):
         p, q = (np.exp(values) / np.exp(values).sum() for values in (theirs, ours))
@@ -64,7 +64,7 @@ def test_classes_are_judged_by_their_divergence_from_the_original():
 
 def test_numbers_are_judged_by_their_squared_difference():
     original, candidate = net(1), net(2)
-    judge = judge_by(current("regression"), original, Images("held out"))
+    judge = judge_by(current("regression"), original, Images("held out"), 4)
     expected = np.mean((outputs(original) - outputs(candidate)) ** 2)
     assert judge.loss(candidate) == pytest.approx(expected, rel=1e-5)  # float32, as above
     assert judge.accuracy is None

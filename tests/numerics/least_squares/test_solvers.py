@@ -12,6 +12,7 @@ from compresskit.numerics.least_squares.solvers import (
     ConjugateGradient,
     EigenDecomposition,
     Samples,
+    _eigenpairs,
 )
 
 FEATURES, OUTPUTS = 12, 3
@@ -154,6 +155,36 @@ def test_auto_takes_the_ridge_that_cross_validation_likes_best(kind, rows):
     best = min(cross_validated(x, y, ridge) for ridge in 10 ** np.linspace(-12, 2, 300))
     assert cross_validated(x, y, solution.ridge) <= best * 1.001
     assert solution.ridge > 0
+
+
+@pytest.mark.parametrize("dead", [0, 5])
+@pytest.mark.parametrize("rows", [4, 11, 39])
+def test_a_matrix_of_few_samples_has_the_same_eigenpairs_by_its_thin_factor(rows, dead):
+    """40 inputs: of fewer than 20 samples the spectrum comes from the factorisation with pivots."""
+    random = np.random.default_rng(rows)
+    x = random.normal(size=(rows, 40)) * np.logspace(0, -3, 40)
+    x[:, :dead] = 2.0
+    x = torch.from_numpy(x - x.mean(0))
+    cxx = x.T @ x / rows
+    values, vectors = _eigenpairs(cxx, 1e-12, rows)
+    expected = torch.linalg.eigvalsh(cxx)
+    expected = expected[expected > 1e-12 * expected[-1]]
+    torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-14 * float(expected[-1]))
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(len(values), dtype=torch.float64), rtol=0, atol=1e-8)
+    torch.testing.assert_close((vectors * values) @ vectors.T, cxx, rtol=0, atol=1e-13 * float(expected[-1]))
+
+
+def test_few_samples_give_the_same_weights_whichever_way_their_spectrum_came():
+    random = np.random.default_rng(3)
+    x = random.normal(size=(15, 40))
+    y = x[:, :3] + random.normal(size=(15, 3))
+    x, y = torch.from_numpy(x - x.mean(0)), torch.from_numpy(y - y.mean(0))
+    cxx, cyx, variance = x.T @ x / 15, y.T @ x / 15, float(y.square().sum() / 15)
+    thin = EigenDecomposition(ridge=1e-2)(cxx, cyx, Samples(15, variance))
+    whole = EigenDecomposition(ridge=1e-2)(cxx, cyx)
+    torch.testing.assert_close(thin.weight, whole.weight)
+    assert (thin.rank, thin.method) == (whole.rank, whole.method) == (14, "eigh")
+    assert thin.freedom == pytest.approx(whole.freedom)
 
 
 def test_auto_goes_on_where_samples_are_fewer_than_unknowns():

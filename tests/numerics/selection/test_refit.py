@@ -24,7 +24,7 @@ def centred_part(x, y, groups):
 
 def test_the_refit_is_least_squares_on_the_columns_kept():
     part = centred_part(X, Y, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
-    weight, rank = refit(part, torch.tensor([True, False, True, False]))
+    weight, rank, _ = refit(part, torch.tensor([True, False, True, False]))
     columns = [0, 1, 2, 6, 7, 8]
     expected = np.linalg.lstsq((X - X.mean(0))[:, columns], Y - Y.mean(0), rcond=None)[0].T
     np.testing.assert_allclose(weight[:, columns], expected, rtol=1e-9)
@@ -38,9 +38,22 @@ def test_the_refit_is_least_squares_on_the_columns_kept():
 def test_the_refit_has_minimum_norm_where_inputs_are_copies():
     twice = np.concatenate([X[:, :3], X[:, :3]], axis=1)
     part = centred_part(twice, Y, range(6))
-    weight, rank = refit(part, torch.ones(6, dtype=torch.bool))
+    weight, rank, _ = refit(part, torch.ones(6, dtype=torch.bool))
     assert rank == 3
     np.testing.assert_allclose(weight[:, :3], weight[:, 3:], atol=1e-9)
+
+
+def test_a_ridge_that_is_known_is_not_looked_for():
+    random = np.random.default_rng(2)
+    x = random.normal(size=(60, 40))
+    y = x @ random.normal(size=(40, 3)) / 9 + 3 * random.normal(size=(60, 3))
+    part = centred_part(x, y, range(40))
+    kept = torch.ones(40, dtype=torch.bool)
+    found = refit(part, kept, Samples(60, float(np.square(y - y.mean(0)).sum() / 60)))
+    assert found.ridge > 0
+    again = refit(part, kept, ridge=found.ridge)
+    torch.testing.assert_close(again.weight, found.weight)
+    assert again.ridge == found.ridge
 
 
 def test_few_samples_are_not_fitted_to_the_noise():

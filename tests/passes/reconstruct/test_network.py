@@ -252,7 +252,10 @@ def test_a_judge_has_a_say_and_decides_on_accuracy():
             same = (candidate(x) - middle).argmax(1) == (expected - middle).argmax(1)
             return float(same.double().mean())
 
-    judge = Judge(loss, accuracy)
+    def squared(found, other):
+        return (found - other).square().sum(1).mean()
+
+    judge = Judge(loss, accuracy, squared, lambda: x.split(60))
     sizes = []
     for points in (2.0, 15.0):
         _, found = run(Dense, Reconstruct(target=Target(accuracy_drop=points)), judge)
@@ -263,11 +266,17 @@ def test_a_judge_has_a_say_and_decides_on_accuracy():
     _, blind = run(Dense, Reconstruct(target=Target(size="50%")))
     assert loss(judged.masked) <= loss(blind.masked) * (1 + 1e-9)
 
-    def inputs_of_fc1(candidate):
-        return float((candidate.get_submodule("fc1").weight.abs().sum(0) > 0).sum())
+    def first(found, other):
+        return (found - other)[:, 0].square().mean()
 
-    _, biased = run(Dense, Reconstruct(target=Target(size="50%")), Judge(lambda c: -inputs_of_fc1(c), None))
-    assert inputs_of_fc1(biased.masked) > inputs_of_fc1(blind.masked)
+    def loss_of_first(candidate):
+        with torch.no_grad():
+            return float(first(candidate(x), expected))
+
+    small = Reconstruct(target=Target(size="25%"))
+    _, biased = run(Dense, small, Judge(loss_of_first, None, first, lambda: [x]))
+    _, blind = run(Dense, small)
+    assert loss_of_first(biased.masked) < 0.99 * loss_of_first(blind.masked)
 
 
 def test_a_drop_of_accuracy_needs_a_judge():

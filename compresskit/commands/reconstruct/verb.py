@@ -1,7 +1,9 @@
 """`compresskit reconstruct`: thins the inputs of layers, refits and cuts them, and retrains if asked."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -18,7 +20,6 @@ from compresskit.commands.reconstruct.sizes import sizes
 from compresskit.commands.result import Result
 from compresskit.commands.session import (
     Arguments,
-    Counter,
     Progress,
     Session,
     Start,
@@ -124,13 +125,15 @@ class _Work:
         current = self._current
         current.progress.log(f"reconstruct: {options.chaining}, {options.chosen_selection.kind}")
         shape = current.data.input_shape
-        network, progress = self._start.network, current.progress
+        network = self._start.network
+        return reconstruct(network, self._gather, options, shape, self._judge, self._memory, self._told)
 
-        def start(label: str, steps: int) -> Counter:
-            progress.start(label, steps)
-            return Counter(progress)
-
-        return reconstruct(network, self._gather, options, shape, self._judge, self._memory, start)
+    def _told(self, label: str, work: Sequence[float]) -> Callable[[], None]:
+        """Percents of the work that is done, for one layer may take longer than all others."""
+        progress, total = self._current.progress, sum(work)
+        progress.start(f"{label}, percent", 100)
+        done = accumulate(work)
+        return lambda: progress.update(int(100 * next(done) / total))
 
     def held_out_drop(self, found: Reconstruction) -> float | None:
         """Points of accuracy lost on held-out images, where the target is one of these."""

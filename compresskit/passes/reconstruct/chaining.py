@@ -16,7 +16,8 @@ from compresskit.passes.reconstruct.readers import Plan, Reader, Rows, Site, sum
 from compresskit.passes.reconstruct.refitted import Layer, fit, with_layers
 from compresskit.passes.reconstruct.selection import Choice, Rule, choose
 
-Start = Callable[[str, int], Callable[[], None]]  # (label, steps of some work) -> what is called behind each of them
+# (label, the work of each step in any unit) -> what is called behind each step
+Start = Callable[[str, Sequence[float]], Callable[[], None]]
 # (student, requests, teacher): moments of the student's inputs and the teacher's outputs; None: the student's own
 Gather = Callable[[fx.GraphModule, Sequence[Request], fx.GraphModule | None], dict[str, Moments]]
 
@@ -121,7 +122,9 @@ def run_jobs(jobs: Sequence[Job], workers: int, start: Start) -> list[Choice]:
     """The choices in the order of the jobs, from `workers` processes where that is more than one. Moments that lie on a
     GPU stay in this process, which is not the one to share it."""
     on_cpu = all(m.cyx.device.type == "cpu" for job in jobs for m in job.moments.values())
-    done = start("inputs of each site", len(jobs)) if jobs else silent("", 0)
+    if not jobs:
+        return []
+    done = start("inputs of each site", [cubes(job.site) for job in jobs])
     if min(workers, len(jobs)) < 2 or not on_cpu:
         return [_told(job(), done) for job in jobs]
     context = torch.multiprocessing.get_context("spawn")
@@ -140,7 +143,12 @@ def _told(choice: Choice, done: Callable[[], None]) -> Choice:
     return choice
 
 
-def silent(label: str, steps: int) -> Callable[[], None]:
+def cubes(site: Site) -> float:
+    """Work that a factorisation or an elimination of its layers is, by the cube of their inputs."""
+    return sum(reader.request.groups * float(reader.request.features) ** 3 for reader in site.readers)
+
+
+def silent(label: str, work: Sequence[float]) -> Callable[[], None]:
     """A Start that tells nobody."""
     return lambda: None
 

@@ -12,7 +12,7 @@ from compresskit.graph.selectors import select
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.reconstruct.alone import Divergence, loss_of, losses_alone
 from compresskit.passes.reconstruct.budget import SizeModel, goal_of, shared_out
-from compresskit.passes.reconstruct.chaining import Draft, Job, Start, dead_atoms, masked, own_moments, run_jobs
+from compresskit.passes.reconstruct.chaining import Draft, Job, Start, cubes, dead_atoms, masked, own_moments, run_jobs
 from compresskit.passes.reconstruct.options import Reconstruct
 from compresskit.passes.reconstruct.readers import Plan, summed
 from compresskit.passes.reconstruct.selection import Choice, Curve, Rule, rule_for
@@ -131,7 +131,8 @@ def _measured(
         return memory[key]
     places = [_probes(curve) for curve in curves]
     batches = list(judge.images())
-    done = start("losses of each site alone", sum(map(len, places)) * (1 + len(batches)))
+    fits = [cubes(site) for site, points in zip(plan.sites, places, strict=True) for _ in points]
+    done = start("fits of each site alone", fits)
     changes = []
     for site, curve, points in zip(plan.sites, curves, places, strict=True):
         ridges = dict[str, tuple[float, ...]]()
@@ -141,6 +142,7 @@ def _measured(
             ridges = {name: layer.ridges for name, layer in draft.layers.items()}
             changes.append(draft)
             done()
+    done = start("losses of each site alone", [1] * (len(changes) * len(batches)))
     losses = _alone(network, plan, changes, batches, judge.divergence, done)
     found, at = [], 0
     for curve, points in zip(curves, places, strict=True):
@@ -165,7 +167,8 @@ def _alone(
     for index, draft in enumerate(drafts):
         if index in whole:
             losses.append(loss_of(masked(network, plan, draft), network, batches, divergence))
-            done()
+            for _ in batches:
+                done()
         else:
             losses.append(next(rest))
     return losses

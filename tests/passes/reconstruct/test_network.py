@@ -12,7 +12,7 @@ from compresskit.graph.capture import capture
 from compresskit.graph.counting import count
 from compresskit.graph.trace import trace
 from compresskit.numerics.group_lasso.newton import Newton
-from compresskit.passes.moments import collect
+from compresskit.passes.moments import collect, gather_from
 from compresskit.passes.reconstruct.budget import SizeModel
 from compresskit.passes.reconstruct.network import reconstruct, reconstruct_model
 from compresskit.passes.reconstruct.options import Backward, GroupLasso, LowRank, Reconstruct, Target
@@ -277,6 +277,27 @@ def test_a_judge_has_a_say_and_decides_on_accuracy():
     _, biased = run(Dense, small, Judge(loss_of_first, None, first, lambda: [x]))
     _, blind = run(Dense, small)
     assert loss_of_first(biased.masked) < 0.99 * loss_of_first(blind.masked)
+
+
+def test_progress_is_told_by_the_work_of_each_step():
+    """Every step that was announced ends; a layer counts by the cube of its inputs."""
+    told = {}
+
+    def start(label, work):
+        told[label] = [list(work), 0]
+
+        def done():
+            told[label][1] += 1
+
+        return done
+
+    network, loader = trace(make(Dense)), images(Dense)
+    judge = Judge(lambda c: 0.0, None, lambda a, b: (a - b).square().mean(), lambda: batch(Dense, 50).split(20))
+    options = Reconstruct(target=Target(size="50%"))
+    reconstruct(network, gather_from(loader), options, (2, 8, 8), judge, start=start)
+    assert {label: len(work) for label, (work, _) in told.items()} == {label: n for label, (_, n) in told.items()}
+    assert told["inputs of each site"][0] == [54.0**3, 80.0**3, 12.0**3]  # conv2, fc1, fc2
+    assert len(told["losses of each site alone"][0]) == 3 * len(told["fits of each site alone"][0])
 
 
 def test_a_drop_of_accuracy_needs_a_judge():

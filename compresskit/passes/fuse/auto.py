@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from compresskit.errors import UnsupportedModelError
-from compresskit.graph.chains import WEIGHTED, candidates
+from compresskit.graph.chains import WEIGHTED
 from compresskit.graph.counting import count
 from compresskit.numerics.least_squares.fusion import Fusion
 from compresskit.numerics.moments.moments import Moments
+from compresskit.passes.fuse.candidates import candidates
 from compresskit.passes.fuse.fusible import Fusible, facts, prepare
 from compresskit.passes.fuse.network import solve
 from compresskit.passes.fuse.options import Fuse, Until

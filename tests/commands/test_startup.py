@@ -1,5 +1,6 @@
 """What a verb imports: nothing that it does not need and that takes long."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from compresskit import process
 from tests.commands.conftest import environment
 
 HEAVY = ("torchvision", "matplotlib", "scipy", "pandas", "sympy", "timm", "torch._dynamo", "torch._inductor")
@@ -36,3 +38,19 @@ def test_a_verb_loads_nothing_heavy_that_it_does_not_need(verb, trained, tmp_pat
 def test_what_is_needed_is_seen(trained, tmp_path):
     """The same look at a run that draws its learning curves."""
     assert "matplotlib" in imported(tmp_path, "train", trained / "net.yaml", "train.epochs=1")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_behind_imports_as_before(enabled):
+    def fail() -> None:
+        with process.importing():
+            assert not gc.isenabled()
+            raise ImportError
+
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ImportError):
+            fail()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()

@@ -84,13 +84,16 @@ def _add_verb(verb: str, does: str, *, without: Collection[str] = ()) -> None:
 
     def command(quiet: bool, json: bool, debug: bool, no_code: bool, overrides: list[str] | None, **given: Any) -> None:
         def run(progress: "Progress", held: ExitStack) -> "Result":
-            from compresskit.commands.session import Arguments
-            from compresskit.user_code import NO_CODE
+            with process.importing():
+                from compresskit.commands.session import Arguments
+                from compresskit.user_code import NO_CODE
 
             if no_code:
                 os.environ[NO_CODE] = "1"
             arguments = Arguments(overrides=tuple(overrides or ()), held=held, **given)
-            found: Result = import_module(f"compresskit.commands.{verb}.verb").run(arguments, progress)
+            with process.importing():
+                module = import_module(f"compresskit.commands.{verb}.verb")
+            found: Result = module.run(arguments, progress)
             return found
 
         resumable = "resume" in given and not given["dry_run"]
@@ -201,7 +204,8 @@ def _run(
     logging.basicConfig(level=level if _is_main_process() else logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.raiseExceptions = False
     try:
-        from compresskit.report import TerminalProgress, publish
+        with process.importing():
+            from compresskit.report import TerminalProgress, publish
 
         with ExitStack() as held:
             with TerminalProgress(quiet=quiet) as progress, process.warnings() as warned:

@@ -1,5 +1,6 @@
 """The program as a process: signals end it with its state kept, and no stream that is closed or full stops it."""
 
+import gc
 import logging
 import os
 import signal
@@ -72,6 +73,18 @@ def warnings() -> Iterator[list[str]]:
         yield found
     finally:
         logger.removeHandler(handler)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For imports that take long: what modules define stays; to look through it for garbage takes a tenth of them."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
 
 
 class _Forgiving:

@@ -1,9 +1,10 @@
-"""Time of a whole `fuse` (moments, solve, surgery) against one training epoch on the same images; and of `--help`.
+"""Time of a whole `fuse` (moments, solve, surgery) against one training epoch on the same images; of finding the
+candidates against trying all pairs of layers; and of `--help`.
 
     python scripts/bench_fuse.py [--device cpu] [--repeats 3]
 
-Prints one JSON line. The fused net is checked before anything is timed: on the images of its moments its error must be
-that which the moments predict.
+Prints one JSON line. What is timed is checked before: on the images of its moments the error of the fused net must be
+that which the moments predict, and both ways must find the same candidates.
 """
 
 import argparse
@@ -18,10 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import fx, nn
+from torchvision.models import get_model
 
 from compresskit.data.mini import MnistMini
 from compresskit.graph.trace import trace
 from compresskit.models.plain.convnet import ConvNet
+from compresskit.passes.fuse.candidates import candidates
 from compresskit.passes.fuse.fusible import find
 from compresskit.passes.fuse.network import fuse, measure, solve
 from compresskit.passes.fuse.options import Fuse
@@ -29,7 +33,26 @@ from compresskit.passes.moments import collect
 from compresskit.training.loop import fit
 from compresskit.training.options import Training
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the reference is the tests'
+from tests.passes.fuse.all_pairs import all_pairs  # noqa: E402
+
 PAIRS = {"conv-conv": ("conv1", "conv2"), "conv-dense": ("conv3", "head")}
+
+NETS = ("resnet50", "mobilenet_v2", "googlenet", "vit_b_16", "densenet121")
+
+
+def sequence(length: int) -> nn.Sequential:
+    layers = [(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(length)]
+    return nn.Sequential(*(layer for three in layers for layer in three))
+
+
+def searched(network: fx.GraphModule, repeats: int) -> dict[str, float]:
+    """Both ways to find chains of two layers."""
+    cpu = torch.device("cpu")
+    assert candidates(network, 2)[0] == all_pairs(network, 2)[0]
+    slow = seconds(lambda: all_pairs(network, 2), 1, cpu)
+    fast = seconds(lambda: candidates(network, 2), repeats, cpu)
+    return {"chains": len(candidates(network, 2)[0]), "all_pairs_s": slow, "grown_s": fast, "ratio": slow / fast}
 
 
 def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
@@ -72,6 +95,8 @@ def main() -> None:
         assert abs(error - fusion.error) < 1e-4 * fusion.error, (error, fusion.error)  # float32 activations
         result[f"{name}_s"] = seconds(lambda pair=pair: fuse(network, Batches(), [pair]), arguments.repeats, device)
         result[f"{name}_per_epoch"] = result[f"{name}_s"] / result["epoch_s"]
+    nets = {name: get_model(name, weights=None) for name in NETS} | {"100 layers": sequence(100)}
+    result["candidates"] = {name: searched(trace(net), arguments.repeats) for name, net in nets.items()}
     help_command = [str(Path(sys.executable).with_name("compresskit")), "--help"]
     result["help_s"] = seconds(lambda: subprocess.run(help_command, capture_output=True, check=True), 5, device)
     result["images"] = len(data.train)

@@ -10,8 +10,6 @@ from typing import Any
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Session
 from compresskit.commands.train.section import FreshTraining
-from compresskit.plots.spectra import layer_rates
-from compresskit.plots.training import gradient_cosines, landscapes, training_curves
 from compresskit.storage.atomic import write_json
 from compresskit.storage.checkpoint import load
 from compresskit.storage.moment_cache import fingerprint
@@ -50,6 +48,8 @@ def analyse(
 def draw_learning_curves(current: Session, trials: Sequence[History]) -> None:
     """learning-curves.png: what training measured of training and of held-out images, by epoch, over all trials."""
     if current.group.is_main and current.recipe.report.plots and current.folder is not None:
+        from compresskit.plots.training import training_curves  # a quarter of a second, for those that draw
+
         training_curves(current.folder.path / "learning-curves.png", by_quantity(trials))
 
 
@@ -83,6 +83,8 @@ def add_rates(current: Session, result: Result, history: History, metric: str) -
 def draw_rates(current: Session, folder: Path, history: History, metric: str) -> None:
     """layer-rates.png: the metric and the rate of each layer through the epochs."""
     if current.group.is_main and current.recipe.report.plots:
+        from compresskit.plots.spectra import layer_rates  # a quarter of a second, for those that draw
+
         layer_rates(folder / "layer-rates.png", metric, _columns(history, METRIC), _columns(history, RATE))
 
 
@@ -112,6 +114,8 @@ def _confusion(current: Session, result: Result, histories: Mapping[str, Sequenc
             for name, trials in histories.items()
         }
         together = {name: [value for trial in trials for value in trial.cosines] for name, trials in histories.items()}
+        from compresskit.plots.training import gradient_cosines  # a quarter of a second, for those that draw
+
         gradient_cosines(current.folder.path / "gradient-confusion.png", smallest, together)
 
 
@@ -133,6 +137,8 @@ def _landscapes(current: Session, result: Result, options: Landscape, models: Ma
     result.tables.append(Table(f"{metric} around the trained nets, training images", columns, rows))
     if current.recipe.report.plots:
         chosen = {name: surface[metric] for name, surface in surfaces.items()}
+        from compresskit.plots.training import landscapes  # a quarter of a second, for those that draw
+
         landscapes(current.folder.path / "landscape.png", chosen, options.extent, metric)
 
 

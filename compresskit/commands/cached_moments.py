@@ -14,7 +14,7 @@ from compresskit.data.dataset import Split
 from compresskit.distributed import Group
 from compresskit.errors import ResourceError
 from compresskit.numerics.moments.moments import Moments, MomentSums
-from compresskit.passes.moments import Request, collect
+from compresskit.passes.moments import Request, collect, in_passes
 from compresskit.storage.moment_cache import Identity, MomentCache, fingerprint
 from compresskit.storage.run_folder import check_disk
 
@@ -89,8 +89,7 @@ class CachedMoments:
         """Those that fit in memory together and were stopped behind the same batch, in every process; with the batches
         that are done in this one."""
         done = self.group.gather([[self._batches_done(entry) for entry in entries]])
-        groups: dict[tuple[tuple[int, ...], int], list[_Entry]] = {}
-        filled: dict[tuple[int, ...], tuple[int, int]] = {}
+        alike: dict[tuple[int, ...], list[_Entry]] = {}
         for entry, starts in zip(entries, zip(*done, strict=True), strict=True):
             nbytes = entry.request.nbytes
             if nbytes > self.memory:
@@ -98,12 +97,12 @@ class CachedMoments:
                     f"the moments of {entry.name} take {nbytes / 1e9:.1f} GB, {self.memory / 1e9:.1f} GB "
                     "are allowed; raise `moments.memory`, leave the layer out, or fuse into a smaller `kernel`"
                 )
-            index, used = filled.get(starts, (0, 0))
-            if used + nbytes > self.memory:
-                index, used = index + 1, 0
-            filled[starts] = (index, used + nbytes)
-            groups.setdefault((starts, index), []).append(entry)
-        return [(starts[self.group.rank], together) for (starts, _), together in groups.items()]
+            alike.setdefault(starts, []).append(entry)
+        return [
+            (starts[self.group.rank], together)
+            for starts, stopped in alike.items()
+            for together in in_passes(stopped, lambda entry: entry.request.nbytes, self.memory)
+        ]
 
     def _take(
         self,

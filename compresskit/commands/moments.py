@@ -15,7 +15,7 @@ from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
 from compresskit.distributed import Group
 from compresskit.numerics.moments.moments import Moments
-from compresskit.passes.moments import Request
+from compresskit.passes.moments import Request, in_passes
 from compresskit.storage.moment_cache import MomentCache
 
 SHARE = 0.3  # of the free memory that moments may take: the factorisation wants room, too
@@ -36,8 +36,21 @@ class Gatherer:
     def __call__(
         self, network: fx.GraphModule, requests: Sequence[Request], teacher: fx.GraphModule | None = None
     ) -> dict[str, Moments]:
+        if len(requests) > 1:
+            self.current.progress.log(self.plan(requests))
         self.current.progress.start(f"moments of {len(requests)} layers", len(self.split))
         return self.moments.gather(network, requests, self.split, self.current.progress.update, teacher)
+
+    def plan(self, requests: Sequence[Request]) -> str:
+        """What taking them costs, as far as no cache holds them."""
+        groups = in_passes(requests, lambda request: request.nbytes, self.memory)
+        return f"moments of {len(requests)} layers: {self.cost(groups)}"
+
+    def cost(self, groups: Sequence[Sequence[Request]]) -> str:
+        """Of as many passes over the data."""
+        largest = max((sum(request.nbytes for request in group) for group in groups), default=0)
+        passes = "1 pass" if len(groups) == 1 else f"{len(groups)} passes"
+        return f"{passes} over {len(self.split):,} images, {largest / 1e6:.1f} MB at most at a time"
 
     def at(self, step: int) -> "Gatherer":
         """The same with a folder of its own, since the weights are others after each step."""

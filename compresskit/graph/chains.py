@@ -1,6 +1,6 @@
 """Chains: the part of a network from one activation to one pre-activation, which a single layer can stand in for."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -48,15 +48,19 @@ def find_chain(network: fx.GraphModule, first: str, last: str | None = None) -> 
     """
     if last is None:
         return _block(network, first)
-    start = _called_once(network, first)
+    start, target = _called_once(network, first), _called_once(network, last)
+    if target in closure(start, lambda node: node.all_input_nodes):
+        raise RecipeError(f"fuse: {first} comes behind {last} in the network; write [{last}, {first}]")
+    return chain_of(network, start, target)
+
+
+def chain_of(network: fx.GraphModule, start: fx.Node, target: fx.Node) -> Chain:
+    """Chain from the input of layer `start` to the output of `target`; raises UnsupportedModelError as `find_chain`."""
+    first, last = (str(node.target) if node.op == "call_module" else node.name for node in (start, target))
     if len(start.all_input_nodes) != 1:
         raise UnsupportedModelError(f"{first}: it reads {len(start.all_input_nodes)} activations; fusing needs one")
     (source,) = start.all_input_nodes
-    target = _called_once(network, last)
-    if target is source or target in closure(start, lambda node: node.all_input_nodes):
-        raise RecipeError(f"fuse: {first} comes behind {last} in the network; write [{last}, {first}]")
-    name = last if target.op == "call_module" else first
-    chain = between(network, source, target, name)
+    chain = between(network, source, target, last if target.op == "call_module" else first)
     if start.name not in chain.nodes:
         raise UnsupportedModelError(f"{first} does not lead to {last}; give the layers in the order of the network")
     return chain
@@ -64,21 +68,46 @@ def find_chain(network: fx.GraphModule, first: str, last: str | None = None) -> 
 
 def between(network: fx.GraphModule, source: fx.Node, target: fx.Node, name: str) -> Chain:
     """Chain of all nodes on a path from `source` to `target`, if nothing else enters or leaves."""
-    after = closure(source, lambda node: node.users)
-    before = closure(target, lambda node: node.all_input_nodes)
-    inside = [node for node in network.graph.nodes if node in after and (node in before or node is target)]
+    nodes = _on_paths(source, target)
+    inside = set(nodes)
     label = f"the chain that ends with {target.target if target.op == 'call_module' else target.name}"
-    for node in inside:
+    for node in nodes:
         for other in node.all_input_nodes:
             if other is not source and other not in inside and other.op != "get_attr":
                 raise UnsupportedModelError(f"{label}: {node.name} also reads {other.name} from outside of it")
-        if node is not target and any(user not in inside for user in node.users):
-            outer = next(user.name for user in node.users if user not in inside)
-            raise UnsupportedModelError(f"{label}: {outer}, outside of it, also reads {node.name}")
-    layers = tuple(str(node.target) for node in inside if _is_weighted(network, node))
+        if node is not target and (outer := next((user for user in node.users if user not in inside), None)):
+            raise UnsupportedModelError(f"{label}: {outer.name}, outside of it, also reads {node.name}")
+    layers = [node for node in nodes if is_weighted(network, node)]
     if len(layers) < 2:
         raise UnsupportedModelError(f"{label}: it holds {len(layers)} weighted layers; fusing needs two or more")
-    return Chain(name, source.name, target.name, tuple(node.name for node in inside), layers)
+    return chain_from(source, nodes, layers, name)
+
+
+def chain_from(source: fx.Node, nodes: Sequence[fx.Node], layers: Sequence[fx.Node], name: str) -> Chain:
+    """nodes: in the order of the graph, the last one the target; layers: the weighted ones among them."""
+    return Chain(
+        name,
+        source.name,
+        nodes[-1].name,
+        tuple(node.name for node in nodes),
+        tuple(str(node.target) for node in layers),
+    )
+
+
+def _on_paths(source: fx.Node, target: fx.Node) -> list[fx.Node]:
+    """Nodes behind `source` that lead to `target`, in the order of the graph; no node outside of the two is visited."""
+    leading, node = {target}, target
+    window: list[fx.Node] = []
+    while node is not source and node.op != "root":  # fx's own mark of the ends of the list
+        if node in leading:
+            leading.update(node.all_input_nodes)
+            window.append(node)
+        node = node.prev
+    after = {source}
+    for node in reversed(window):
+        if not after.isdisjoint(node.all_input_nodes):
+            after.add(node)
+    return [node for node in reversed(window) if node in after]
 
 
 def weighted(network: fx.GraphModule, name: str) -> Weighted:
@@ -100,49 +129,36 @@ def closure(start: fx.Node, step: Callable[[fx.Node], Iterable[fx.Node]]) -> set
     return reached
 
 
-def candidates(network: fx.GraphModule, longest: int) -> tuple[list[Chain], dict[str, str]]:
-    """All chains and blocks of 2 to `longest` weighted layers, shortest first, in the order of the network.
-
-    And by name the layers that are in none of them, each with the reason why not.
-    """
-    layers = [node for node in network.graph.nodes if _is_weighted(network, node)]
-    found: dict[tuple[str, str], Chain] = {}
-    reasons = {str(layer.target): f"no chain of up to {longest} layers holds it" for layer in layers}
-
-    def propose(first: str, last: str | None = None) -> None:
-        try:
-            chain = find_chain(network, first, last)
-        except UnsupportedModelError as error:
-            reasons[last or first] = str(error)
-        else:
-            if len(chain.layers) <= longest:
-                found.setdefault((chain.source, chain.target), chain)
-
-    for index, target in enumerate(layers):
-        for start in layers[:index]:
-            propose(str(start.target), str(target.target))
-    for scope in dict.fromkeys(scope for layer in layers for scope in _ancestry(str(layer.target))):
-        propose(scope)
-    order = {node.name: index for index, node in enumerate(network.graph.nodes)}
-    chains = sorted(found.values(), key=lambda chain: (len(chain.layers), order[chain.source], order[chain.target]))
-    held = {layer for chain in chains for layer in chain.layers}
-    return chains, {str(layer.target): reasons[str(layer.target)] for layer in layers if layer.target not in held}
-
-
 def _block(network: fx.GraphModule, name: str) -> Chain:
-    inside = [node for node in network.graph.nodes if _within(node, name)]
+    inside = [node for node in network.graph.nodes if f"{scope_of(node)}.".startswith(f"{name}.")]
     if not inside:
         scopes = {str(node.meta.get("scope", "")) for node in network.graph.nodes} - {""}
         raise RecipeError(f"fuse: no block is named {name!r}; {near_names(name, scopes)}")
-    sources = {n for node in inside for n in node.all_input_nodes if n not in inside and n.op != "get_attr"}
+    sources = entering(inside)
     if len(sources) != 1:
         names = ", ".join(sorted(node.name for node in sources))
         raise UnsupportedModelError(f"block {name}: it reads {len(sources)} activations ({names}); fusing needs one")
+    target = block_target(network, inside)
+    return between(network, sources.pop(), target, block_name(name, target))
+
+
+def entering(inside: Sequence[fx.Node]) -> set[fx.Node]:
+    """Activations that the nodes of a block read from outside of it."""
+    own = set(inside)
+    return {read for node in inside for read in node.all_input_nodes if read not in own and read.op != "get_attr"}
+
+
+def block_target(network: fx.GraphModule, inside: Sequence[fx.Node]) -> fx.Node:
+    """The last node of a block before the batch norm and the activation at its end."""
     target = inside[-1]
     while _is_kept(network, target) and target.all_input_nodes[0] in inside:
         target = target.all_input_nodes[0]
-    fused = str(target.target) if target.op == "call_module" else f"{name}.fused"
-    return between(network, sources.pop(), target, fused)
+    return target
+
+
+def block_name(scope: str, target: fx.Node) -> str:
+    """Of the module that will hold the layer fused from a block."""
+    return str(target.target) if target.op == "call_module" else f"{scope}.fused"
 
 
 def _called_once(network: fx.GraphModule, name: str) -> fx.Node:
@@ -152,22 +168,23 @@ def _called_once(network: fx.GraphModule, name: str) -> fx.Node:
     if not nodes:
         known = {str(n.target) if n.op == "call_module" else n.name for n in network.graph.nodes}
         raise RecipeError(f"fuse: no layer is named {name!r}; {near_names(name, known)}")
-    if len(nodes) > 1:
-        raise UnsupportedModelError(f"{name}: it is called {len(nodes)} times; a shared layer cannot be fused")
+    refuse_shared(name, len(nodes))
     return nodes[0]
 
 
-def _ancestry(target: str) -> list[str]:
-    parts = target.split(".")[:-1]
-    return [".".join(parts[: depth + 1]) for depth in range(len(parts))]
+def refuse_shared(name: str, calls: int) -> None:
+    if calls > 1:
+        raise UnsupportedModelError(f"{name}: it is called {calls} times; a shared layer cannot be fused")
 
 
-def _within(node: fx.Node, scope: str) -> bool:
-    path = str(node.target if node.op == "call_module" else node.meta.get("scope", ""))
-    return node.op not in ("placeholder", "output", "get_attr") and f"{path}.".startswith(f"{scope}.")
+def scope_of(node: fx.Node) -> str:
+    """Path of the module that a node calls or, of a function, that calls it; "" for what belongs to no module."""
+    if node.op in ("placeholder", "output", "get_attr"):
+        return ""
+    return str(node.target if node.op == "call_module" else node.meta.get("scope", ""))
 
 
-def _is_weighted(network: fx.GraphModule, node: fx.Node) -> bool:
+def is_weighted(network: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), WEIGHTED)
 
 

@@ -4,16 +4,20 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from compresskit.graph.chains import WEIGHTED
 from compresskit.graph.layers.expanded import Expanded
+from compresskit.graph.layers.plain import known_value
 from compresskit.graph.shapes import example
 from compresskit.shapes import Shape
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,38 @@ class _Counter(fx.Interpreter):
             self._names[_memory(parameter)].append(name)
 
     def run_node(self, n: fx.Node) -> Any:
+        if (known := self._known(n)) is not None:
+            return known
+        if n.op in ("placeholder", "output", "get_attr"):
+            value, macs = super().run_node(n), 0
+        else:
+            value, macs = self._counted(n)
+        first = value[0] if isinstance(value, tuple) and value else value  # attention returns its weights as well
+        if n.op not in ("placeholder", "output") and isinstance(first, Tensor):
+            self._note(n, first, macs)
+        return value
+
+    def _counted(self, n: fx.Node) -> tuple[Any, int]:
+        """A value with the multiply-accumulates of the products that make it."""
+        from torch.utils.flop_counter import FlopCounterMode  # loads a compiler, which plain layers do without
+
         flops = FlopCounterMode(display=False)
         with flops, _Products(flops, self._used):
             value = super().run_node(n)
-        first = value[0] if isinstance(value, tuple) and value else value  # attention returns its weights as well
-        if n.op not in ("placeholder", "output") and isinstance(first, Tensor):
-            self._note(n, first, flops.get_total_flops() // 2)
+        return value, flops.get_total_flops() // 2
+
+    def _known(self, n: fx.Node) -> Tensor | None:
+        """What a plain layer gives, counted; a weighted one reads its weight for each position of the output."""
+        if n.op != "call_module":
+            return None
+        module: Any = self.fetch_attr(str(n.target))
+        value = known_value(module, *self.fetch_args_kwargs_from_env(n))
+        if value is None:
+            return None
+        macs = value.numel() * module.weight[0].numel() if isinstance(module, WEIGHTED) else 0
+        if macs:
+            self._used(module.weight, macs)
+        self._note(n, value, macs)
         return value
 
     def _used(self, tensor: Tensor, macs: int) -> None:
@@ -141,7 +171,7 @@ class _Counter(fx.Interpreter):
 class _Products(TorchDispatchMode):
     """Tells of each tensor that a product multiplies by how many multiply-accumulates that takes."""
 
-    def __init__(self, flops: FlopCounterMode, tell: Callable[[Tensor, int], None]) -> None:
+    def __init__(self, flops: "FlopCounterMode", tell: Callable[[Tensor, int], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._flops, self._tell = flops, tell
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.errors import UnsupportedModelError
+from compresskit.graph.layers.plain import known_shape
 from compresskit.graph.layers.sample_shape import SampleShape
 from compresskit.graph.operations import ELEMENTWISE_MODULES, NORMS, SPATIAL_MODULES, called
 from compresskit.shapes import Shape, shapes_of
@@ -17,7 +18,6 @@ _WHOLE = frozenset({"long", "int", "to"})  # calls that make whole numbers of th
 _CHOOSING = frozenset({"getitem", "clamp"})  # calls behind which not all numbers of the input are as they were
 _PASSING = _WHOLE | _CHOOSING | frozenset({"view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous"})
 _CANNOT_RUN = (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @contextmanager
@@ -161,7 +161,7 @@ class _ShapeRecorder(Interpreter):
             module, shape = self.fetch_attr(target), tuple(args[0].shape)
             if _keeps_shape(module, shape):
                 return args[0]
-            if (made := _known_shape(module, shape)) is not None:
+            if (made := known_shape(module, shape)) is not None:
                 return args[0].new_empty(made)
             if _is_spatial(module, len(shape) - 2):
                 one = module(args[0].narrow(1, 0, 1))  # what happens to one channel happens to all
@@ -180,29 +180,6 @@ def _is_spatial(module: nn.Module, dims: int) -> bool:
     name = type(module).__name__
     known = type(module).__module__.startswith("torch.nn") and name in SPATIAL_MODULES and name.endswith(f"{dims}d")
     return known and not getattr(module, "return_indices", False)
-
-
-def _known_shape(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Of what the module makes of a value of this shape; None where it must be run, if only to say that it cannot."""
-    if type(module) is nn.Linear and shape[-1] == module.in_features:
-        return (*shape[:-1], module.out_features)
-    if type(module) in _CONVOLUTIONS:
-        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        return _of_convolution(module, shape)
-    return None
-
-
-def _of_convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    if len(shape) != layer.weight.ndim or shape[1] != layer.in_channels:
-        return None
-    if layer.padding == "same":
-        return (shape[0], layer.out_channels, *shape[2:])
-    pads = (0,) * len(layer.kernel_size) if isinstance(layer.padding, str) else layer.padding
-    windows = zip(shape[2:], layer.kernel_size, layer.stride, pads, layer.dilation, strict=True)
-    sides = [
-        (size + 2 * pad - (taps - 1) * dilation - 1) // stride + 1 for size, taps, stride, pad, dilation in windows
-    ]
-    return (shape[0], layer.out_channels, *sides) if min(sides) > 0 else None
 
 
 def node_shapes(network: fx.GraphModule, input_shape: Shape) -> dict[str, tuple[int, ...]]:

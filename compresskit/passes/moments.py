@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -12,6 +13,7 @@ from compresskit.numerics.moments.moments import Moments, MomentSums
 from compresskit.numerics.moments.patches import Patches
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,24 @@ class Request:
 
     def zeros(self, device: torch.device | str) -> MomentSums:
         return MomentSums.zeros(self.features, self.outputs, self.groups, device=device)
+
+
+def in_passes(wanted: Sequence[T], nbytes: Callable[[T], int], memory: float) -> list[list[T]]:
+    """Groups whose moments fit in `memory` together, one for each pass over the data; what fits in none has its own.
+
+    First-fit decreasing: never more than 11/9 of the fewest passes there can be, and 6/9 of a pass.
+    """
+    groups: list[list[T]] = []
+    filled: list[int] = []
+    for one in sorted(wanted, key=nbytes, reverse=True):
+        size = nbytes(one)
+        place = next((n for n, used in enumerate(filled) if used + size <= memory), len(groups))
+        if place == len(groups):
+            groups.append([])
+            filled.append(0)
+        groups[place].append(one)
+        filled[place] += size
+    return groups
 
 
 def gather_from(

@@ -4,8 +4,9 @@ import pytest
 from torch import fx
 
 from compresskit.errors import RecipeError, UnsupportedModelError
-from compresskit.graph.chains import candidates, find_chain
+from compresskit.graph.chains import find_chain
 from compresskit.graph.trace import trace
+from compresskit.passes.fuse.candidates import candidates
 from tests.graph.nets import Depthwise, Plain, Residual, Shared, make
 
 
@@ -84,7 +85,8 @@ def test_grouped_layers_are_candidates_too():
 def test_layers_in_no_candidate_are_named_with_the_reason():
     _, left = candidates(traced(Residual), 3)
     assert left.keys() == {"stem", "head"}
-    assert "also reads" in left["head"]
+    assert left["head"] == "no chain of up to 3 layers holds it"
+    assert candidates(traced(Residual), 4)[1].keys() == {"stem"}  # block2 with its shortcut, and the head
     chains, left = candidates(traced(Shared), 3)
     assert chains == []
     assert "it is called 2 times" in left["head"]

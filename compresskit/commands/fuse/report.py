@@ -113,10 +113,15 @@ def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTri
 
 
 def plan_result(
-    current: Session, network: fx.GraphModule, planned: list[Fusible] | list[Candidate], skipped: dict[str, str]
+    current: Session,
+    network: fx.GraphModule,
+    planned: list[Fusible] | list[Candidate],
+    skipped: dict[str, str],
+    cost: list[str],
 ) -> Result:
-    """The dry run: what would be fused, or the candidates that `auto` would choose from."""
-    result = Result("fuse", f"{current.recipe.name} (dry run)", skipped=skipped, notes=["nothing was written"])
+    """The dry run: what would be fused, or the candidates that `auto` would choose from. cost: of the moments."""
+    notes = ["nothing was written", *cost]
+    result = Result("fuse", f"{current.recipe.name} (dry run)", skipped=skipped, notes=notes)
     fusibles = [entry for entry in planned if isinstance(entry, Fusible)]
     ranked = [entry for entry in planned if isinstance(entry, Candidate)]
     if fusibles:

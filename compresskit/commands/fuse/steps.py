@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,9 +17,11 @@ from compresskit.errors import ConvergenceError
 from compresskit.graph.edit import reset_parameters
 from compresskit.graph.selectors import select
 from compresskit.models.parts.initialisation import Initialisation
+from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.fuse.auto import Candidate, choose, find_candidates, rank, reached, size
 from compresskit.passes.fuse.fusible import Fusible, apply, find
 from compresskit.passes.fuse.network import FusedLayer, describe, measure, solve
+from compresskit.passes.fuse.together import KeptMoments, Passes, Planned, beside, passes, rehearse
 from compresskit.training.options import Training
 
 
@@ -30,7 +33,8 @@ class FuseSteps:
         self.seed = current.recipe.seed + trial
         self.original = size(self.start.network, current.data.input_shape)
         self._current, self._options = current, options
-        self._gather = gatherer(current, cache, options.samples)
+        self.gather = gatherer(current, cache, options.samples)
+        self._kept = KeptMoments()
         self._among = set(select(self.start.network, options.among)) if options.among else None
 
     def next(self, network: fx.GraphModule, index: int) -> tuple[Candidate | None, Ranking]:
@@ -46,18 +50,37 @@ class FuseSteps:
         if index > len(options.layers):
             return None, Ranking()
         fusible = find(network, options.layers[index - 1], shape, options.kernel)
-        moments = self._gather.at(index)(network, [fusible.request])
+        moments = self._moments(network, [fusible], index)
         return Candidate(fusible, solve(fusible, moments[fusible.request.name], options)), Ranking()
+
+    @cached_property
+    def planned(self) -> list[Planned]:
+        """The chains that the recipe names; refuses those that cannot be fused."""
+        return rehearse(self.start.network, self._current.data.input_shape, self._options)
 
     def find(self, network: fx.GraphModule) -> tuple[list[Fusible], dict[str, str]]:
         """All chains that could be fused, and what is left alone with the reason."""
         shape = self._current.data.input_shape
-        return find_candidates(network, shape, self._options, self._gather.memory, self._among)
+        return find_candidates(network, shape, self._options, self.gather.memory, self._among)
 
     def rank(self, network: fx.GraphModule, index: int) -> tuple[list[Candidate], dict[str, str]]:
         """The same with what would stand in for each, the best explained first."""
         fusibles, skipped = self.find(network)
-        return rank(network, fusibles, self._options, self._gather.at(index)), skipped
+        return rank(fusibles, self._moments(network, fusibles, index), self._options), skipped
+
+    def passes(self) -> Passes:
+        """Over the data, to fuse the layers that the recipe names: by the chains whose moments each one takes."""
+        if self._options.retrain is None:
+            return passes(self.planned, self.gather.memory)
+        return [[one.fusible] for one in self.planned]
+
+    def _moments(self, network: fx.GraphModule, wanted: list[Fusible], index: int) -> dict[str, Moments]:
+        """Those that an earlier step took, where they still hold; retraining leaves none."""
+        requests, gather = [fusible.request for fusible in wanted], self.gather.at(index)
+        if self._options.retrain is not None or len(self._options.layers) == 1:
+            return gather(network, requests)
+        later = [] if self._options.layers == "auto" else beside(self.planned, index - 1)
+        return self._kept.get(network, requests, gather, [fusible.request for fusible in later])
 
     def note(self, row: FusedLayer) -> None:
         """A layer that stands in for some that `auto` may fuse may be fused itself."""

@@ -18,7 +18,6 @@ from compresskit.commands.trials import check_training, keep
 from compresskit.errors import RecipeError
 from compresskit.passes.fuse.auto import size
 from compresskit.passes.fuse.fusible import Fusible
-from compresskit.passes.fuse.network import rehearse
 from compresskit.storage.atomic import write_json
 from compresskit.storage.checkpoint import load
 from compresskit.training.options import Training
@@ -42,7 +41,10 @@ def run(arguments: Arguments, progress: Progress, *, ranked: bool = True) -> Res
                 check_training(current, current.parent(0).network, settings)
         if arguments.dry_run:
             return _plan(current, options, ranked)
-        _chains(current, options, FuseSteps(current, options, 0, Path()))
+        planning = FuseSteps(current, options, 0, Path())
+        _chains(options, planning)
+        if options.layers != "auto":  # which says it at each step
+            progress.log(*_cost(options, planning))
         current = with_folder(current)
         trials = [_run_trial(current, options, trial) for trial in range(current.recipe.trials)]
         return fuse_result(current, options, trials)
@@ -51,16 +53,28 @@ def run(arguments: Arguments, progress: Progress, *, ranked: bool = True) -> Res
 def _plan(current: Session, options: FuseAndRetrain, ranked: bool) -> Result:
     with temporary_folder(current.group) as folder:
         steps = FuseSteps(current, options, 0, folder)
+        cost = _cost(options, steps)
         if options.layers == "auto" and ranked:
-            return plan_result(current, steps.start.network, *steps.rank(steps.start.network, 1))
-        return plan_result(current, steps.start.network, *_chains(current, options, steps))
+            return plan_result(current, steps.start.network, *steps.rank(steps.start.network, 1), cost)
+        return plan_result(current, steps.start.network, *_chains(options, steps), cost)
 
 
-def _chains(current: Session, options: FuseAndRetrain, steps: FuseSteps) -> tuple[list[Fusible], dict[str, str]]:
+def _chains(options: FuseAndRetrain, steps: FuseSteps) -> tuple[list[Fusible], dict[str, str]]:
     """What can be fused, without any moments; refuses what the recipe names and cannot be."""
     if options.layers == "auto":
         return steps.find(steps.start.network)
-    return rehearse(steps.start.network, current.data.input_shape, options), {}
+    return [one.fusible for one in steps.planned], {}
+
+
+def _cost(options: FuseAndRetrain, steps: FuseSteps) -> list[str]:
+    """What taking the moments costs that a run needs; of `layers: auto` for its first step."""
+    if options.layers == "auto":
+        fusibles, _ = steps.find(steps.start.network)
+        return [steps.gather.plan([fusible.request for fusible in fusibles])] if fusibles else []
+    groups = steps.passes()
+    shared = [" and ".join(str(fusible.chain) for fusible in group) for group in groups if len(group) > 1]
+    cost = steps.gather.cost([[fusible.request for fusible in group] for group in groups])
+    return [f"moments of {len(steps.planned)} chains: {cost}" + "".join(f"; {names} in one" for names in shared)]
 
 
 def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTrial:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.errors import CheckpointError
+from compresskit.graph.layers.plain import known_value
 from compresskit.shapes import Shape, shapes_of
 
 NUMBERS = 2**31  # that a value of one sample may have
@@ -32,6 +33,10 @@ class _Rehearsal(fx.Interpreter):
             raise CheckpointError(f"node {n.name} ({_called(n)}) cannot run: {reason}") from error
         _check_size(n, value)
         return value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        known = known_value(self.fetch_attr(target), args, kwargs)
+        return super().call_module(target, args, kwargs) if known is None else known
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Without the arithmetic of whole numbers that takes for ever, and lists that are repeated without end."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 
 Floats = NDArray[np.float64]
 
@@ -179,6 +178,8 @@ def _elsewhere(tall: Floats, device: torch.device | str) -> Floats:
 def _refine(tall: Floats, gram: Floats, found: Floats) -> None:
     """The smallest eigenvalues again, in place: those of the matrix itself in the subspace that inverse iteration with
     its Gram matrix leads to, so that an error of the subspace counts squared. It costs a quarter of the eigenvalues."""
+    from scipy.linalg import cho_factor, cho_solve  # a tenth of a second, which other verbs should not wait for
+
     try:
         factor = cho_factor(gram)
     except np.linalg.LinAlgError:

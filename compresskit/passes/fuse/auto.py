@@ -1,23 +1,21 @@
 """Choosing what to fuse: every chain and block is a candidate, and its moments say what it would cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from compresskit.errors import UnsupportedModelError
-from compresskit.graph.chains import WEIGHTED, candidates
+from compresskit.graph.chains import WEIGHTED
 from compresskit.graph.counting import count
 from compresskit.numerics.least_squares.fusion import Fusion
 from compresskit.numerics.moments.moments import Moments
+from compresskit.passes.fuse.candidates import candidates
 from compresskit.passes.fuse.fusible import Fusible, facts, prepare
 from compresskit.passes.fuse.network import solve
 from compresskit.passes.fuse.options import Fuse, Until
-from compresskit.passes.moments import Request
 from compresskit.passes.shares import share
 from compresskit.shapes import Shape
-
-Gather = Callable[[fx.GraphModule, Sequence[Request]], dict[str, Moments]]
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,8 @@ def find_candidates(
     return fusibles, skipped
 
 
-def rank(network: fx.GraphModule, fusibles: Sequence[Fusible], options: Fuse, gather: Gather) -> list[Candidate]:
-    """The chains with what would stand in for them, smallest unexplained share first."""
-    moments = gather(network, [fusible.request for fusible in fusibles])
+def rank(fusibles: Sequence[Fusible], moments: Mapping[str, Moments], options: Fuse) -> list[Candidate]:
+    """The chains with what would stand in for them, smallest unexplained share first; moments: by name of request."""
     ranked = [Candidate(f, solve(f, moments[f.request.name], options)) for f in fusibles]
     return sorted(ranked, key=lambda candidate: candidate.fusion.unexplained)
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from compresskit.graph.chains import Chain
-
 WINDOWED = (nn.Conv1d, nn.Conv2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
 PADDED = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d)
 WINDOWED_FUNCTIONS = {"max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"}
@@ -51,19 +49,20 @@ class Field:
 Fields = tuple[Field, ...]
 
 
-def receptive_fields(network: fx.GraphModule, chain: Chain, shapes: dict[str, tuple[int, ...]]) -> Fields | None:
-    """Field of the chain's target for each spatial dimension; None where a value in between sees the whole map.
+def receptive_fields(
+    network: fx.GraphModule, source: fx.Node, nodes: Sequence[fx.Node], shapes: dict[str, tuple[int, ...]]
+) -> Fields | None:
+    """Field of a chain's target, the last of `nodes`, for each spatial dimension; None where a value in between sees
+    the whole map of the source.
 
     Paddings with a constant move it. Elementwise nodes and those that keep the size of the map pass the field on;
     branches of a residual join, and a branch that sees the whole map (squeeze and excitation) widens no other.
     """
-    source = next(node for node in network.graph.nodes if node.name == chain.source)
-    dimensions = len(shapes[chain.source]) - 2
+    dimensions = len(shapes[source.name]) - 2
     fields: dict[fx.Node, Fields | None] = {source: (Field(1, 0, 0),) * dimensions}
-    for node in network.graph.nodes:
-        if node.name in chain.nodes:
-            fields[node] = _after(network, node, fields, shapes)
-    return next(field for node, field in fields.items() if node.name == chain.target)
+    for node in nodes:
+        fields[node] = _after(network, node, fields, shapes)
+    return fields[nodes[-1]]
 
 
 def _after(

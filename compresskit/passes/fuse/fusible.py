@@ -1,6 +1,6 @@
 """Which layer can stand in for a chain: its kind, kernel, stride and alignment, and what it saves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -58,8 +58,10 @@ def find(
 
 @dataclass(frozen=True)
 class Facts:
-    """What planning needs to know of a network: shapes by node, and parameters and multiply-accumulates by layer."""
+    """What planning needs to know of a network: its nodes by name, shapes by node, and parameters and
+    multiply-accumulates by layer."""
 
+    nodes: dict[str, fx.Node]
     shapes: dict[str, tuple[int, ...]]
     layers: dict[str, LayerCount]
 
@@ -67,14 +69,15 @@ class Facts:
 def facts(network: fx.GraphModule, input_shape: Shape) -> Facts:
     """One pass for all the chains of a network."""
     layers = {layer.name: layer for layer in count(network, input_shape).layers}
-    return Facts(node_shapes(network, input_shape), layers)
+    nodes = {node.name: node for node in network.graph.nodes}
+    return Facts(nodes, node_shapes(network, input_shape), layers)
 
 
 def prepare(network: fx.GraphModule, chain: Chain, known: Facts, kernel: Kernel = None) -> Fusible:
     """How `chain` can become one layer: linear where its last weighted layer is, a convolution otherwise."""
     linear = isinstance(weighted(network, chain.layers[-1]), nn.Linear)
-    bare = _linear(chain, known.shapes) if linear else _convolution(network, chain, known.shapes, kernel)
-    return _with_savings(network, bare, known)
+    bare = _linear(chain, known.shapes) if linear else _convolution(network, chain, known, kernel)
+    return _with_savings(bare, known)
 
 
 def _linear(chain: Chain, shapes: dict[str, tuple[int, ...]]) -> Fusible:
@@ -93,16 +96,17 @@ def _linear(chain: Chain, shapes: dict[str, tuple[int, ...]]) -> Fusible:
     )
 
 
-def _convolution(network: fx.GraphModule, chain: Chain, shapes: dict[str, tuple[int, ...]], kernel: Kernel) -> Fusible:
-    source, target = shapes[chain.source], shapes[chain.target]
+def _convolution(network: fx.GraphModule, chain: Chain, known: Facts, kernel: Kernel) -> Fusible:
+    source, target = known.shapes[chain.source], known.shapes[chain.target]
+    nodes = [known.nodes[name] for name in chain.nodes]
     dimensions = len(source) - 2
     if dimensions not in CONVOLUTIONS or len(target) != len(source):
         raise UnsupportedModelError(
             f"{chain}: a map of shape {source[1:]} becomes {target[1:]}; that is no 1-D or 2-D convolution"
         )
     sizes = tuple(zip(source[2:], target[2:], strict=True))
-    _check_enlarging(network, chain)
-    fields = receptive_fields(network, chain, shapes) or _ratios(chain, sizes, kernel)
+    _check_enlarging(network, chain, nodes)
+    fields = receptive_fields(network, known.nodes[chain.source], nodes, known.shapes) or _ratios(chain, sizes, kernel)
     kernels = (kernel,) * dimensions if isinstance(kernel, int) or kernel is None else kernel
     if len(kernels) != dimensions:
         raise UnsupportedModelError(
@@ -112,7 +116,7 @@ def _convolution(network: fx.GraphModule, chain: Chain, shapes: dict[str, tuple[
         if asked is not None and asked >= 2 * size:  # its outer taps would see padding alone, wherever it stands
             raise RecipeError(f"fuse.kernel: {asked} was given for {chain}, whose map has {size} positions; take less")
     windows = [f.seeing(*size).window(k) for f, size, k in zip(fields, sizes, kernels, strict=True)]
-    groups = _groups(network, chain)
+    groups = _groups(network, chain, nodes)
     strides = tuple(field.stride for field in fields)
     padding = tuple(
         (before, (out - 1) * stride + width - before - size)
@@ -133,11 +137,9 @@ def _convolution(network: fx.GraphModule, chain: Chain, shapes: dict[str, tuple[
     return Fusible(chain, request, weight_shape, (0,) * dimensions, pad, prod(patches.kernel), prod(target[2:]), 0, 0)
 
 
-def _check_enlarging(network: fx.GraphModule, chain: Chain) -> None:
+def _check_enlarging(network: fx.GraphModule, chain: Chain, nodes: Sequence[fx.Node]) -> None:
     """Raises UnsupportedModelError for what makes a map larger, which no convolution does."""
-    for node in network.graph.nodes:
-        if node.name not in chain.nodes:
-            continue
+    for node in nodes:
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, ENLARGING) or getattr(node.target, "__name__", "") in ENLARGING_FUNCTIONS:
             raise UnsupportedModelError(
@@ -154,10 +156,9 @@ def _ratios(chain: Chain, sizes: tuple[tuple[int, int], ...], kernel: Kernel) ->
     return tuple(Field(size // out, 0, size // out - 1) for size, out in sizes)
 
 
-def _groups(network: fx.GraphModule, chain: Chain) -> int:
+def _groups(network: fx.GraphModule, chain: Chain, nodes: Sequence[fx.Node]) -> int:
     """Groups of the fused convolution: the layers' own where all agree and nothing between them mixes channels."""
     groups = {getattr(weighted(network, name), "groups", 1) for name in chain.layers}
-    nodes = [node for node in network.graph.nodes if node.name in chain.nodes]
     plain = all(
         node.op == "call_module"
         and isinstance(network.get_submodule(str(node.target)), (*WEIGHTED, *KEPT_MODULES, *WINDOWED))
@@ -166,9 +167,10 @@ def _groups(network: fx.GraphModule, chain: Chain) -> int:
     return int(groups.pop()) if plain and len(groups) == 1 else 1
 
 
-def _with_savings(network: fx.GraphModule, fusible: Fusible, known: Facts) -> Fusible:
-    targets = {str(node.target) for node in network.graph.nodes if node.name in fusible.chain.nodes}
-    removed = [layer for name, layer in known.layers.items() if name in targets.union(fusible.chain.nodes)]
+def _with_savings(fusible: Fusible, known: Facts) -> Fusible:
+    names = fusible.chain.nodes  # of calls; what a module costs is under its own name
+    counted = dict.fromkeys([*names, *(str(known.nodes[name].target) for name in names)])
+    removed = [known.layers[name] for name in counted if name in known.layers]
     weights = prod(fusible.weight_shape)
     return replace(
         fusible,

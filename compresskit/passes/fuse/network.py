@@ -19,8 +19,8 @@ from compresskit.numerics.least_squares.solvers import SOLVERS
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.fuse.fusible import Fusible, apply, build, find
 from compresskit.passes.fuse.options import Fuse
-from compresskit.passes.moments import Batches, collect
-from compresskit.shapes import Shape
+from compresskit.passes.fuse.together import KeptMoments, beside, rehearse
+from compresskit.passes.moments import Batches, gather_from
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def fuse(
     """New network in which each of `layers`, [first, last] or [block], is one layer; and a row for each.
 
     model: any module that torch.fx traces; it stays as it was. loader: an iterable of (inputs, targets) that can be
-    read once for each pair. options: the fields of the recipe's `fuse` section (`channels`, `kernel`,
-    `solver` by name or as an object).
+    read once for each pair; those whose moments no earlier pair changes share a pass. options: the fields of the
+    recipe's `fuse` section (`channels`, `kernel`, `solver` by name or as an object).
     The rows' errors come from the moments; `measure` gives the error on other data.
     Raises UnsupportedModelError where a chain cannot be fused, with the node that stands in the way.
     """
@@ -70,28 +70,16 @@ def fuse(
         options["solver"] = SOLVERS[solver]()
     chosen = Fuse(layers=tuple(tuple(pair) for pair in layers), **options)
     input_shape = tuple(next(iter(loader))[0].shape[1:])
-    rehearse(network, input_shape, chosen)
-    rows = []
-    for pair in chosen.layers:
+    planned, kept, rows = rehearse(network, input_shape, chosen), KeptMoments(), []
+    gather = gather_from(loader)
+    for step, pair in enumerate(chosen.layers):
         fusible = find(network, pair, input_shape, chosen.kernel)
-        sums = {fusible.request.name: fusible.request.zeros(next(network.parameters()).device)}
-        collect(network, [fusible.request], loader, sums)
-        fusion = solve(fusible, sums[fusible.request.name].finish(), chosen)
+        also = [later.request for later in beside(planned, step)]
+        moments = kept.get(network, [fusible.request], lambda net, wanted: gather(net, wanted, None), also)
+        fusion = solve(fusible, moments[fusible.request.name], chosen)
         rows.append(describe(network, fusible, fusion))
         network = apply(network, fusible, fusion)
     return network, rows
-
-
-def rehearse(network: fx.GraphModule, input_shape: Shape, options: Fuse) -> list[Fusible]:
-    """What each entry of `options.layers` will fuse, one after another, without any moments.
-
-    Raises UnsupportedModelError at the first entry that cannot be fused.
-    """
-    planned = []
-    for entry in options.layers:
-        planned.append(find(network, entry, input_shape, options.kernel))
-        network = apply(network, planned[-1], None)
-    return planned
 
 
 def solve(fusible: Fusible, moments: Moments, options: Fuse) -> Fusion:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from compresskit.commands import cached_moments
 from compresskit.commands.fuse import steps
 from compresskit.graph.edit import reset_parameters
 from compresskit.models.parts.initialisation import VARIANCE
@@ -35,6 +36,53 @@ def test_few_images_get_a_ridge_and_are_told_what_to_expect(call, recipe, traine
     assert "conv2 + head" in note
     assert "unknown expected" in note  # fewer images than inputs, all of whose noise is fitted
     assert not any("no better than a constant" in note for note in report("auto")["notes"])
+
+
+def asked_of(monkeypatch) -> list[list[str]]:
+    """What is asked for in each pass over the data, while the test runs."""
+    found, original = [], cached_moments.collect
+    monkeypatch.setattr(
+        cached_moments, "collect", lambda n, r, *a, **k: (found.append([q.name for q in r]), original(n, r, *a, **k))
+    )
+    return found
+
+
+def test_chains_that_leave_each_other_alone_share_a_pass(call, recipe, tmp_path, monkeypatch):
+    deeper = ("model.channels=[4, 4, 8]", "train.epochs=1", "--quiet")
+    assert call("train", recipe, *deeper).status == 0
+    both = ("fuse.layers=[[conv3, head], [conv1, conv2]]", "-c", "runs/net-train")
+    plan = "moments of 2 chains: 1 pass over 600 images"
+    assert plan in call("fuse", recipe, *both, "--dry-run").out
+    passes = asked_of(monkeypatch)
+    outcome = call("fuse", recipe, *both, "--out", "together")
+    assert len(passes) == 1
+    assert plan in outcome.err
+    assert call("fuse", recipe, "fuse.layers=[[conv3, head]]", "-c", "runs/net-train", "--out", "first").status == 0
+    assert call("fuse", recipe, "fuse.layers=[[conv1, conv2]]", "-c", "first", "--out", "second").status == 0
+    one, other = (load(Path(folder) / "model.pt").network.state_dict() for folder in ("together", "second"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name])
+    passes.clear()
+    assert call("fuse", recipe, *both, f"fuse.retrain={TRAINING}", "--out", "retrained").status == 0
+    assert len(passes) == 2  # retraining changes all of them
+
+
+def test_auto_keeps_the_moments_that_a_fused_layer_leaves_alone(call, recipe, tmp_path, monkeypatch):
+    assert call("train", recipe, "model.channels=[4, 4, 8]", "train.epochs=1", "--quiet").status == 0
+    passes = asked_of(monkeypatch)
+    last_first = "conv3+head conv1+conv2"
+    monkeypatch.setattr(
+        steps, "choose", lambda ranked, *a: min(ranked, key=lambda c: last_first.find(str(c.fusible.chain)) % 99)
+    )
+    auto = ("fuse.layers=auto", "fuse.until={layers: 3}", "-c", "runs/net-train", "--out", "auto")
+    outcome = call("fuse", recipe, *auto)
+    assert outcome.status == 0
+    assert "moments of 3 layers: 1 pass over 600 images" in outcome.err
+    assert [len(names) for names in passes] == [3]
+    assert call("fuse", recipe, *auto, "fuse.until={layers: 2}", "--force").status == 0
+    fused = [step["row"]["layers"] for step in report("auto")["details"]["trials"][0]["steps"]]
+    assert fused == [["conv3", "head"], ["conv1", "conv2"]]
+    assert [len(names) for names in passes] == [3, 3, 1]  # conv1 + conv2 stays what it was; conv2 + head is new
 
 
 def test_the_random_baseline_is_drawn_as_the_model_was(call, recipe, tmp_path, monkeypatch):

@@ -20,6 +20,12 @@ def chain_of(*layers: nn.Module) -> nn.Sequential:
     return net
 
 
+def fields_of(network, chain, input_shape):
+    nodes = {node.name: node for node in network.graph.nodes}
+    inside = [nodes[name] for name in chain.nodes]
+    return receptive_fields(network, nodes[chain.source], inside, node_shapes(network, input_shape))
+
+
 CHAINS = {
     "two convolutions": [nn.Conv1d(1, 1, 3, padding=1), nn.Conv1d(1, 1, 3, padding=1)],
     "pooling between": [nn.Conv1d(1, 1, 3, padding=1), nn.AvgPool1d(2), nn.Conv1d(1, 1, 3, padding=1)],
@@ -37,8 +43,7 @@ def test_field_is_what_the_gradient_reaches(name):
     net = chain_of(*CHAINS[name])
     network = trace(net)
     chain = find_chain(network, "0", str(len(net) - 1))
-    shapes = node_shapes(network, (1, 48))
-    fields = receptive_fields(network, chain, shapes)
+    fields = fields_of(network, chain, (1, 48))
     assert fields is not None
     (field,) = fields
     x = torch.ones(1, 1, 48, dtype=torch.float64, requires_grad=True)
@@ -84,14 +89,14 @@ class Averages(nn.Module):
 def test_poolings_that_are_called_count_as_modules_do():
     network = trace(Averages())
     chain = find_chain(network, "conv1", "conv2")
-    fields = receptive_fields(network, chain, node_shapes(network, (1, 40)))
+    fields = fields_of(network, chain, (1, 40))
     assert fields == (Field(1, 0, 0).behind(3, 1, 0, 1).behind(2, 2, 0, 1).behind(2, 2, 0, 1).behind(3, 1, 0, 1),)
 
 
 def test_a_global_pooling_has_no_field():
     net = nn.Sequential(nn.Conv1d(1, 2, 3), nn.AdaptiveAvgPool1d(1), nn.Conv1d(2, 2, 1)).double()
     network = trace(net)
-    assert receptive_fields(network, find_chain(network, "0", "2"), node_shapes(network, (1, 9))) is None
+    assert fields_of(network, find_chain(network, "0", "2"), (1, 9)) is None
 
 
 def test_capture_gives_values_before_an_activation_in_place_changes_them():

@@ -14,8 +14,9 @@ from compresskit.graph.trace import trace
 from compresskit.numerics.least_squares.solvers import Cholesky
 from compresskit.numerics.moments.moments import MomentSums
 from compresskit.passes.fuse.fusible import apply, find
-from compresskit.passes.fuse.network import fuse, measure, rehearse, solve
+from compresskit.passes.fuse.network import fuse, measure, solve
 from compresskit.passes.fuse.options import Fuse, Pair
+from compresskit.passes.fuse.together import rehearse
 from compresskit.passes.moments import collect
 from tests.graph.nets import Depthwise, Plain, Residual, batch, make
 
@@ -225,7 +226,7 @@ def test_a_chain_that_sees_the_whole_map_asks_for_a_kernel():
 def test_rehearse_stops_at_the_first_entry_that_cannot_be():
     network = trace(make(Plain))
     planned = rehearse(network, (2, 8, 8), Fuse(layers=(("conv1", "conv2"), Pair(first="conv2", last="fc1"))))
-    assert [str(fusible.chain) for fusible in planned] == ["conv1+conv2", "conv2+fc1"]
+    assert [str(one.fusible.chain) for one in planned] == ["conv1+conv2", "conv2+fc1"]
     with pytest.raises(RecipeError, match="no layer is named 'conv1'"):
         rehearse(network, (2, 8, 8), Fuse(layers=(("conv1", "conv2"), ("conv1", "fc1"))))
 

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
-from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from compresskit.numerics.moments.matrix import Matrix, dense
@@ -162,6 +161,8 @@ def _eigenpairs(cxx: Tensor, cut: float, rank: int) -> tuple[Tensor, Tensor]:
     of G^T G times G: in rank^2 + rank^3 operations in place of about 10 in^3.
     """
     if cxx.device.type == "cpu" and rank < len(cxx) / 2:
+        from scipy.linalg.lapack import dpstrf  # a tenth of a second, which other verbs should not wait for
+
         packed, order, found, _ = dpstrf(cxx.numpy(), lower=True)
         thin = torch.empty(len(cxx), found, dtype=cxx.dtype)
         thin[torch.from_numpy(order).long() - 1] = torch.from_numpy(packed)[:, :found].tril()

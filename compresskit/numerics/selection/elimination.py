@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from scipy.linalg.lapack import dpotri
 from torch import Tensor
 
 from compresskit.numerics.group_lasso.problem import Part, Problem
@@ -191,6 +190,8 @@ def _from_factor(factor: Tensor) -> Tensor:
     triangle, going down columns."""
     if factor.device.type != "cpu":
         return torch.cholesky_inverse(factor)
+    from scipy.linalg.lapack import dpotri  # a tenth of a second, which other verbs should not wait for
+
     triangle, _ = dpotri(factor.numpy(), lower=True, overwrite_c=True)
     half = torch.from_numpy(triangle).tril_()
     half.diagonal().mul_(0.5)

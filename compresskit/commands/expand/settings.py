@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from compresskit.commands.expand.section import ExpandAndTrain, Variant
@@ -65,7 +66,8 @@ def start_of(current: Session, setting: Setting, trial: int) -> tuple[Start, Exp
     if setting.expand is None:
         return start, None
     with setting.named():
-        found = expand(start.network, _with_init(current, setting.expand), current.recipe.seed + trial)
+        options = _with_init(current, setting.expand)
+        found = expand(start.network, options, current.recipe.seed + trial, partial(_tell, current, options))
     if setting.contracted:
         return replace(start, network=contract(found.network)), None
     return replace(start, network=found.network), found
@@ -78,6 +80,12 @@ def expandnet_start(current: Session, trial: int) -> Start:
     options = replace(narrowed(Expand, current.recipe.expand), init="standard")
     setting = Setting("expandnet", "", options, None, contracted=True)
     return start_of(current, setting, trial)[0]
+
+
+def _tell(current: Session, options: Expand, done: int, layers: int) -> None:
+    if done == 0:
+        current.progress.start("factors of trained layers" if options.init == "from_checkpoint" else "factors", layers)
+    current.progress.update(done)
 
 
 def _with_init(current: Session, options: Expand) -> Expand:

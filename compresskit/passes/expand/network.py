@@ -1,7 +1,7 @@
 """Networks whose layers are products of factors, and back."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -17,7 +17,8 @@ from compresskit.graph.trace import trace
 from compresskit.machine import total_memory
 from compresskit.numerics.expansion.balance import balanced
 from compresskit.numerics.expansion.composition import cost, to_kernel
-from compresskit.numerics.expansion.fit import fit_factors, orthogonal
+from compresskit.numerics.expansion.fit import fit_factors
+from compresskit.numerics.expansion.solve import carrier, orthonormal, solve_factors
 from compresskit.passes.expand.options import Expand
 from compresskit.passes.expand.strategies import STRATEGIES, LayerShape, Unfit
 
@@ -50,19 +51,26 @@ class Expansion:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def expand(network: fx.GraphModule, options: Expand, seed: int = 0) -> Expansion:
+def expand(
+    network: fx.GraphModule,
+    options: Expand,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Expansion:
     """A copy of `network` with expanded layers, of the same function where `init` is from_checkpoint.
 
     Factors are drawn from `seed`; other layers keep their weights. A layer that was named exactly and cannot be
     expanded raises RecipeError; one that a pattern found is skipped, with the reason. Raises RecipeError if none is
-    left.
+    left. progress: told how many layers of how many are done, since factors of trained ones can take a while to find.
     """
     network = copy.deepcopy(network)
     rates = _rates(network, options)
     rows, skipped = [], {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for name in _selected(network, options.layers, "layers"):
+        names = _selected(network, options.layers, "layers")
+        for done, name in enumerate(names):
+            progress(done, len(names))
             try:
                 if name not in rates:
                     raise Unfit("no selector of `rate` names it")
@@ -227,6 +235,13 @@ def _convolution_options(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, 
     return {name: getattr(layer, name) for name in names}
 
 
+def _factors_of(kernel: Tensor, drawn: list[Tensor]) -> list[Tensor]:
+    """Factors near the drawn ones whose product is the kernel, if there are any."""
+    if carrier([tuple(factor.shape) for factor in drawn]) is not None:
+        return solve_factors(kernel, drawn)
+    return fit_factors(kernel, [orthonormal(f) if prod(f.shape[2:-1]) == 1 else f for f in drawn]).kernels
+
+
 def _start_from(expanded: Expanded, layer: Layer) -> float:
     """Sets the factors so that their product is the layer; returns its relative error, in the weight's own type.
 
@@ -240,10 +255,9 @@ def _start_from(expanded: Expanded, layer: Layer) -> float:
             for factor in first:
                 factor.weight.zero_()
             rest = to_kernel(expanded.contracted()[0], expanded.groups)
-        drawn = [to_kernel(factor.weight, expanded.groups).double() for factor in first]
-        start = [orthogonal(factor) if prod(factor.shape[2:-1]) == 1 and len(drawn) > 1 else factor for factor in drawn]
-        kernels = balanced(fit_factors(kernel - rest, start).kernels)
-        for factor, found in zip(first, kernels, strict=True):
+        drawn = [to_kernel(factor.weight, expanded.groups).double().contiguous() for factor in first]
+        goal = (kernel - rest).double().contiguous()
+        for factor, found in zip(first, balanced(_factors_of(goal, drawn)), strict=True):
             factor.weight.copy_(found.movedim(-1, 2).flatten(0, 1))
             if factor.bias is not None:
                 factor.bias.zero_()
@@ -252,8 +266,10 @@ def _start_from(expanded: Expanded, layer: Layer) -> float:
         scale = float(layer.weight.norm())
         error = float((expanded.contracted()[0] - layer.weight).norm()) / (scale or 1.0)
     if error > max(EXACT, 4 * torch.finfo(layer.weight.dtype).eps):
-        raise Unfit(
-            f"no factors found whose product is its trained kernel (relative error {error:.1e}); use cl, or a higher "
-            "rate unless it reads images, whose channels the first factor keeps"
+        remedy = (
+            "use cl, or a higher rate unless it reads images, whose channels the first factor keeps"
+            if carrier(expanded.kernel_shapes()[0]) is None
+            else "use a rate of 1 or more"
         )
+        raise Unfit(f"no factors found whose product is its trained kernel (relative error {error:.1e}); {remedy}")
     return error

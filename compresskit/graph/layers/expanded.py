@@ -63,6 +63,7 @@ class Expanded(nn.Module):
             for number, branch in enumerate(self.branches)
             for inputs, (outputs, taps) in zip(self._inputs(branch), branch, strict=True)
         )
+        self.product: tuple[Tensor, Tensor | None] | None = None  # what to use instead of forming it: see training
         self._orders: list[Order] = [cheapest_order(shapes) for shapes in self.kernel_shapes()]
         self.check()
 
@@ -76,7 +77,7 @@ class Expanded(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # called so by the layers that it stands for
         if self.mode == "sequential":
             return self._sequential(input)
-        weight, bias = self.contracted()
+        weight, bias = self.contracted() if self.product is None else self.product
         return self._run(self._padded(input) if self.padding_mode != "zeros" else input, weight, bias)
 
     def contracted(self) -> tuple[Tensor, Tensor | None]:

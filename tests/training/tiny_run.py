@@ -123,7 +123,7 @@ def main() -> None:
     net, options = network(), OPTIONS
     if arguments.shared:
         net, options = network(norm=False, dropout=0.0), Training(epochs=3, batch_size=12, optimizer=SGD(lr=0.1))
-        net = expand(net, Expand(strategy="fc", rate=2)).network
+        net = expand(net, Expand(strategy="fc", rate=2, layers=("0",))).network
     options = replace(options, accumulate=arguments.accumulate)
     _, history = run(arguments.folder, options, net=net, resume=arguments.resume, group=group, progress=progress)
     if group.is_main:

@@ -29,6 +29,11 @@ def drops_last(samples: int, batch_size: int, world: int) -> bool:
     return world > 1 or (samples > batch_size and samples % batch_size == 1)
 
 
+def largest_part(options: Training, group: Group) -> int:
+    """Samples of which a process computes gradients at a time."""
+    return -(-options.batch_size // (group.world * options.accumulate))
+
+
 def check_own(network: fx.GraphModule, data: DataSet, loss: Loss | None, metrics: OwnMetrics) -> None:
     """Tries the loss and metrics of the user's on two test samples, or one. Raises RecipeError for what they raise."""
     device = next(network.parameters()).device
@@ -53,6 +58,11 @@ def _count_steps(data: DataSet, options: Training, device: torch.device, group: 
         raise RecipeError("precision: float16 needs --device cuda; on the CPU use float32 or bfloat16")
     if batch_size % world:
         raise RecipeError(f"batch_size: {batch_size} cannot be shared by {world} processes; use a multiple of {world}")
+    if batch_size // world < options.accumulate:
+        raise RecipeError(
+            f"accumulate: {options.accumulate} parts cannot be made of {batch_size // world} samples, the batch of a "
+            f"process; use {batch_size // world} or less"
+        )
     if options.gradient_confusion is not None and samples < 2:
         raise RecipeError(
             "gradient_confusion: a pair of batches needs two training samples; give more, or leave it out"
@@ -69,9 +79,15 @@ def _check_norms(network: fx.GraphModule, data: DataSet, options: Training, grou
     samples, batch_size, world = len(data.train), options.batch_size, group.world
     views = 3 if data.consistency else 1
     rest = 0 if drops_last(samples, batch_size, world) else samples % batch_size
-    if views * min(batch_size // world, rest or batch_size) > 1:
+    part = largest_part(options, group)
+    if views * min(part, rest or batch_size) > 1:
         return
     given = f"{batch_size} for {world} processes leaves one sample to each" if world > 1 else f"{batch_size} was given"
+    given = (
+        f"{batch_size // world} in {options.accumulate} parts has one sample in each"
+        if part == 1 < options.accumulate
+        else given
+    )
     given = "there is one training sample" if samples == 1 else given
     shapes = node_shapes(network, data.input_shape)
     for node in network.graph.nodes:

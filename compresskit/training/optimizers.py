@@ -28,6 +28,11 @@ class SGD:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: true needs a momentum above 0")
 
+    @property
+    def states(self) -> int:
+        """Numbers that it keeps of each parameter."""
+        return int(self.momentum > 0)
+
     def __call__(self, groups: ParameterGroups) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             groups,
@@ -49,6 +54,11 @@ class Adam:
     eps: Annotated[float, Gt(0)] = 1e-8  # added to the root of the mean square
     weight_decay: Annotated[float, Ge(0)] = 0.0  # added to the gradient as weight_decay x w
 
+    @property
+    def states(self) -> int:
+        """Numbers that it keeps of each parameter."""
+        return 2
+
     def __call__(self, groups: ParameterGroups) -> torch.optim.Optimizer:
         return torch.optim.Adam(
             groups,
@@ -69,6 +79,11 @@ class AdamW:
     betas: tuple[Share, Share] = (0.9, 0.999)  # decay of the mean and of the mean square of the gradient
     eps: Annotated[float, Gt(0)] = 1e-8  # added to the root of the mean square
     weight_decay: Annotated[float, Ge(0)] = 0.01  # in units of lr, apart from the gradient
+
+    @property
+    def states(self) -> int:
+        """Numbers that it keeps of each parameter."""
+        return 2
 
     def __call__(self, groups: ParameterGroups) -> torch.optim.Optimizer:
         return torch.optim.AdamW(

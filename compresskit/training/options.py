@@ -21,6 +21,7 @@ class Training:
 
     epochs: Annotated[int, Gt(0)] = 10  # passes over the training images
     batch_size: Annotated[int, Gt(0)] = 128  # of all processes together
+    accumulate: Annotated[int, Gt(0)] = 1  # parts that a batch goes through the net in, to need less memory
     optimizer: Optimizer = SGD()  # and its learning rate
     schedule: Schedule = Cosine()  # of the learning rate
     layerwise_rates: LayerwiseRates | None = None  # by the spectra of the layers; {} takes its defaults

@@ -16,8 +16,9 @@ from compresskit.distributed import Group
 from compresskit.errors import ConvergenceError
 from compresskit.graph.masks import Masks, apply_masks
 from compresskit.numerics.consistency import divergence
+from compresskit.training.accumulation import SharedProducts, micro_batches
 from compresskit.training.analyses.gradient_confusion import gradient_cosines
-from compresskit.training.checks import checked_steps, drops_last
+from compresskit.training.checks import checked_steps, drops_last, largest_part
 from compresskit.training.distillation import distiller_for
 from compresskit.training.layer_rates import LayerRates, owners
 from compresskit.training.optimizers import parameter_groups
@@ -76,7 +77,7 @@ class Trainer:
         ]
         apply_masks(network, masks or {})
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
-        self.module = _wrap(self.distiller.student if self.distiller else network, options, device, group)
+        self.no_sync, self.module = _wrap(self.distiller.student if self.distiller else network, options, device, group)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name).state_dict() for name in ("network", "regressors", "optimizer", "scaler")}
@@ -149,17 +150,36 @@ class Trainer:
 
         They stay on the device.
         """
-        loss, output, term = self._objective(self.module, inputs, targets, self.options.precision)
+        parts = micro_batches(inputs, targets, largest_part(self.options, self.group))
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        figures = self._gradients(parts, len(targets))
         self._mask_gradients()
         if self.options.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        score = term.new_zeros(()) if self.score is None else self.score(output.detach(), targets)
-        return loss.detach(), score, term
+        return figures
+
+    def _gradients(self, parts: list[tuple[Any, Tensor]], samples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds the gradients of the batch that has these parts, and returns its figures."""
+        products = SharedProducts(self.network) if len(parts) > 1 and not self.options.compile else None
+        found = []
+        try:
+            for number, (inputs, targets) in enumerate(parts, 1):
+                if products is not None and number == len(parts):
+                    products.before_last()
+                share = len(targets) / samples
+                with nullcontext() if number == len(parts) else self.no_sync():
+                    loss, output, term = self._objective(self.module, inputs, targets, self.options.precision)
+                    self.scaler.scale(loss * share).backward()
+                score = term.new_zeros(()) if self.score is None else self.score(output.detach(), targets)
+                found.append((loss.detach() * share, score, term * share))
+        finally:
+            if products is not None:
+                products.release()
+        loss, score, term = (torch.stack(values).sum(0) for values in zip(*found, strict=True))
+        return loss, score, term
 
     def _mask_gradients(self) -> None:
         """Where weight, gradient and momentum are zero, so is every optimiser's step, decay included."""
@@ -263,7 +283,12 @@ class _Tally:
         self.count += sum(sizes)
 
 
-def _wrap(module: nn.Module, options: Training, device: torch.device, group: Group) -> Callable[..., Any]:
+def _wrap(
+    module: nn.Module, options: Training, device: torch.device, group: Group
+) -> tuple[Callable[[], AbstractContextManager[Any]], Callable[..., Any]]:
+    """Where gradients stay with their process, and the module as it is trained."""
+    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
     if group.world > 1:
         module = DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
-    return torch.compile(module) if options.compile else module
+        no_sync = module.no_sync
+    return no_sync, torch.compile(module) if options.compile else module

@@ -18,10 +18,15 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def test_two_processes_train_as_one_does(tmp_path):
-    """Plain SGD without dropout and batch norm, whose draws and statistics are each process's own."""
+@pytest.mark.parametrize("parts", ["1", "3"])
+def test_two_processes_train_as_one_does(tmp_path, parts):
+    """Plain SGD without dropout and batch norm, whose draws and statistics are each process's own.
+
+    Of an expanded net, whose products are formed once for the parts of a batch.
+    """
     for name, start in {"one": [], "two": TORCHRUN}.items():
-        command = [sys.executable, *start, PROGRAM, tmp_path / name, "--shared"]
+        accumulate = ["--accumulate", "1" if name == "one" else parts]
+        command = [sys.executable, *start, PROGRAM, tmp_path / name, "--shared", *accumulate]
         done = subprocess.run(command, env=ENVIRONMENT, timeout=300, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     for name in ("last.pt", "best.pt"):

@@ -19,9 +19,9 @@ def run_program(folder, *arguments):
     subprocess.run([*PROGRAM, folder, *arguments], env=ENVIRONMENT, check=True, timeout=120)
 
 
-def kill_at(folder, epoch, step):
+def kill_at(folder, epoch, step, *arguments):
     """Starts the program and kills it, as the system would, once it says that it is there."""
-    command = [*PROGRAM, folder, "--stop-at", str(epoch), str(step)]
+    command = [*PROGRAM, folder, "--stop-at", str(epoch), str(step), *arguments]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "reached\n"
@@ -29,14 +29,15 @@ def kill_at(folder, epoch, step):
     assert not (folder / "last.pt").exists()
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_a_killed_run_ends_with_the_tensors_of_one_that_was_not(tmp_path, epoch):
+@pytest.mark.parametrize(("epoch", "parts"), [(1, 1), (2, 1), (2, 3)])
+def test_a_killed_run_ends_with_the_tensors_of_one_that_was_not(tmp_path, epoch, parts):
     """Adam, cosine, dropout and batch norm; killed in the middle of an epoch."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_program(whole)
-    kill_at(killed, epoch, 3)
+    accumulating = ["--accumulate", str(parts)]
+    run_program(whole, *accumulating)
+    kill_at(killed, epoch, 3, *accumulating)
     assert (killed / "state.pt").exists() == (epoch > 1)
-    run_program(killed, "--resume")
+    run_program(killed, "--resume", *accumulating)
     for name in ("last.pt", "best.pt"):
         expected, found = (torch.load(folder / name, weights_only=True) for folder in (whole, killed))
         assert expected.keys() == found.keys()

@@ -1,6 +1,7 @@
 """Tiny data, a tiny network and a run of `fit` on them; as a program, the process that tests kill or run twice.
 
-python tiny_run.py FOLDER [--resume] [--stop-at EPOCH STEP] [--world]: trains, then saves the last weights as last.pt.
+python tiny_run.py FOLDER [--resume] [--stop-at EPOCH STEP] [--accumulate N] [--shared]: trains, then saves the last
+weights as last.pt.
 """
 
 import argparse
@@ -8,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, fx, nn
 
 from compresskit.data.dataset import DataSet
 from compresskit.distributed import Group, connect
+from compresskit.passes.expand.network import expand
+from compresskit.passes.expand.options import Expand
 from compresskit.training.loop import History, fit
 from compresskit.training.optimizers import SGD, Adam
 from compresskit.training.options import Training
@@ -112,6 +115,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--stop-at", type=int, nargs=2)
+    parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--shared", action="store_true")  # a run whose result does not depend on the processes
     arguments = parser.parse_args()
     group: Group = connect("cpu")
@@ -119,6 +123,8 @@ def main() -> None:
     net, options = network(), OPTIONS
     if arguments.shared:
         net, options = network(norm=False, dropout=0.0), Training(epochs=3, batch_size=12, optimizer=SGD(lr=0.1))
+        net = expand(net, Expand(strategy="fc", rate=2, layers=("0",))).network
+    options = replace(options, accumulate=arguments.accumulate)
     _, history = run(arguments.folder, options, net=net, resume=arguments.resume, group=group, progress=progress)
     if group.is_main:
         torch.save(net.state_dict(), arguments.folder / "last.pt")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.commands.analyses import analyse
+from compresskit.commands.expand.cost import add_costs
 from compresskit.commands.expand.section import ExpandAndTrain
 from compresskit.commands.figures import Figures, compared
 from compresskit.commands.parents import MODEL
@@ -15,6 +16,7 @@ from compresskit.commands.session import Session
 from compresskit.commands.trials import BEST, best_trial
 from compresskit.graph.counting import Counts
 from compresskit.passes.expand.network import Expansion
+from compresskit.passes.expand.rates import StepCost
 from compresskit.plots.training import training_curves
 from compresskit.training.loop import ON_TEST_SET, History
 
@@ -54,6 +56,7 @@ def expand_result(current: Session, options: ExpandAndTrain, settings: Mapping[s
     _add_factors(result, trials[0].expansion)
     result.checks = _checks(settings)
     result.notes = _notes(current, trials, contracted=contracted)
+    add_costs(result, costs_of({name: found[0].expansion for name, found in settings.items()}), _states(current))
     result.details = {"networks": {name: [_plain(trial) for trial in found] for name, found in settings.items()}}
     if current.group.is_main:
         _finish(current, settings)
@@ -63,14 +66,26 @@ def expand_result(current: Session, options: ExpandAndTrain, settings: Mapping[s
     return result
 
 
-def plan_result(result: Result, expansion: Expansion | None, networks: Mapping[str, Counts]) -> Result:
+def plan_result(
+    current: Session, result: Result, expansions: Mapping[str, Expansion | None], networks: Mapping[str, Counts]
+) -> Result:
     """The dry run's, with what would be expanded and how, and the networks that would be trained."""
-    _add_factors(result, expansion)
+    _add_factors(result, next(iter(expansions.values())))
+    add_costs(result, costs_of(expansions), _states(current))
     if len(networks) > 1:
         columns = ("network", "parameters in training", "MACs, factors one by one")
         rows: list[tuple[Any, ...]] = [(name, found.parameters, found.macs) for name, found in networks.items()]
         result.tables.append(Table("networks to train", columns, rows))
     return result
+
+
+def costs_of(expansions: Mapping[str, Expansion | None]) -> dict[str, StepCost]:
+    """Of those networks that are expanded."""
+    return {name: found.cost for name, found in expansions.items() if found is not None and found.cost is not None}
+
+
+def _states(current: Session) -> int:
+    return current.recipe.train.optimizer.states if current.recipe.train is not None else 0
 
 
 def _add_factors(result: Result, expansion: Expansion | None) -> None:
@@ -80,6 +95,7 @@ def _add_factors(result: Result, expansion: Expansion | None) -> None:
     columns: tuple[str, ...] = (
         "layer",
         "strategy",
+        "rate",
         "weight",
         "factors",
         "parameters",
@@ -90,6 +106,7 @@ def _add_factors(result: Result, expansion: Expansion | None) -> None:
         (
             row.name,
             row.strategy,
+            f"{row.rate:g}",
             by(row.weight_shape),
             " + ".join(" · ".join(map(by, branch)) for branch in row.factors),
             *row.parameters,

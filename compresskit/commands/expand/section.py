@@ -1,7 +1,9 @@
 """The section `expand` of a recipe: passes/expand/options.py, with stages and comparisons."""
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Gt
 
 from compresskit.options import option
 from compresskit.passes.expand.options import Expand, Rate
@@ -19,7 +21,8 @@ class Variant:
     """A network trained beside: what of `expand` is different."""
 
     strategy: str | None = None  # none: the compact net as it is
-    rate: Rate | dict[str, Rate] | None = None
+    rate: Rate | Literal["auto"] | dict[str, Rate] | None = None
+    limit: Annotated[float, Gt(1)] | None = None
     layers: tuple[str, ...] | None = None
     factors: Literal[2, 3] | None = None
     mode: Literal["online", "sequential"] | None = None

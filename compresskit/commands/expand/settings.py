@@ -3,15 +3,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
+
+from torch import fx
 
 from compresskit.commands.expand.section import ExpandAndTrain, Variant
 from compresskit.commands.recipe import Recipe
 from compresskit.commands.session import Session, Start
 from compresskit.errors import RecipeError
+from compresskit.graph.counting import count
 from compresskit.options import narrowed
 from compresskit.passes.expand.network import Expansion, contract, expand
 from compresskit.passes.expand.options import Expand
+from compresskit.passes.expand.rates import StepCost, auto_rates, rate_below
 from compresskit.storage.run_folder import slug
 from compresskit.training.options import Training
 
@@ -55,8 +60,8 @@ def settings(recipe: Recipe) -> list[Setting]:
 
 def describe(options: Expand) -> str:
     """Strategy and rate in words."""
-    rates = options.rate.values() if isinstance(options.rate, dict) else [options.rate]
-    return f"{options.strategy}, rate {' and '.join(f'{rate:g}' for rate in dict.fromkeys(rates))}"
+    rates = " and ".join(f"{rate:g}" for rate in dict.fromkeys(options.rates)) or f"auto below {options.limit:g}"
+    return f"{options.strategy}, rate {rates}"
 
 
 def start_of(current: Session, setting: Setting, trial: int) -> tuple[Start, Expansion | None]:
@@ -65,7 +70,7 @@ def start_of(current: Session, setting: Setting, trial: int) -> tuple[Start, Exp
     if setting.expand is None:
         return start, None
     with setting.named():
-        found = expand(start.network, _with_init(current, setting.expand), current.recipe.seed + trial)
+        found = _expanded(current, start.network, _with_init(current, setting.expand), current.recipe.seed + trial)
     if setting.contracted:
         return replace(start, network=contract(found.network)), None
     return replace(start, network=found.network), found
@@ -78,6 +83,52 @@ def expandnet_start(current: Session, trial: int) -> Start:
     options = replace(narrowed(Expand, current.recipe.expand), init="standard")
     setting = Setting("expandnet", "", options, None, contracted=True)
     return start_of(current, setting, trial)[0]
+
+
+def _expanded(current: Session, network: fx.GraphModule, options: Expand, seed: int) -> Expansion:
+    """With the rates that `auto` chooses, and what a step of training costs, where there is one."""
+    counts = count(network, current.data.input_shape)
+    batch = _batch(current)
+    left: dict[str, str] = {}
+    if options.rate == "auto":
+        if batch is None:
+            raise RecipeError("expand.rate: auto weighs the batches of a training; add the section `train`")
+        rates, left = auto_rates(network, options, {layer.name: layer.macs * batch for layer in counts.layers})
+        if not rates:
+            raise RecipeError(
+                f"expand.rate: auto finds no layer for which a rate of 1 stays below expand.limit: {options.limit:g}; "
+                "raise the limit or train.batch_size, or give a rate"
+            )
+        options = replace(options, rate=rates)
+    found = expand(network, options, seed, partial(_tell, current, options))
+    if batch is None:
+        return replace(found, skipped=found.skipped | left)
+    online, names = options.chosen_mode == "online", [layer.name for layer in found.layers]
+    cost = StepCost(
+        compact=3 * batch * counts.macs,
+        layers=3 * batch * (counts if online else count(found.network, current.data.input_shape)).macs,
+        products=3 * sum(layer.product_macs for layer in found.layers) if online else 0,
+        parameters=sum(parameter.numel() for parameter in found.network.parameters()),
+        batch=batch,
+        limit=options.limit,
+        rate_below=rate_below(network, options, names, (options.limit - 1) * batch * counts.macs),
+    )
+    return replace(found, skipped=found.skipped | left, cost=cost)
+
+
+def _batch(current: Session) -> int | None:
+    """Samples of a process for which products are formed once."""
+    train = current.recipe.train
+    if train is None:
+        return None
+    parts = train.accumulate if train.compile else 1
+    return max(1, min(train.batch_size, len(current.data.train)) // (current.group.world * parts))
+
+
+def _tell(current: Session, options: Expand, done: int, layers: int) -> None:
+    if done == 0:
+        current.progress.start("factors of trained layers" if options.init == "from_checkpoint" else "factors", layers)
+    current.progress.update(done)
 
 
 def _with_init(current: Session, options: Expand) -> Expand:

@@ -35,14 +35,14 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         _check(current, options)
         asked = settings(current.recipe)
         start, expansion = _start(current, asked[0], options, 0)
-        networks = {asked[0].name: start.network}
-        networks |= {setting.name: start_of(current, setting, 0)[0].network for setting in asked[1:]}
+        starts = {asked[0].name: (start, expansion)} | {one.name: start_of(current, one, 0) for one in asked[1:]}
+        networks = {name: found.network for name, (found, _) in starts.items()}
         for setting in asked:
             for training in _trainings(options, setting):
                 with setting.named():
                     check_training(current, networks[setting.name], training)
         if arguments.dry_run:
-            return _plan(current, options, networks, expansion)
+            return _plan(current, options, networks, {name: found for name, (_, found) in starts.items()})
         current = with_folder(current)
         assert current.folder is not None
         if current.group.is_main:
@@ -124,14 +124,17 @@ def _start(current: Session, setting: Setting, options: ExpandAndTrain, trial: i
 
 
 def _plan(
-    current: Session, options: ExpandAndTrain, networks: Mapping[str, fx.GraphModule], expansion: Expansion | None
+    current: Session,
+    options: ExpandAndTrain,
+    networks: Mapping[str, fx.GraphModule],
+    expansions: Mapping[str, Expansion | None],
 ) -> Result:
     """Networks by name, the recipe's own first."""
     result = Result("expand", f"{current.recipe.name} (dry run)", notes=["nothing was written"])
     if "train" in options.stages:
         result = plan_training(current, next(iter(networks.values())), current.recipe.section("train"))
     counts = {name: count(network, current.data.input_shape) for name, network in networks.items()}
-    return plan_result(result, expansion, counts)
+    return plan_result(current, result, expansions, counts)
 
 
 def _run_trial(current: Session, options: ExpandAndTrain, setting: Setting, trial: int) -> ExpandedTrial:

@@ -32,13 +32,17 @@ def compose(second: Tensor, first: Tensor) -> Tensor:
 
     second: (groups, out, *a, mid). first: (groups, mid, *b, in), with as many tap dimensions. K: (groups, out,
     *(a + b - 1), in). All pairs of taps are one product of a matrix (out prod(a), mid) with one of (mid, prod(b) in),
-    whose rows are then added up by t. Source: ExpandNets, eq. 2 and 3.
+    whose rows are then added up by t. Where `second` has one tap, `first` is read and K is written in the layout of a
+    layer's weight, so that the largest factor and its gradient are not copied. Source: ExpandNets, eq. 2 and 3.
     """
     groups, out, *a, mid = second.shape
     *b, inputs = first.shape[2:]
+    if prod(a) == 1:
+        columns = first.movedim(-1, 2).reshape(groups, mid, -1)
+        return torch.bmm(second.reshape(groups, out, mid), columns).view(groups, out, inputs, *b).movedim(2, -1)
     pairs = torch.bmm(second.reshape(groups, -1, mid), first.reshape(groups, mid, -1))
     taps = _added(a, b)
-    if prod(a) > 1 and prod(b) > 1:  # else each pair is a tap of its own
+    if prod(b) > 1:  # else each pair is a tap of its own
         pairs = pairs.view(groups * out, prod(a) * prod(b), inputs)
         zeros = pairs.new_zeros(groups * out, prod(taps), inputs)
         pairs = zeros.index_add(1, _sums(tuple(a), tuple(b), pairs.device), pairs)
@@ -64,7 +68,8 @@ def contract(
 def cheapest_order(shapes: Sequence[Shape]) -> Order:
     """Order of multiplication of a chain of kernels with the fewest multiply-adds, by dynamic programming.
 
-    A product of kernels with a and b taps costs groups out a mid b in. (Cormen et al., Introduction to Algorithms,
+    A product of kernels with a and b taps costs groups out a mid b in, and so does each of its two gradients: the order
+    is the cheapest in training, too, where it costs three times as much. (Cormen et al., Introduction to Algorithms,
     matrix-chain multiplication, whose matrices have one tap.)
     """
     return _cheapest(shapes)[2]

@@ -1,4 +1,4 @@
-"""Factors whose product is a given kernel: where the training of an expanded layer starts from a trained one."""
+"""Factors whose product is a given kernel, by iteration: where several of them have several taps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,18 +45,6 @@ def fit_factors(kernel: Tensor, start: Sequence[Tensor], tol: float = 1e-8) -> F
         if residual <= tol or gain > 0.999 or out_of_reach:
             break
     return Factors(kernels, residual)
-
-
-def orthogonal(factor: Tensor) -> Tensor:
-    """The nearest factor of one tap with orthonormal rows, or columns if it has fewer.
-
-    One that is drawn can be nearly singular, or a single number near 0, and its neighbour, which makes up for it, too
-    large to learn.
-    """
-    matrices = factor.flatten(2, -2).squeeze(2) if factor.ndim > 3 else factor
-    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    nearest: Tensor = left @ right
-    return nearest.reshape(factor.shape)
 
 
 def _distance(goal: Tensor, kernels: Sequence[Tensor], scale: float) -> float:

@@ -1,7 +1,7 @@
 """Networks whose layers are products of factors, and back."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -11,14 +11,16 @@ from torch import Tensor, fx, nn
 
 from compresskit.errors import RecipeError
 from compresskit.graph.layers.expanded import Branch, Expanded, Layer
-from compresskit.graph.operations import calls_of
 from compresskit.graph.selectors import select
 from compresskit.graph.trace import trace
 from compresskit.machine import total_memory
 from compresskit.numerics.expansion.balance import balanced
 from compresskit.numerics.expansion.composition import cost, to_kernel
-from compresskit.numerics.expansion.fit import fit_factors, orthogonal
+from compresskit.numerics.expansion.fit import fit_factors
+from compresskit.numerics.expansion.solve import carrier, orthonormal, solve_factors
 from compresskit.passes.expand.options import Expand
+from compresskit.passes.expand.rates import StepCost
+from compresskit.passes.expand.sites import fitting, layer_shape, unfit
 from compresskit.passes.expand.strategies import STRATEGIES, LayerShape, Unfit
 
 EXACT = 1e-5  # relative error of a product, beyond which factors do not start from the trained layer
@@ -28,12 +30,13 @@ EXACT = 1e-5  # relative error of a product, beyond which factors do not start f
 class ExpandedLayer:
     """A layer that was expanded. factors: weight shapes of each branch's factors. parameters: compact, expanded.
 
-    product_macs: multiply-adds of the product of its factors, once a step. residual: relative error of the product
-    where it starts from a trained layer, else None.
+    rate: that was asked for. product_macs: multiply-adds of the product of its factors, once a step. residual: relative
+    error of the product where it starts from a trained layer, else None.
     """
 
     name: str
     strategy: str
+    rate: float
     weight_shape: tuple[int, ...]
     factors: tuple[tuple[tuple[int, ...], ...], ...]
     parameters: tuple[int, int]
@@ -43,26 +46,34 @@ class ExpandedLayer:
 
 @dataclass(frozen=True)
 class Expansion:
-    """skipped: by layer, why it was left as it was."""
+    """skipped: by layer, why it was left as it was. cost: of a training step, where one was asked for."""
 
     network: fx.GraphModule
     layers: list[ExpandedLayer]
     skipped: dict[str, str] = field(default_factory=dict)
+    cost: StepCost | None = None
 
 
-def expand(network: fx.GraphModule, options: Expand, seed: int = 0) -> Expansion:
+def expand(
+    network: fx.GraphModule,
+    options: Expand,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Expansion:
     """A copy of `network` with expanded layers, of the same function where `init` is from_checkpoint.
 
     Factors are drawn from `seed`; other layers keep their weights. A layer that was named exactly and cannot be
     expanded raises RecipeError; one that a pattern found is skipped, with the reason. Raises RecipeError if none is
-    left.
+    left. progress: told how many layers of how many are done, since factors of trained ones can take a while to find.
     """
     network = copy.deepcopy(network)
     rates = _rates(network, options)
     rows, skipped = [], {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for name in _selected(network, options.layers, "layers"):
+        names = _selected(network, options.layers, "layers")
+        for done, name in enumerate(names):
+            progress(done, len(names))
             try:
                 if name not in rates:
                     raise Unfit("no selector of `rate` names it")
@@ -131,6 +142,8 @@ def contract_model(model: nn.Module) -> nn.Module:
 
 def _rates(network: fx.GraphModule, options: Expand) -> Mapping[str, float]:
     """By layer; of several selectors that mean a layer the last one counts."""
+    if options.rate == "auto":
+        raise RecipeError("expand.rate: auto weighs the steps of a training; choose rates with passes.expand.rates")
     if not isinstance(options.rate, dict):
         return dict.fromkeys(_selected(network, options.layers, "layers"), options.rate)
     by_selector = options.rate.items()
@@ -146,25 +159,22 @@ def _selected(network: fx.GraphModule, selectors: Sequence[str], key: str) -> li
 
 def _expanded(network: fx.GraphModule, name: str, options: Expand, rate: float) -> tuple[Expanded, ExpandedLayer]:
     """By the first strategy that can write the layer. Raises Unfit with the reason of the last that was tried."""
-    layer = network.get_submodule(name)
-    assert isinstance(layer, Layer)
-    if _is_shared(network, name, layer):
-        raise Unfit("its weight is used elsewhere, too")
-    shape = _shape(network, name, layer)
-    reason = Unfit(f"{options.strategy} is not for {'convolutions' if shape.taps else 'linear layers'}")
-    for strategy in options.strategies:
-        if STRATEGIES[strategy].linear == (not shape.taps):
-            try:
-                return _written(name, layer, shape, strategy, options, rate)
-            except Unfit as found:
-                reason = found
+    shape = layer_shape(network, name)
+    reason = unfit(shape, options)
+    for strategy in fitting(shape, options):
+        try:
+            return _written(network, name, shape, strategy, options, rate)
+        except Unfit as found:
+            reason = found
     raise reason
 
 
 def _written(
-    name: str, layer: Layer, shape: LayerShape, strategy: str, options: Expand, rate: float
+    network: fx.GraphModule, name: str, shape: LayerShape, strategy: str, options: Expand, rate: float
 ) -> tuple[Expanded, ExpandedLayer]:
     """The layer as one strategy writes it. Raises Unfit."""
+    layer = network.get_submodule(name)
+    assert isinstance(layer, Layer)
     branches = STRATEGIES[strategy].branches(shape, rate, options.factors)
     _check_memory(name, shape, branches)
     expanded = Expanded(
@@ -182,6 +192,7 @@ def _written(
     return expanded, ExpandedLayer(
         name,
         strategy,
+        rate,
         tuple(layer.weight.shape),
         tuple(tuple(tuple(factor.weight.shape) for factor in factors) for factors in expanded.by_branch()),
         (sum(p.numel() for p in layer.parameters()), sum(p.numel() for p in expanded.parameters())),
@@ -205,26 +216,16 @@ def _check_memory(name: str, shape: LayerShape, branches: Sequence[Branch]) -> N
         )
 
 
-def _is_shared(network: fx.GraphModule, name: str, layer: Layer) -> bool:
-    """Whether another module is it or has its weight, or the network reads the weight itself."""
-    others = [other for other, module in network.named_modules(remove_duplicate=False) if module is layer]
-    modules = [module for module in network.modules() if module is not layer]
-    weights = {id(p) for module in modules for p in module.parameters(recurse=False)}
-    read = any(node.op == "get_attr" and str(node.target).startswith(f"{name}.") for node in network.graph.nodes)
-    return len(others) > 1 or read or any(id(p) in weights for p in layer.parameters())
-
-
-def _shape(network: fx.GraphModule, name: str, layer: Layer) -> LayerShape:
-    reads_input = any(node.all_input_nodes[0].op == "placeholder" for node in calls_of(network, name))
-    if isinstance(layer, nn.Linear):
-        return LayerShape(layer.in_features, layer.out_features, 1, (), reads_input)
-    groups = layer.groups
-    return LayerShape(layer.in_channels // groups, layer.out_channels // groups, groups, layer.kernel_size, reads_input)
-
-
 def _convolution_options(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(layer, name) for name in names}
+
+
+def _factors_of(kernel: Tensor, drawn: list[Tensor]) -> list[Tensor]:
+    """Factors near the drawn ones whose product is the kernel, if there are any."""
+    if carrier([tuple(factor.shape) for factor in drawn]) is not None:
+        return solve_factors(kernel, drawn)
+    return fit_factors(kernel, [orthonormal(f) if prod(f.shape[2:-1]) == 1 else f for f in drawn]).kernels
 
 
 def _start_from(expanded: Expanded, layer: Layer) -> float:
@@ -240,10 +241,9 @@ def _start_from(expanded: Expanded, layer: Layer) -> float:
             for factor in first:
                 factor.weight.zero_()
             rest = to_kernel(expanded.contracted()[0], expanded.groups)
-        drawn = [to_kernel(factor.weight, expanded.groups).double() for factor in first]
-        start = [orthogonal(factor) if prod(factor.shape[2:-1]) == 1 and len(drawn) > 1 else factor for factor in drawn]
-        kernels = balanced(fit_factors(kernel - rest, start).kernels)
-        for factor, found in zip(first, kernels, strict=True):
+        drawn = [to_kernel(factor.weight, expanded.groups).double().contiguous() for factor in first]
+        goal = (kernel - rest).double().contiguous()
+        for factor, found in zip(first, balanced(_factors_of(goal, drawn)), strict=True):
             factor.weight.copy_(found.movedim(-1, 2).flatten(0, 1))
             if factor.bias is not None:
                 factor.bias.zero_()
@@ -252,8 +252,10 @@ def _start_from(expanded: Expanded, layer: Layer) -> float:
         scale = float(layer.weight.norm())
         error = float((expanded.contracted()[0] - layer.weight).norm()) / (scale or 1.0)
     if error > max(EXACT, 4 * torch.finfo(layer.weight.dtype).eps):
-        raise Unfit(
-            f"no factors found whose product is its trained kernel (relative error {error:.1e}); use cl, or a higher "
-            "rate unless it reads images, whose channels the first factor keeps"
+        remedy = (
+            "use cl, or a higher rate unless it reads images, whose channels the first factor keeps"
+            if carrier(expanded.kernel_shapes()[0]) is None
+            else "use a rate of 1 or more"
         )
+        raise Unfit(f"no factors found whose product is its trained kernel (relative error {error:.1e}); {remedy}")
     return error

@@ -16,7 +16,11 @@ class Expand:
 
     # cl, ck or acnet for convolutions, fc for linear layers, or one of each: ck+fc. The first that fits a layer counts
     strategy: str = "cl"
-    rate: Rate | dict[str, Rate] = 4.0  # channels between factors, as multiples of the layer's; or {selector: rate}
+    # channels between factors, as multiples of the layer's; or {selector: rate}; auto: by layer from 1 to 4, so that
+    rate: Rate | Literal["auto"] | dict[str, Rate] = 4.0  # a step stays below `limit`
+    limit: Annotated[float, Gt(1)] = (
+        1.5  # multiply-adds of a step over the compact net's: auto stays below, more is noted
+    )
     layers: tuple[str, ...] = (
         "re:.*",
     )  # names, re:PATTERN, "@conv", "@conv3x3", "@linear"; those that fit are expanded
@@ -33,9 +37,12 @@ class Expand:
         for name in self.strategies:
             if name not in STRATEGIES:
                 raise ValueError(f"strategy: {name!r} was given; allowed: {', '.join(STRATEGIES)}, or some joined by +")
-        rates = self.rate.values() if isinstance(self.rate, dict) else [self.rate]
-        if not all(rate > 0 for rate in rates):
+        if not all(rate > 0 for rate in self.rates):
             raise ValueError(f"rate: {self.rate} was given; it must be greater than 0")
+        if self.limit <= 1:
+            raise ValueError(f"limit: {self.limit:g} was given; it must be greater than 1, the compact net's step")
+        if self.rate == "auto" and self.chosen_mode == "sequential":
+            raise ValueError("rate: auto weighs the products of mode: online; give rates for mode: sequential")
         if not self.layers:
             raise ValueError("layers: none are named; name some, or leave the key out for all")
         if isinstance(self.layers, str):
@@ -46,6 +53,12 @@ class Expand:
             raise ValueError("mode: online multiplies the factors, which `nonlinear` parts; set mode: sequential")
         if self.nonlinear and self.init == "from_checkpoint":
             raise ValueError("init: from_checkpoint keeps the function of the net, which `nonlinear` changes; drop one")
+
+    @property
+    def rates(self) -> list[float]:
+        """The numbers in `rate`."""
+        rate = self.rate
+        return list(rate.values()) if isinstance(rate, dict) else [] if isinstance(rate, str) else [rate]
 
     @property
     def strategies(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`expand` through the program, on real images: files, table, stages in a chain, resuming, teachers, refusals."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -202,8 +203,57 @@ def test_a_dry_run_shows_the_factors_and_writes_nothing(recipe, call, tmp_path):
     assert "│ alone " in outcome.out
 
 
+def test_the_cost_of_a_step_is_said_before_and_after(recipe, call):
+    """SmallNet of 5x5 kernels, ck+fc: fc1's product alone is more than all convolutions' of 64 images."""
+    small = ["expand.rate=4", "train.batch_size=8", "train.epochs=1"]
+    for extra, path in ((["--dry-run"], None), ([], "runs/net-expand/report.json")):
+        outcome = call("expand", recipe, *small, *extra)
+        assert outcome.status == 0, outcome.err
+        said = " ".join(outcome.out.split())
+        assert "a training step, with its gradients" in said
+        assert re.search(
+            r"ck\+fc, rate 4: a step takes [\d.]+ times the multiply-adds of the compact net's: products of factors "
+            r"take [\d.]+ times, whatever the batch is; expand.rate: [\d.]+, rate: auto, or batches of \d+ for 8 would "
+            r"keep it below 1.5",
+            said,
+        )
+        if path:
+            details = json.loads(Path(path).read_text())
+            assert any(note.startswith("ck+fc, rate 4: a step takes") for note in details["notes"])
+    rates = re.search(r"expand.rate: ([\d.]+), rate: auto, or batches of (\d+) for", said)
+    for cheaper in ([f"expand.rate={rates[1]}", "train.batch_size=8"], [small[0], f"train.batch_size={rates[2]}"]):
+        assert "a step takes" not in call("expand", recipe, *cheaper, "--dry-run").out
+    outcome = call("expand", recipe, "expand={strategy: cl, mode: sequential, limit: 1.1}", "--dry-run")
+    assert "since its factors run one after another; mode: online multiplies" in " ".join(outcome.out.split())
+
+
+def test_auto_chooses_rates_and_says_them(recipe, call):
+    auto = ["expand={strategy: cl+fc, rate: auto, limit: 1.05, compare: {more: {limit: 2.5}}}", "train.batch_size=32"]
+    planned = call("expand", recipe, *auto, "--dry-run").out
+    assert "a rate of 1 would cost more than expand.limit: 1.05" in " ".join(planned.split())  # fc1
+    outcome = call("expand", recipe, *auto, "train.epochs=1")
+    assert outcome.status == 0, outcome.err
+    networks = json.loads(Path("runs/net-expand/report.json").read_text())["details"]["networks"]
+    costs = {}
+    for name, limit in (("cl+fc, rate auto below 1.05", 1.05), ("more", 2.5)):
+        layers = networks[name][0]["layers"]
+        assert all(1 <= layer["rate"] <= 4 for layer in layers)
+        costs[name] = 3 * sum(layer["product_macs"] for layer in layers)
+        assert costs[name] <= (limit - 1) * 3 * 32 * 1_430_272  # README's MACs of the compact net
+    assert costs["more"] > costs["cl+fc, rate auto below 1.05"]
+
+
+def test_auto_needs_a_training(recipe, call):
+    outcome = call("expand", recipe, "expand={strategy: cl, rate: auto, stages: [expand]}", "~train")
+    assert outcome.status == 2
+    assert "expand.rate: auto weighs the batches of a training; add the section `train`" in outcome.err
+    outcome = call("expand", recipe, "expand={strategy: fc, layers: [fc1], rate: auto}", "train.batch_size=2")
+    assert "auto finds no layer for which a rate of 1 stays below expand.limit: 1.5; raise the limit" in outcome.err
+
+
 REFUSALS = {
-    "expand.rate=0": "expand.rate: must be a number greater than 0 or a mapping, given 0",
+    "expand.rate=0": "expand.rate: must be a number greater than 0, 'auto' or a mapping, given 0",
+    "expand={strategy: cl, rate: auto, mode: sequential}": "rate: auto weighs the products of mode: online",
     "expand.strategy=cx": "strategy: 'cx' was given; allowed: cl, ck, fc, acnet, or some joined by +",
     "expand={strategy: ck, layers: [conv1, conv2]}": None,  # taken: 5x5
     "expand={strategy: ck, layers: [fc1]}": "expand: fc1: ck is not for linear layers",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from compresskit.numerics.expansion.composition import cheapest_order, compose, contract, cost, to_kernel, to_weight
 from compresskit.numerics.expansion.fit import fit_factors
@@ -115,6 +116,51 @@ def test_the_order_is_the_cheapest_of_all(seed):
     every = {order: count(shapes, order)[1] for order in orders(0, len(shapes))}
     assert len(every) == 14
     assert cost(shapes) == every[cheapest_order(shapes)] == min(every.values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_is_the_cheapest_with_both_gradients_too(seed):
+    """Each gradient of a product is a product of the same three sizes; torch's own counter knows nothing of that."""
+    random = np.random.default_rng(seed)
+    widths = random.integers(1, 9, 4)
+    taps = [(1, 1), tuple(map(int, random.integers(1, 4, 2))), (1, 1)]
+    shapes = [(1, int(o), *k, int(i)) for i, o, k in zip(widths, widths[1:], taps, strict=False)]
+
+    def macs(order):
+        kernels = [kernel(n, *shape).requires_grad_() for n, shape in enumerate(shapes)]
+        with FlopCounterMode(display=False) as counter:
+            contract(kernels, [None] * 3, order)[0].sum().backward()
+        return counter.get_total_flops() // 2
+
+    every = {order: macs(order) for order in orders(0, 3)}
+    assert every[cheapest_order(shapes)] == min(every.values()) == 3 * cost(shapes)
+
+
+@pytest.mark.parametrize("name", ["cl", "cl, depthwise", "ck", "fc, three factors"])
+def test_gradients_are_those_of_the_naive_product(name):
+    shapes = FACTORS[name]
+    factors = [kernel(n, *shape).movedim(-1, 2).contiguous().requires_grad_() for n, shape in enumerate(shapes)]
+    product = contract([factor.movedim(2, -1) for factor in factors], [None] * len(shapes))[0]
+    toward = kernel(9, *product.shape)
+    naive = factors[0].movedim(2, -1)
+    for factor in factors[1:]:
+        naive = naive_product(factor.movedim(2, -1), naive)
+    torch.testing.assert_close(product, naive, rtol=1e-12, atol=1e-12)
+    ours, theirs = (torch.autograd.grad((value * toward).sum(), factors) for value in (product, naive))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def naive_product(second, first):
+    """As `compose`, pair of taps by pair of taps."""
+    a, b = second.shape[2:-1], first.shape[2:-1]
+    taps = [x + y - 1 for x, y in zip(a, b, strict=True)]
+    result = second.new_zeros(*second.shape[:2], *taps, first.shape[-1])
+    for s in itertools.product(*map(range, a)):
+        for t in itertools.product(*map(range, b)):
+            place = tuple(x + y for x, y in zip(s, t, strict=True))
+            pair = torch.einsum("gom,gmi->goi", second[(..., *s, slice(None))], first[(..., *t, slice(None))])
+            result[(slice(None), slice(None), *place)] += pair
+    return result
 
 
 def test_any_order_gives_the_same_product():

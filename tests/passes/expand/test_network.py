@@ -114,6 +114,17 @@ def test_square_factors_start_as_precisely_as_float32_allows(strategy, layer):
         assert found.layers[0].residual == pytest.approx(error)  # of the factors as they are, not as they were solved
 
 
+def test_says_how_far_it_is(network):
+    told = []
+    expand(network, Expand(layers=("@conv",), init="from_checkpoint"), progress=lambda *place: told.append(place))
+    assert told == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
+def test_a_rate_that_is_too_low_for_a_trained_kernel_is_told_what_is_enough(network):
+    with pytest.raises(RecipeError, match=r"expand: grouped: no factors found .*; use a rate of 1 or more"):
+        expand(network, Expand(layers=("grouped",), rate=0.5, init="from_checkpoint"))
+
+
 def test_the_next_strategy_has_its_turn_where_no_factors_are_found():
     net = trace(nn.Sequential(nn.Conv2d(3, 8, 7)))
     found = expand(net, Expand(strategy="ck+cl", init="from_checkpoint"))

@@ -24,8 +24,8 @@ Gather = Callable[[fx.GraphModule, Sequence[Request], fx.GraphModule | None], di
 
 @dataclass
 class Draft:
-    """What was decided so far. choices: by site. layers: new weights, by layer, of full size. moments: what these were
-    fitted to."""
+    """What was decided so far. choices: by site. layers: new weights, by layer, of full size, but of sites that are
+    left as they are. moments: what these were fitted to, or would be."""
 
     choices: dict[str, Choice] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
@@ -39,6 +39,12 @@ class Draft:
         for reader in site.readers:
             self.moments[reader.layer] = moments[reader.request.name]
         self.layers |= fit(site, choice, moments, debias, rows, ridges)
+
+    def leave(self, site: Site, choice: Choice, moments: Mapping[str, Moments]) -> None:
+        """The site as it is: least squares of its own outputs on all its inputs are the weights that it has."""
+        self.choices[site.name] = choice
+        for reader in site.readers:
+            self.moments[reader.layer] = moments[reader.request.name]
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,10 @@ def parallel(
     made = dict(choices) | dict(zip((site.name for site in open_sites), chosen, strict=True))
     draft = Draft()
     for site in plan.sites:
-        draft.add(site, made[site.name], moments, options.debias, None)
+        if made[site.name].kept.all() and options.debias:
+            draft.leave(site, made[site.name], moments)
+        else:
+            draft.add(site, made[site.name], moments, options.debias, None)
     return draft
 
 

@@ -41,9 +41,9 @@ from compresskit.shapes import Shape
 class ReconstructedLayer:
     """A row of the report: a layer, what it reads now, and what that cost.
 
-    unit: what was counted, channels or inputs. asked: the rule, in words. rank: of the covariance of the inputs kept.
-    variance: of the layer's output. error: E||y - M x - b||^2 on the images of the moments. held: it was kept at
-    min_channels. low_rank: rank of the two factors, where it was factorised.
+    unit: what was counted, channels or inputs. asked: the rule, in words. rank: of the covariance of the inputs kept,
+    None where the layer was left as it is. variance: of the layer's output. error: E||y - M x - b||^2 on the images of
+    the moments. held: it was kept at min_channels. low_rank: rank of the two factors, where it was factorised.
     """
 
     name: str
@@ -194,9 +194,9 @@ def _row(
             gap=choice.gap,
             n_iter=choice.n_iter,
             converged=choice.converged,
-            rank=draft.layers[reader.layer].rank,
-            variance=draft.layers[reader.layer].variance,
-            error=draft.layers[reader.layer].error,
+            rank=layer.rank if (layer := draft.layers.get(reader.layer)) else None,
+            variance=layer.variance if layer else float(draft.moments[reader.layer].cyy.sum()),
+            error=layer.error if layer else 0.0,
             held=choice.held,
             weight_shape_before=tuple(weighted(network, reader.layer).weight.shape),
             weight_shape=tuple(weighted(smaller, reader.layer).weight.shape),

@@ -279,6 +279,17 @@ def test_a_judge_has_a_say_and_decides_on_accuracy():
     assert loss_of_first(biased.masked) < 0.99 * loss_of_first(blind.masked)
 
 
+def test_a_site_that_keeps_all_is_left_as_it_is():
+    """Bit for bit, whatever a fit to few images would make of it."""
+    network, found = run(Dense, Reconstruct(keep={"fc1": "50%", "conv2": "100%", "fc2": "100%"}))
+    rows = {row.name: row for row in found.rows}
+    for name in ("conv2", "fc2"):
+        assert torch.equal(found.masked.get_submodule(name).weight, network.get_submodule(name).weight)
+        assert (rows[name].error, rows[name].rank) == (0.0, None)
+        assert rows[name].variance > 0
+    assert rows["fc1"].error > 0
+
+
 def test_progress_is_told_by_the_work_of_each_step():
     """Every step that was announced ends; a layer counts by the cube of its inputs."""
     told = {}

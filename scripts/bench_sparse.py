@@ -1,12 +1,14 @@
-"""Training step of a deep net of sparse layers: masked dense layers, grouped ones, and torch's sparse matrices.
+"""Training step, or inference, of a deep net of sparse layers: masked dense layers, grouped ones, torch's sparse ones.
 
     python scripts/bench_sparse.py [--depth 1000] [--width 256] [--degree 4] [--batch 128] [--activation tanh]
-                                   [--sparse-depth 50] [--conv] [--device cpu] [--threads 1] [--repeats 5]
+                                   [--sparse-depth 50] [--conv] [--inference] [--device cpu] [--threads 1]
+                                   [--repeats 5]
 
 Each layer keeps `degree` of `width` inputs, in blocks, which lie in another order in the next layer. Prints one JSON
 line: milliseconds of a step (forward, backward, SGD with momentum, and masking of gradients where masks are) as medians
 of steps taken in turn, and ratios to the grouped layout. torch's sparse matrices are timed at a smaller depth, and both
 scaled up. --conv: convolutions 3x3 of whole kernels on maps of 8x8, to be asked for with a smaller depth and width.
+--inference: forward passes in eval mode under torch.inference_mode, in the place of steps.
 Before anything is timed, outputs and gradients of masked and grouped nets must agree in float64.
 """
 
@@ -89,6 +91,17 @@ class Step:
         self.optimizer.step()
 
 
+class Inference:
+    """One forward pass after another of the same batch."""
+
+    def __init__(self, network: nn.Module, inputs: Tensor) -> None:
+        self.network, self.inputs = network.eval(), inputs
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        self.network(self.inputs)
+
+
 class PlainStep(Step):
     """With SGD written out: torch's optimisers refuse weights in compressed rows."""
 
@@ -160,11 +173,18 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def steps_of(arguments: argparse.Namespace, depth: int, inputs: Tensor, ways: Sequence[str]) -> dict[str, Step]:
+def steps_of(
+    arguments: argparse.Namespace, depth: int, inputs: Tensor, ways: Sequence[str]
+) -> dict[str, Callable[[], None]]:
     """Of nets with the same weights."""
     network, masks = masked(arguments, depth)
     network = network.to(inputs.device)
-    makers = {
+    if arguments.inference:
+        networks: dict[str, Callable[[], nn.Module]] = {
+            "masked": lambda: network, "grouped": lambda: group(network, masks).network
+        }  # fmt: skip
+        return {way: Inference(networks[way](), inputs) for way in ways}
+    makers: dict[str, Callable[[], Step]] = {
         "masked": lambda: Step(network, inputs, masks, fused=arguments.fused),
         "grouped": lambda: Step(group(network, masks).network, inputs, {}, fused=arguments.fused),
         "torch.sparse": lambda: PlainStep(sparse(network), inputs.t().contiguous()),
@@ -181,6 +201,7 @@ def main() -> None:
     parser.add_argument("--activation", choices=ACTIVATIONS, default="tanh")
     parser.add_argument("--sparse-depth", type=int, default=50, help="0: without torch's sparse matrices")
     parser.add_argument("--conv", action="store_true")
+    parser.add_argument("--inference", action="store_true", help="forward passes in eval mode")
     parser.add_argument("--fused", action="store_true", help="torch's fused SGD")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -193,12 +214,13 @@ def main() -> None:
     inputs = torch.randn(arguments.batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     difference = check(arguments, inputs)
     times = milliseconds(steps_of(arguments, arguments.depth, inputs, ("masked", "grouped")), arguments.repeats, device)
-    if arguments.sparse_depth and not arguments.conv:
+    if arguments.sparse_depth and not (arguments.conv or arguments.inference):
         small = steps_of(arguments, arguments.sparse_depth, inputs, ("grouped", "torch.sparse"))
         few = milliseconds(small, arguments.repeats, device)
         times["torch.sparse, scaled"] = few["torch.sparse"] / few["grouped"] * times["grouped"]
     row = {
-        "bench": "sparse", "layer": "conv 3x3 on 8x8" if arguments.conv else "linear", "depth": arguments.depth,
+        "bench": "sparse", "of": "inference" if arguments.inference else "training step",
+        "layer": "conv 3x3 on 8x8" if arguments.conv else "linear", "depth": arguments.depth,
         "width": arguments.width, "degree": arguments.degree, "batch": arguments.batch,
         "activation": arguments.activation, "fused_sgd": arguments.fused,
         "ms": {way: round(value, 2) for way, value in times.items()},

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from compresskit.graph.layers.grouped import block_product
+from compresskit.graph.layers.only_values import only_values
 from compresskit.numerics.threads import threads
 
 _LARGE = 1 << 18  # values of a layer, from which on several threads are worth their while
@@ -56,6 +57,8 @@ class GroupedStack(nn.Module):
         elif self._trains_on_the_cpu(rows):
             weight = self.weight.unflatten(1, (self.groups, -1))
             y = _Layers.apply(rows, weight, bias, self.activation, self._spare)
+        elif self._needs_one_thread(rows) and only_values(rows, self.weight, bias):
+            y = self._values(rows, bias)
         else:
             y = self._one_by_one(rows, bias)
         return y.reshape(x.shape)
@@ -72,6 +75,28 @@ class GroupedStack(nn.Module):
             blocks = value.reshape(len(value) // groups, groups, value.shape[1]).transpose(0, 1)
             value = act(torch.baddbmm(own, weight.view(groups, -1, len(value) // groups), blocks)).view(value.shape)
         return value.t()
+
+    @torch.no_grad()
+    def _values(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Without gradients and in numpy, between two buffers; weights are read where they lie, so none can be old."""
+        layers, groups, (batch, features) = self.layers, self.groups, x.shape
+        values = x.new_empty(2, features, batch)
+        values[0].copy_(x.t())
+        inputs = [part.numpy() for part in _strided(values, groups)]
+        outputs = [part.numpy() for part in values.view(2, groups, -1, batch)]
+        weights = self.weight.detach().view(layers, groups, -1, features // groups).numpy()
+        biases = bias.detach().view(layers, groups, -1, 1).numpy()
+        with np.errstate(all="ignore"):  # as torch, which passes on inf and NaN
+            for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
+                out = outputs[(layer + 1) % 2]
+                np.matmul(w, inputs[layer % 2], out=out)
+                np.add(out, b, out=out)
+                _activate(values[(layer + 1) % 2], self.activation)
+        return values[layers % 2].t()
+
+    @staticmethod
+    def _needs_one_thread(x: Tensor) -> bool:
+        return 0 < x.numel() and (x.numel() < _LARGE or torch.get_num_threads() == 1)
 
     def _trains_on_the_cpu(self, x: Tensor) -> bool:
         """Where autograd's and the allocator's share of each of many small layers would be most of the time."""

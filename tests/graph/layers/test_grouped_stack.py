@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from compresskit.graph.counting import count
 from compresskit.graph.layers.grouped import ChannelPermutation, GroupedLinear
@@ -93,6 +95,8 @@ def test_single_precision_is_as_exact_as_torchs():
 def test_batches_of_any_shape(shape):
     stack, x = made(), torch.randn(shape, dtype=torch.float64)
     assert stack(x).shape == shape
+    with torch.no_grad():
+        assert stack(x).shape == shape
     torch.testing.assert_close(stack(x), one_by_one(stack)(x.reshape(-1, 12)).view(shape))
 
 
@@ -186,3 +190,97 @@ def test_programs_take_batches_of_any_size(bias):
     for size in (1, 4, 7):
         x = torch.randn(size, 5)
         torch.testing.assert_close(program(x), network(x))
+
+
+@pytest.fixture
+def in_numpy(monkeypatch):
+    """Fails where torch computes layer by layer what numpy could."""
+
+    def refused(*_):
+        raise AssertionError("layer by layer in torch")
+
+    monkeypatch.setattr(GroupedStack, "_one_by_one", refused)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("in_numpy")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layers", [1, 2, 5])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_without_gradients_it_is_its_layers_one_by_one(bias, activation, layers, dtype):
+    stack = made(layers, activation, bias, dtype).eval()
+    for shape in ((1, 12), (7, 12), (12,), (2, 3, 12)):
+        x = torch.randn(shape, dtype=dtype)
+        y = stack(x)
+        expected = one_by_one(stack)(x.reshape(-1, 12)).view(shape)
+        torch.testing.assert_close(y, expected, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+        with torch.inference_mode():
+            assert stack(x).equal(y)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("in_numpy")
+def test_it_reads_the_weights_of_now():
+    """However they were changed since the last call."""
+    stack, x = made().eval(), torch.randn(4, 12, dtype=torch.float64)
+    found = [stack(x)]
+
+    def changed(stack, x=x):
+        found.append(stack(x).double())
+        torch.testing.assert_close(found[-1], one_by_one(stack)(x).double(), rtol=1e-6, atol=1e-6)
+        assert not found[-1].allclose(found[-2], rtol=0, atol=1e-9)
+
+    with torch.enable_grad():
+        _Trained(stack).step(x)
+    changed(stack)
+    stack.load_state_dict({name: tensor.flip(0) for name, tensor in stack.state_dict().items()})
+    changed(stack)
+    stack.weight.data[:, ::2] = 0
+    changed(stack)
+    changed(stack.float(), x.float())
+    twin = copy.deepcopy(stack.double())
+    twin.weight.mul_(0.5)
+    changed(twin)
+    stack.bias = nn.Parameter(stack.bias + 1)
+    changed(stack)
+
+
+class _Trained:
+    """One step of SGD, in training mode."""
+
+    def __init__(self, stack):
+        self.stack, self.optimizer = stack, torch.optim.SGD(stack.parameters(), lr=0.1)
+
+    def step(self, x):
+        self.stack.train()(x).square().sum().backward()
+        self.optimizer.step()
+        self.stack.eval()
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_what_follows_the_calls_sees_them():
+    """Transformations, tangents, traces and dispatch modes, all of which pass numpy by."""
+    stack, (x, tangent) = made().eval(), torch.randn(2, 4, 12, dtype=torch.float64)
+    layers = one_by_one(stack)
+    torch.testing.assert_close(torch.func.vmap(stack)(x), layers(x))
+    expected = torch.func.jvp(layers, (x,), (tangent,))[1]
+    torch.testing.assert_close(torch.func.jvp(stack, (x,), (tangent,))[1], expected)
+    with forward_ad.dual_level():
+        y = stack(forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, expected)
+    torch.testing.assert_close(torch.jit.trace(stack, x)(tangent), layers(tangent))
+    with FlopCounterMode(display=False) as counter:
+        stack(x)
+    assert counter.get_total_flops() == 2 * 4 * 3 * 12 * 4
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("in_numpy")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_infinity_and_nan_pass_without_a_warning(activation, recwarn):
+    stack = made(layers=1, activation=activation).eval()
+    x = torch.tensor([[torch.inf] * 12, [-torch.inf] * 12, [torch.nan] * 12, [1e308] * 12], dtype=torch.float64)
+    torch.testing.assert_close(stack(x), one_by_one(stack)(x), equal_nan=True)
+    assert not recwarn.list

@@ -7,9 +7,10 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import h5py
 import numpy as np
@@ -33,6 +34,7 @@ _DIGITS = 16  # of the identity in a file's name
 _SMALL = ("mean_x", "mean_y", "cyx", "cyy")
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError)  # what h5py raises at a file that is broken
 
+_LOST = "it was removed or damaged while this run needed it"
 Identity = Mapping[str, str]  # what an entry was made of: fingerprints and options by name
 Shapes = Mapping[str, tuple[int, ...]]
 T = TypeVar("T")
@@ -58,6 +60,10 @@ class StoredMatrix:
     def diagonal(self) -> Tensor:
         return self._rows("diagonal", slice(None))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the file itself."""
+        return _reopened, (self.file.filename, self.group, self.shape, self.device)
+
     def _rows(self, name: str, rows: slice) -> Tensor:
         try:
             return _tensor(self.file[name][self.group, rows], self.device)
@@ -66,6 +72,18 @@ class StoredMatrix:
                 f"{self.file.filename}: it was damaged while it was in use ({_first_line(error)}); run the command "
                 "again with --resume"
             ) from error
+
+
+def _reopened(path: str, group: int, shape: tuple[int, int], device: torch.device) -> StoredMatrix:
+    return StoredMatrix(_opened(Path(path)), group, shape, device)
+
+
+@lru_cache(maxsize=1)  # the groups of a convolution share their file
+def _opened(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except _DAMAGE as error:
+        raise CacheError(f"{path}: {_LOST} ({_first_line(error)}); run the command again with --resume") from error
 
 
 @dataclass(frozen=True)
@@ -121,10 +139,7 @@ class MomentCache:
             small = {field: _tensor(file[field][()], self.device) for field in _SMALL}
             count = int(file.attrs["count"])
         except _DAMAGE as error:
-            raise CacheError(
-                f"{path}: it was removed or damaged while this run needed it ({_first_line(error)}); run the command "
-                "again with --resume"
-            ) from error
+            raise CacheError(f"{path}: {_LOST} ({_first_line(error)}); run the command again with --resume") from error
         matrices: list[Matrix] = [StoredMatrix(file, g, (features, features), self.device) for g in range(groups)]
         return Moments(count=count, cxx=matrices, **small)
 

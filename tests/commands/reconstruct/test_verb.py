@@ -63,6 +63,17 @@ def test_files_at_fixed_names(trained):
     assert not [name for name in names if name.startswith(".") and not is_lock(Path(name))]
 
 
+def test_workers_read_the_moments_from_disk_and_choose_the_same(trained):
+    """Whose matrices lie in files that stay open, and open files cannot be sent to another process."""
+    options = ("reconstruct.workers=2", "reconstruct.retrain=null", "--out", "runs/workers")
+    done = program("reconstruct", "net.yaml", "-c", "runs/net-train", *options, cwd=trained)
+    assert done.status == 0, done.err
+    found = [load(trained / "runs" / name).network.state_dict() for name in
+             ("workers/model.pt", "net-reconstruct/reconstructed.pt")]  # fmt: skip
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_the_net_is_half_as_large_and_nearly_as_good(trained):
     found = report(trained / "runs/net-reconstruct")
     figures = {figure["name"]: (figure["before"][0], figure["after"][0]) for figure in found["figures"]}

@@ -65,7 +65,7 @@ HOMES = {
     "rich": ["report", "terminal"],
     "yaml": ["recipes.yaml_reader"],
     "pydantic": ["recipes.build", "recipes.hints", "recipes.texts", "storage.content"],
-    "h5py": ["storage.moment_cache", "data.reading.arrays"],
+    "h5py": ["storage.moment_cache", "storage.stored_matrix", "data.reading.arrays"],
     "torchvision": ["models", "data"],
     "matplotlib": ["plots"],
     "tensorboard": ["training.metrics_log"],

@@ -7,10 +7,9 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import h5py
 import numpy as np
@@ -21,69 +20,22 @@ from compresskit.errors import CacheError
 from compresskit.graph.format.table import to_table
 from compresskit.numerics.moments.matrix import Matrix
 from compresskit.numerics.moments.moments import Moments
+from compresskit.storage import stored_matrix
 from compresskit.storage.atomic import atomic_write, is_temporary, unwritable
 from compresskit.storage.lock import Lock
+from compresskit.storage.stored_matrix import DAMAGE, LOST, StoredMatrix, first_line, to_tensor
 
 log = logging.getLogger("compresskit")
 
 VERSION = "2"  # of the files' layout; 1 had neither checksums nor the identity in its name
-BLOCK_BYTES = 64 * 2**20  # read from disk at a time
 CHUNK_BYTES = 2**20  # that one checksum is for
 _HEAD = 512  # bytes before HDF5's own, the least that it leaves to its users: the digest of all behind them
 _DIGITS = 16  # of the identity in a file's name
 _SMALL = ("mean_x", "mean_y", "cyx", "cyy")
-_DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError)  # what h5py raises at a file that is broken
 
-_LOST = "it was removed or damaged while this run needed it"
 Identity = Mapping[str, str]  # what an entry was made of: fingerprints and options by name
 Shapes = Mapping[str, tuple[int, ...]]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class StoredMatrix:
-    """One group's covariance (in, in), left in a file that stays open, and read in blocks of rows."""
-
-    file: h5py.File
-    group: int
-    shape: tuple[int, int]
-    device: torch.device
-
-    def __matmul__(self, other: Tensor) -> Tensor:
-        rows = max(1, BLOCK_BYTES // (8 * self.shape[1]))
-        starts = range(0, self.shape[0], rows)
-        return torch.cat([self._rows("cxx", slice(start, start + rows)) @ other for start in starts])
-
-    def read(self) -> Tensor:
-        return self._rows("cxx", slice(None))
-
-    def diagonal(self) -> Tensor:
-        return self._rows("diagonal", slice(None))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens the file itself."""
-        return _reopened, (self.file.filename, self.group, self.shape, self.device)
-
-    def _rows(self, name: str, rows: slice) -> Tensor:
-        try:
-            return _tensor(self.file[name][self.group, rows], self.device)
-        except _DAMAGE as error:
-            raise CacheError(
-                f"{self.file.filename}: it was damaged while it was in use ({_first_line(error)}); run the command "
-                "again with --resume"
-            ) from error
-
-
-def _reopened(path: str, group: int, shape: tuple[int, int], device: torch.device) -> StoredMatrix:
-    return StoredMatrix(_opened(Path(path)), group, shape, device)
-
-
-@lru_cache(maxsize=1)  # the groups of a convolution share their file
-def _opened(path: Path) -> h5py.File:
-    try:
-        return h5py.File(path, "r")
-    except _DAMAGE as error:
-        raise CacheError(f"{path}: {_LOST} ({_first_line(error)}); run the command again with --resume") from error
 
 
 @dataclass(frozen=True)
@@ -136,10 +88,10 @@ class MomentCache:
         try:
             file = h5py.File(path, "r")
             groups, features, _ = file["cxx"].shape
-            small = {field: _tensor(file[field][()], self.device) for field in _SMALL}
+            small = {field: to_tensor(file[field][()], self.device) for field in _SMALL}
             count = int(file.attrs["count"])
-        except _DAMAGE as error:
-            raise CacheError(f"{path}: {_LOST} ({_first_line(error)}); run the command again with --resume") from error
+        except DAMAGE as error:
+            raise CacheError(f"{path}: {LOST} ({first_line(error)}); run the command again with --resume") from error
         matrices: list[Matrix] = [StoredMatrix(file, g, (features, features), self.device) for g in range(groups)]
         return Moments(count=count, cxx=matrices, **small)
 
@@ -162,7 +114,7 @@ class MomentCache:
         """Fills `sums` with what a part holds."""
         with h5py.File(self._part(name, rank, identity), "r") as file:
             for field, tensor in sums.items():
-                tensor.copy_(_tensor(file[field][()], self.device))
+                tensor.copy_(to_tensor(file[field][()], self.device))
 
     def drop_part(self, name: str, rank: int, identity: Identity) -> None:
         """Removes a part, and what a killed process left of writing one."""
@@ -184,7 +136,7 @@ class MomentCache:
                 return "it is damaged"
             with h5py.File(path, "r") as file:
                 found = json.loads(file.attrs["identity"])
-        except _DAMAGE:
+        except DAMAGE:
             return "it cannot be read"
         changed = sorted(key for key in identity | found if found.get(key) != identity.get(key))
         return f"it was made with other {', '.join(changed)}"
@@ -270,26 +222,18 @@ def _reading(path: Path, look: Callable[[h5py.File], str]) -> str:
             return "its checksum does not fit"
         with h5py.File(path, "r") as file:
             return look(file)
-    except _DAMAGE as error:
-        return _first_line(error)
+    except DAMAGE as error:
+        return first_line(error)
 
 
 def _finite(stored: h5py.Dataset) -> bool:
     """Read in blocks of rows of the last dimension but one, which may be large."""
-    if stored.ndim < 2 or prod(stored.shape) * 8 <= BLOCK_BYTES:
+    if stored.ndim < 2 or prod(stored.shape) * 8 <= stored_matrix.BLOCK_BYTES:
         return bool(np.isfinite(stored[()]).all())
-    rows = max(1, BLOCK_BYTES // (8 * stored.shape[-1]))
+    rows = max(1, stored_matrix.BLOCK_BYTES // (8 * stored.shape[-1]))
     places = np.ndindex(*stored.shape[:-2])
     starts = range(0, stored.shape[-2], rows)
     return all(bool(np.isfinite(stored[(*place, slice(s, s + rows))]).all()) for place in places for s in starts)
-
-
-def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.asarray(values)).to(device)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _stem(name: str) -> str:

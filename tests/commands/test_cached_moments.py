@@ -25,7 +25,7 @@ from compresskit.numerics.least_squares.solvers import Cholesky, ConjugateGradie
 from compresskit.passes import moments as moments_pass
 from compresskit.passes.fuse.fusible import find
 from compresskit.passes.moments import collect
-from compresskit.storage import moment_cache
+from compresskit.storage import moment_cache, stored_matrix
 from compresskit.storage.lock import is_lock
 from compresskit.storage.moment_cache import MomentCache
 from tests.graph.nets import Plain, make
@@ -85,7 +85,7 @@ def test_solvers_read_the_matrix_off_the_disk(network, data, kept, monkeypatch):
     request = requests(network)[0]
     moments = kept.gather(network, [request], data.train)[request.name]
     direct = Cholesky(ridge=0.0)(moments.cxx[0], moments.cyx[0])
-    monkeypatch.setattr(moment_cache, "BLOCK_BYTES", 8 * request.features * 7)  # seven rows at a time
+    monkeypatch.setattr(stored_matrix, "BLOCK_BYTES", 8 * request.features * 7)  # seven rows at a time
     iterated = ConjugateGradient(tol=1e-12)(moments.cxx[0], moments.cyx[0])
     torch.testing.assert_close(iterated.weight, direct.weight, rtol=1e-6, atol=1e-8)
 

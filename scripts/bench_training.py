@@ -23,9 +23,9 @@ from torchvision import transforms
 from compresskit.data.dataset import DataSet
 from compresskit.data.named import MNIST, MNIST_NORMALIZATION
 from compresskit.training.loop import fit
-from compresskit.training.optimizers import SGD
+from compresskit.training.optimization.optimizers import SGD
+from compresskit.training.optimization.schedules import Constant
 from compresskit.training.options import Training
-from compresskit.training.schedules import Constant
 
 LR = 0.05
 

@@ -316,7 +316,7 @@ def training_times(device: str) -> dict[str, Any]:
     from compresskit.graph.trace import trace
     from compresskit.models.images.resnet import ResNet
     from compresskit.training.loop import fit
-    from compresskit.training.optimizers import SGD
+    from compresskit.training.optimization.optimizers import SGD
     from compresskit.training.options import Training
 
     data, where = MnistMini().load(0), torch.device(device)

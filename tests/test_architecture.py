@@ -29,7 +29,7 @@ FLOORS = [
     # training of a network
     ["training"],
     ["training.analyses"],
-    ["training.tasks"],
+    ["training.optimization", "training.tasks"],
     # (model, statistics, options) -> (new model, rows)
     ["passes.prune"],
     ["passes.expand", "passes.fuse", "passes.initialise", "passes.isometry", "passes.reconstruct", "passes.spectra"],

@@ -8,8 +8,8 @@ from compresskit.options import option
 from compresskit.training.analyses.gradient_confusion import GradientConfusion
 from compresskit.training.distillation import Distill
 from compresskit.training.layer_rates import LayerwiseRates
-from compresskit.training.optimizers import SGD, Optimizer
-from compresskit.training.schedules import Cosine, Schedule
+from compresskit.training.optimization.optimizers import SGD, Optimizer
+from compresskit.training.optimization.schedules import Cosine, Schedule
 from compresskit.training.tasks.losses import Loss
 
 Metric = Literal["accuracy", "accuracy@5", "loss", "mae", "mse", "miou", "recall", "precision", "map"]

@@ -16,12 +16,12 @@ from compresskit.distributed import Group
 from compresskit.errors import ConvergenceError
 from compresskit.graph.masks import Masks, apply_masks
 from compresskit.numerics.consistency import divergence
-from compresskit.training.accumulation import SharedProducts, micro_batches
 from compresskit.training.analyses.gradient_confusion import gradient_cosines
 from compresskit.training.checks import checked_steps, drops_last, largest_part
 from compresskit.training.distillation import distiller_for
 from compresskit.training.layer_rates import LayerRates, owners
-from compresskit.training.optimizers import parameter_groups
+from compresskit.training.optimization.accumulation import SharedProducts, micro_batches
+from compresskit.training.optimization.optimizers import parameter_groups
 from compresskit.training.options import Training
 from compresskit.training.seeds import epoch_seed
 from compresskit.training.tasks.evaluation import METRICS

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from compresskit.numerics.consistency import divergence
-from compresskit.training.optimizers import SGD
+from compresskit.training.optimization.optimizers import SGD
 from compresskit.training.options import Training
 from tests.training.tiny_run import Split, dataset, network, run
 

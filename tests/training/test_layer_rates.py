@@ -12,8 +12,8 @@ from compresskit.graph.trace import trace
 from compresskit.graph.weights import weights_of
 from compresskit.passes.spectra.weights import spectra
 from compresskit.training.layer_rates import LayerRates, LayerwiseRates, owners
-from compresskit.training.optimizers import SGD, parameter_groups
-from compresskit.training.schedules import Step
+from compresskit.training.optimization.optimizers import SGD, parameter_groups
+from compresskit.training.optimization.schedules import Step
 from compresskit.training.seeds import epoch_seed
 
 

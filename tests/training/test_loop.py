@@ -7,9 +7,9 @@ import torch
 
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.training.metrics_log import MetricsLog
-from compresskit.training.optimizers import OPTIMIZERS, SGD
+from compresskit.training.optimization.optimizers import OPTIMIZERS, SGD
+from compresskit.training.optimization.schedules import SCHEDULES, Constant, Step
 from compresskit.training.options import Training
-from compresskit.training.schedules import SCHEDULES, Constant, Step
 from compresskit.training.seeds import epoch_seed, set_determinism
 from compresskit.training.tasks.losses import CrossEntropy, MeanAbsolute
 

@@ -7,9 +7,9 @@ from compresskit.errors import RunFolderError
 from compresskit.graph.masks import apply_masks
 from compresskit.training.analyses.gradient_confusion import gradient_cosines
 from compresskit.training.layer_rates import LayerwiseRates
-from compresskit.training.optimizers import OPTIMIZERS, SGD
+from compresskit.training.optimization.optimizers import OPTIMIZERS, SGD
+from compresskit.training.optimization.schedules import Constant
 from compresskit.training.options import Training
-from compresskit.training.schedules import Constant
 from tests.training.tiny_run import dataset, network, run
 
 NAMES = ("0.weight", "4.weight")

@@ -9,7 +9,7 @@ import torch
 
 from compresskit.errors import RunFolderError
 from compresskit.training import state
-from compresskit.training.optimizers import SGD
+from compresskit.training.optimization.optimizers import SGD
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("tiny_run.py"))]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -20,7 +20,7 @@ from compresskit.distributed import Group, connect
 from compresskit.passes.expand.network import expand
 from compresskit.passes.expand.options import Expand
 from compresskit.training.loop import History, fit
-from compresskit.training.optimizers import SGD, Adam
+from compresskit.training.optimization.optimizers import SGD, Adam
 from compresskit.training.options import Training
 
 

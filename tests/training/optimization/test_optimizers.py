@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compresskit.training.optimizers import OPTIMIZERS, SGD, Adam, AdamW, parameter_groups
+from compresskit.training.optimization.optimizers import OPTIMIZERS, SGD, Adam, AdamW, parameter_groups
 
 LR, DECAY = 0.1, 0.3
 

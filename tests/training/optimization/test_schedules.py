@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from compresskit.training.optimization.schedules import SCHEDULES, Constant, Cosine, MultiStep, Step
 from compresskit.training.options import Training
-from compresskit.training.schedules import SCHEDULES, Constant, Cosine, MultiStep, Step
 
 STEPS, EPOCHS = 5, 8
 SETTINGS = {"step": {"step_size": 3}, "multi-step": {"milestones": (2, 5)}}

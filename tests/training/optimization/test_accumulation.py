@@ -11,8 +11,8 @@ from compresskit.errors import RecipeError
 from compresskit.graph.layers.expanded import Expanded
 from compresskit.passes.expand.network import expand
 from compresskit.passes.expand.options import Expand
-from compresskit.training.accumulation import SharedProducts, micro_batches
-from compresskit.training.optimizers import SGD
+from compresskit.training.optimization.accumulation import SharedProducts, micro_batches
+from compresskit.training.optimization.optimizers import SGD
 from compresskit.training.options import Training
 
 DOUBLE = Training(epochs=3, batch_size=10, optimizer=SGD(lr=0.1, momentum=0.9), clip_norm=0.5)

@@ -18,12 +18,13 @@ from compresskit.training.tasks.losses import loss_for
 
 
 def plan_training(current: Session, network: fx.GraphModule, options: Training) -> Result:
-    """One batch forward and backward on a copy of the network, and the size of what lies ahead."""
+    """One batch, or a part that is accumulated, forward and backward on a copy, and the size of what lies ahead."""
     data = current.data
     check_room(current, [network], run_path(current), epochs=options.kept_epochs)
     steps = check_training(current, network, options) * options.epochs
     trial = copy.deepcopy(network).train()
-    inputs, targets = next(data.train.batches(min(options.batch_size, len(data.train)), current.device, seed=0))
+    size = min(-(-options.batch_size // options.accumulate), len(data.train))
+    inputs, targets = next(data.train.batches(size, current.device, seed=0))
     loss = loss_for(data.task, options.loss, data.anchors)(trial(inputs)[: len(targets)], targets)
     torch.autograd.backward(loss)
     loss = loss.detach()

@@ -203,6 +203,16 @@ def test_a_dry_run_shows_the_factors_and_writes_nothing(recipe, call, tmp_path):
     assert "│ alone " in outcome.out
 
 
+def test_a_dry_run_of_a_batch_in_parts_takes_one_part(recipe, call):
+    """A whole batch need not fit in memory. Equal samples have equal losses."""
+    outputs = [
+        call("expand", recipe, f"train.batch_size={size}", f"train.accumulate={parts}", "--dry-run").out
+        for size, parts in ((64, 1), (128, 2), (128, 1))
+    ]
+    losses = [next(line for line in out.splitlines() if "loss of the first batch" in line) for out in outputs]
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_the_cost_of_a_step_is_said_before_and_after(recipe, call):
     """SmallNet of 5x5 kernels, ck+fc: fc1's product alone is more than all convolutions' of 64 images."""
     small = ["expand.rate=4", "train.batch_size=8", "train.epochs=1"]

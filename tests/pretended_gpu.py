@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -155,6 +156,15 @@ def _cuda(free: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_group = clip_grad._group_tensors_by_device_and_dtype
+
+
+def _grouped(lists: Any, *args: Any) -> Any:
+    """torch's grouping of tensors, which is no Python and takes all for tensors of the CPU."""
+    found = _group(lists, *args).items()
+    return {(group[0][0][0].device, dtype): group for (_, dtype), group in found}
+
+
 @contextmanager
 def pretended_gpu(free: int = FREE) -> Iterator[Transfers]:
     """torch has a GPU, with so many bytes free, and counts what is copied, anew for each `with`."""
@@ -168,6 +178,7 @@ def pretended_gpu(free: int = FREE) -> Iterator[Transfers]:
         for target, changes in (
             (torch.cuda, _cuda(free)),
             (torch, {"load": _loaded, "autocast": _CpuAutocast, "inference_mode": lambda mode=True: torch.no_grad()}),
+            (clip_grad, {"_group_tensors_by_device_and_dtype": _grouped}),
             (threading.Thread, {"run": _in_thread}),
             (optimizer, {name: lambda self: None for name in checks if hasattr(optimizer, name)}),
         ):

@@ -106,7 +106,7 @@ def _check_devices(func: Any, args: Any, leaves: list[Any]) -> None:
         return
     others = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, OnGpu)]
     refused = [x for x in others if x.ndim > 0 and not (func in _INDEXED and not x.is_floating_point())]
-    written = func._schema.is_mutable and args and not isinstance(args[0], OnGpu) and args[0] in others
+    written = func._schema.is_mutable and any(args[0] is x for x in others)
     if refused or written:
         raise RuntimeError(f"{_MIXED} ({func}, of the CPU: {[tuple(x.shape) for x in refused or others]})")
 

@@ -92,7 +92,7 @@ def test_errors_are_those_of_the_refit_and_never_fall():
     for count in (20, 13, 4, 1):
         kept = found.kept(count)
         assert int(kept.sum()) == count
-        weight, _ = refit(part, kept)
+        weight = refit(part, kept).weight
         error = squared_error(part, variance, weight)
         assert float(found.errors[20 - count]) == pytest.approx(error, abs=1e-6 * variance)  # the ridge
 

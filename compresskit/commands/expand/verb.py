@@ -202,14 +202,14 @@ def _compared(current: Session, expanded: fx.GraphModule, compact: fx.GraphModul
     The expanded net runs its factors one after another, so that this is no comparison of a product with itself.
     A prediction is the class with the highest score, of an image or of a pixel.
     """
-    largest = scale = 0.0
-    differing = 0
+    largest, scale = (torch.zeros((), device=current.device) for _ in range(2))  # read once, at the end
+    differing = torch.zeros((), dtype=torch.int64, device=current.device)
     expanded = copy.deepcopy(expanded)
     set_factors(expanded, mode="sequential")
     with torch.inference_mode(), evaluating(expanded), evaluating(compact):
         for inputs, _ in current.data.test.batches(current.recipe.moments.batch_size, current.device):
             one, other = expanded(inputs), compact(inputs)
-            largest = max(largest, float((one - other).abs().max()))
-            scale = max(scale, float(one.abs().max()))
-            differing += int((one.argmax(1) != other.argmax(1)).sum())
-    return largest / scale if scale else largest, differing
+            largest, scale = largest.maximum((one - other).abs().max()), scale.maximum(one.abs().max())
+            differing = differing + (one.argmax(1) != other.argmax(1)).sum()
+    difference = largest / scale if scale > 0 else largest
+    return float(difference), int(differing)

@@ -93,23 +93,24 @@ def _data(current: Session, options: PruneAndRetrain) -> Data:
 
     def paired(network: fx.GraphModule, layers: Sequence[str], augmix: AugMix) -> Responses:
         draws = torch.Generator().manual_seed(current.recipe.seed)
-        pairs = ((x, _augmented(current, x, augmix, draws)) for x, _ in split.batches(size, current.device))
+        mean, std = (
+            torch.tensor(values, device=current.device)[:, None, None]
+            for values in (current.data.mean, current.data.std)
+        )
+        pairs = ((x, _augmented(x, mean, std, augmix, draws)) for x, _ in split.batches(size, current.device))
         return responses(network, layers, pairs)
 
     return Data(gradients, paired)
 
 
-def _augmented(current: Session, images: Any, augmix: AugMix, draws: torch.Generator) -> Tensor:
-    """Normalised images, augmented as bytes. Raises RecipeError for what are no images of bytes."""
+def _augmented(images: Any, mean: Tensor, std: Tensor, augmix: AugMix, draws: torch.Generator) -> Tensor:
+    """Images normalised by `mean` and `std` (channels, 1, 1), augmented as bytes. Raises RecipeError for what are no
+    images of bytes."""
     if not isinstance(images, Tensor) or images.ndim != 4:
         raise RecipeError("prune.criterion: augprune augments images; take another criterion for these data")
-    mean, std = (
-        torch.tensor(values, device=images.device, dtype=images.dtype)[:, None, None]
-        for values in (current.data.mean, current.data.std)
-    )
     greys = (images * std + mean) * 255
     bytes_ = greys.round()
-    if float(bytes_.min()) < 0 or float(bytes_.max()) > 255 or float((greys - bytes_).abs().max()) > 0.01:
+    if not bool(((bytes_ >= 0) & (bytes_ <= 255) & ((greys - bytes_).abs() <= 0.01)).all()):
         raise RecipeError("prune.criterion: augprune augments images of bytes, these data are others; take another one")
     changed = augmix(bytes_.to(torch.uint8), augmix.draw(len(images), draws).to(images.device))
     return (changed / 255 - mean) / std

@@ -37,12 +37,13 @@ class AugMix:
         kept, weights, lengths, steps = self._unpacked(draws)
         shares = -torch.log1p(-weights)  # exponential, so that their shares are Dirichlet
         shares = (1 - kept) * shares / shares.sum(1, keepdim=True)
+        orders, counts = _by_operation(steps[..., 0], lengths)
         mixed = _per_image(kept[:, 0], images) * images
         for chain in range(self.width):
             changed = images
             for step in range(LONGEST):
-                within = lengths[:, chain] > step
-                changed = _one_step(changed, steps[:, chain, step], within, self.severity)
+                order, sizes = orders[:, chain, step], counts[chain][step]
+                changed = _one_step(changed, steps[:, chain, step, 1:], order, sizes, self.severity)
             mixed = mixed + _per_image(shares[:, chain], images) * changed
         return mixed.round().clamp(0, _GREYS - 1).to(images.dtype)
 
@@ -57,14 +58,28 @@ def _per_image(values: Tensor, images: Tensor) -> Tensor:
     return values.to(torch.float32).view(-1, *[1] * (images.ndim - 1))
 
 
-def _one_step(images: Tensor, draws: Tensor, within: Tensor, severity: float) -> Tensor:
-    """One operation on each image that its chain has left, all images of an operation together."""
-    kinds = (len(OPERATIONS) * draws[:, 0]).long()
-    strengths = (0.1 + (severity - 0.1) * draws[:, 1]) / LEVELS  # of the full one
-    signs = torch.where(draws[:, 2] < 0.5, -1.0, 1.0)
+def _by_operation(draws: Tensor, lengths: Tensor) -> tuple[Tensor, list[list[list[int]]]]:
+    """(N, width, LONGEST) images by their operation in each step, those that have none behind the others, and how many
+    each operation has, by chain and step. draws: as orders. lengths: of the chains (N, width).
+
+    The numbers of all steps come from the device at once, for each reading makes the host wait for it.
+    """
+    none = len(OPERATIONS)
+    within = lengths[:, :, None] > torch.arange(LONGEST, device=lengths.device)
+    kinds = torch.where(within, (none * draws).long(), none)
+    counts = (kinds[..., None] == torch.arange(none, device=kinds.device)).sum(0)
+    return kinds.argsort(dim=0, stable=True), counts.tolist()
+
+
+def _one_step(images: Tensor, draws: Tensor, order: Tensor, sizes: list[int], severity: float) -> Tensor:
+    """One operation on each image that its chain has left, all images of an operation together.
+
+    draws: (N, 2), of strength and sign. order: the images of the first operation, then of the next, sizes: of each.
+    """
+    strengths = (0.1 + (severity - 0.1) * draws[:, 0]) / LEVELS  # of the full one
+    signs = torch.where(draws[:, 1] < 0.5, -1.0, 1.0)
     changed = images.clone()
-    for number, operation in enumerate(OPERATIONS):
-        chosen = ((kinds == number) & within).nonzero()[:, 0]
+    for operation, chosen in zip(OPERATIONS, order[: sum(sizes)].split(sizes), strict=True):
         if len(chosen):
             changed[chosen] = operation(images[chosen], strengths[chosen], signs[chosen])
     return changed

@@ -112,7 +112,8 @@ class MomentSums:
             self.sum_x += taps.sum(tuple(range(-len(patches.kernel), 0))).view_as(self.sum_x)
         self.sum_y += y.sum(outer, dtype=torch.float64)
         self.yy += torch.linalg.vector_norm(y, dim=outer, dtype=torch.float64).square()
-        self.counts += self.counts.new_tensor([y.numel() // len(self.yy), len(x)])
+        self.counts[0] += y.numel() // len(self.yy)  # a tensor of both would have to be copied to the device
+        self.counts[1] += len(x)
 
     def finish(self) -> Moments:
         """Moments of the samples. Their matrices take over the memory of the sums, which hold no samples afterwards.

@@ -41,7 +41,7 @@ def eliminate(problem: Problem) -> Elimination:
     """
     device = problem.parts[0].cxx.device
     left = torch.ones(problem.n_groups, dtype=torch.bool, device=device)
-    order: list[Tensor] = []
+    order: list[int] = []
     losses: list[Tensor] = []
     states: list[_State] = []
     fresh, start = 2 * problem.n_groups, 0.0
@@ -52,14 +52,14 @@ def eliminate(problem: Problem) -> Elimination:
         if not order:
             start = problem.variance - sum(state.explained for state in states)
         loss = sum((state.losses() for state in states), torch.zeros_like(left, dtype=torch.float64))
-        leaving = loss.masked_fill(~left, torch.inf).argmin()
+        leaving = int(loss.masked_fill(~left, torch.inf).argmin())  # read once: torch reads indices that are tensors
         order.append(leaving)
         losses.append(loss[leaving])
         left[leaving] = False
         for state in states:
-            state.remove(int(leaving))
+            state.remove(leaving)
     gone = torch.cat([losses[0].new_zeros(1), torch.stack(losses).cumsum(0)])
-    return Elimination(torch.stack(order), (start + gone).clamp(min=0))
+    return Elimination(torch.tensor(order, device=device), (start + gone).clamp(min=0))
 
 
 class _State:

@@ -99,7 +99,8 @@ def measure(network: fx.GraphModule, fusible: Fusible, fusion: Fusion, batches: 
     layer = build(fusible, fusion).to(next(network.parameters()).device)
     values = capture(network, [fusible.chain.source, fusible.chain.target])
     channel_axis = -1 if fusible.request.patches is None else 1
-    count, squares, total, error = 0, 0.0, torch.zeros(1), 0.0
+    count = 0
+    total, squares, error = (torch.zeros((), dtype=torch.float64) for _ in range(3))  # of the device, read at the end
     with torch.inference_mode(), evaluating(values):
         for inputs, _ in batches:
             source, target = (value.double() for value in values(inputs))
@@ -107,11 +108,11 @@ def measure(network: fx.GraphModule, fusible: Fusible, fusion: Fusion, batches: 
                 source = source.flatten(1)
             padded = functional.pad(source, fusible.pad) if fusible.pad else source
             rows = target.movedim(channel_axis, -1).flatten(0, -2)
-            count, total = count + len(rows), total.to(rows) + rows.sum(0)
-            squares += float(rows.square().sum())
-            error += float((target - layer(padded)).square().sum())
-    variance = squares / count - float((total / count).square().sum())
-    return error / count, 0.0 if variance == 0 else error / count / variance
+            count, total = count + len(rows), total + rows.sum(0)
+            squares, error = squares + rows.square().sum(), error + (target - layer(padded)).square().sum()
+    variance = float(squares / count - (total / count).square().sum())
+    lost = float(error) / count
+    return lost, 0.0 if variance == 0 else lost / variance
 
 
 def describe(network: fx.GraphModule, fusible: Fusible, fusion: Fusion) -> FusedLayer:

@@ -1,11 +1,12 @@
 """Repair of a network that lost channels: layers behind the cut solved again, batch norms estimated again."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from compresskit.errors import RecipeError, within
 from compresskit.graph.channels.kept import Beside, beside, kept_norms
@@ -124,8 +125,8 @@ def estimate_norms(
     network.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a plain mean over batches
         norm.train()
+    counting = [norm.register_forward_pre_hook(_mean_over_calls()) for norm in norms]
     largest = 0
     with torch.no_grad():
         for inputs, _ in batches:
@@ -134,10 +135,25 @@ def estimate_norms(
                 _through_norms(network, inputs, count)
             largest = max(largest, count)
             on_batch()
+    for hook in counting:
+        hook.remove()
     for norm, mode, momentum in zip(norms, modes, momenta, strict=True):
         norm.momentum = momentum
         norm.train(mode)
     return len(norms)
+
+
+def _mean_over_calls() -> Callable[[nn.Module, Any], None]:
+    """Gives a norm, before its n-th call, the momentum 1/n, which makes its statistics plain means over the calls.
+
+    So does `momentum = None`, for which torch reads the number of calls from the device each time.
+    """
+    calls = itertools.count(1)
+
+    def weigh(norm: nn.Module, inputs: Any) -> None:
+        norm.momentum = 1 / next(calls)  # type: ignore[assignment]
+
+    return weigh
 
 
 def _through_norms(network: fx.GraphModule, inputs: Any, count: int) -> None:

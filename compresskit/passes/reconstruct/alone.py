@@ -31,27 +31,27 @@ def losses_alone(
     network itself holds at a time.
     """
     forks = _by_first_node(network, changes)
-    totals, images = torch.zeros(len(changes), dtype=torch.float64), 0
+    totals, images = [torch.zeros((), dtype=torch.float64)] * len(changes), 0
     with torch.inference_mode(), evaluating(network):
         for inputs in batches:
             expected = network(inputs).double()
             for index, found in _Forking(network, changes, forks).outputs(inputs):
-                totals[index] += float(divergence(found.double(), expected)) * len(inputs)
+                totals[index] = totals[index] + divergence(found.double(), expected) * len(inputs)  # read at the end
                 tell()
             images += len(inputs)
-    return (totals / max(images, 1)).tolist()
+    return (torch.stack(totals) / max(images, 1)).tolist() if totals else []
 
 
 def loss_of(
     candidate: fx.GraphModule, network: fx.GraphModule, batches: Iterable[Tensor], divergence: Divergence
 ) -> float:
     """The mean divergence of a whole network's outputs from the other's."""
-    total, images = 0.0, 0
+    total, images = torch.zeros((), dtype=torch.float64), 0
     with torch.inference_mode(), evaluating(network), evaluating(candidate):
         for inputs in batches:
-            total += float(divergence(candidate(inputs).double(), network(inputs).double())) * len(inputs)
+            total = total + divergence(candidate(inputs).double(), network(inputs).double()) * len(inputs)
             images += len(inputs)
-    return total / max(images, 1)
+    return float(total) / max(images, 1)
 
 
 def _by_first_node(network: fx.GraphModule, changes: Sequence[Layers]) -> dict[fx.Node, list[int]]:

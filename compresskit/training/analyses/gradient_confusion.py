@@ -45,14 +45,16 @@ def gradient_cosines(
 
 
 def _cosine(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> float:
-    product, first, second = (_dot(g, h) for g, h in ((one, other), (one, one), (other, other)))
+    product, first, second = torch.stack([_dot(g, h) for g, h in ((one, other), (one, one), (other, other))]).tolist()
     if not math.isfinite(first + second):
         raise ConvergenceError("gradient_confusion: a gradient is not finite; lower optimizer.lr, or set clip_norm")
     norms = math.sqrt(first) * math.sqrt(second)
     return product / norms if norms else 0.0
 
 
-def _dot(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> float:
-    """Inner product of two gradients, parameter by parameter in float64; None is a gradient of zero."""
+def _dot(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> Tensor:
+    """Inner product of two gradients, parameter by parameter in float64, shape (); None is a gradient of zero."""
     both = [(g, h) for g, h in zip(one, other, strict=True) if g is not None and h is not None]
-    return float(sum((g.double() * h.double()).sum() for g, h in both))
+    device = next((g.device for g in (*one, *other) if g is not None), None)
+    none = torch.zeros((), dtype=torch.float64, device=device)
+    return sum(((g.double() * h.double()).sum() for g, h in both), none)

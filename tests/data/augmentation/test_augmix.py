@@ -98,6 +98,24 @@ def test_weights_make_a_mean_of_the_image_and_its_chains():
     assert (mix(before, draws).double() - expected).abs().max() <= 1
 
 
+def test_chains_are_those_of_single_images():
+    """Image by image, and operation by operation, in the order of the chain."""
+    mix, before = AugMix(), images(12)
+    draws = mix.draw(12, torch.Generator().manual_seed(4))
+    kept, weights, lengths, steps = mix._unpacked(draws)
+    shares = -torch.log(1 - weights)
+    shares = (1 - kept) * shares / shares.sum(1, keepdim=True)
+    for i, image in enumerate(before.split(1)):
+        mixed = kept[i] * image
+        for chain in range(mix.width):
+            changed = image
+            for kind, strength, sign in steps[i, chain, : int(lengths[i, chain])]:
+                of_full, sense = (0.1 + 2.9 * strength) / LEVELS, -1.0 if sign < 0.5 else 1.0
+                changed = OPERATIONS[int(9 * kind)](changed, of_full[None], torch.tensor([sense]))
+            mixed = mixed + shares[i, chain] * changed
+        assert (mix(before, draws)[i].double() - mixed[0].round()).abs().max() <= 1
+
+
 def test_lengths_of_chains_are_one_to_three():
     lengths = AugMix()._unpacked(AugMix().draw(3000, torch.Generator().manual_seed(0)))[2]
     assert lengths.unique(return_counts=True)[1].tolist() == pytest.approx([3000] * 3, rel=0.1)

@@ -454,6 +454,33 @@ def test_norms_are_estimated_over_all_batches(net):
     assert estimate_norms(traced(nn.Sequential(nn.Linear(3, 2))), []) == 0
 
 
+class NormedTwice(nn.Module):
+    """A norm with two calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(6, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.norm(self.second(self.norm(self.first(x)).relu()))
+
+
+def test_norms_are_estimated_as_torch_takes_plain_means():
+    """`momentum = None`, which counts calls: of a norm that is called twice, both count."""
+    torch.manual_seed(0)
+    network, x = trace(NormedTwice().double()), torch.randn(20, 6, dtype=torch.float64)
+    expected = copy.deepcopy(network).train()
+    norm = expected.get_submodule("norm")
+    norm.reset_running_stats()
+    norm.momentum = None
+    for part in x.split(5):
+        expected(part)
+    estimate_norms(network, [(part, None) for part in x.split(5)])
+    assert len(network.get_submodule("norm")._forward_pre_hooks) == 0
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, expected.state_dict()[name], rtol=1e-12, atol=1e-12)
+
+
 def test_a_last_batch_of_one_is_no_estimate():
     torch.manual_seed(0)
     network = trace(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double())

@@ -18,12 +18,10 @@ class Expand:
     strategy: str = "cl"
     # channels between factors, as multiples of the layer's; or {selector: rate}; auto: by layer from 1 to 4, so that
     rate: Rate | Literal["auto"] | dict[str, Rate] = 4.0  # a step stays below `limit`
-    limit: Annotated[float, Gt(1)] = (
-        1.5  # multiply-adds of a step over the compact net's: auto stays below, more is noted
-    )
-    layers: tuple[str, ...] = (
-        "re:.*",
-    )  # names, re:PATTERN, "@conv", "@conv3x3", "@linear"; those that fit are expanded
+    # multiply-adds of a step over the compact net's: auto stays below, more is noted
+    limit: Annotated[float, Gt(1)] = 1.5
+    # names, re:PATTERN, "@conv", "@conv3x3", "@linear"; those that fit are expanded
+    layers: tuple[str, ...] = ("re:.*",)
     factors: Literal[2, 3] = 2  # matrices of a linear layer
     # online: the factors are multiplied at each step and one layer runs; sequential: they run one after another.
     mode: Literal["online", "sequential"] | None = None  # Default: online, where the factors are linear

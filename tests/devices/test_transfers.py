@@ -12,7 +12,7 @@ from compresskit.numerics.group_lasso.problem import Part, Problem
 from compresskit.numerics.selection.elimination import eliminate
 from compresskit.passes.prune.criteria import CRITERIA
 from compresskit.training.distillation import DISTILLATIONS
-from compresskit.training.optimizers import OPTIMIZERS
+from compresskit.training.optimization.optimizers import OPTIMIZERS
 from tests.devices.conftest import TESTED_ON, TRAIN, TRAINED_ON
 from tests.pretended_gpu import pretended_gpu
 from tests.pretended_tensor import GPU, Transfers

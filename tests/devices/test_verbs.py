@@ -21,7 +21,7 @@ from compresskit.passes.prune.options import Repair
 from compresskit.passes.reconstruct.options import GOALS, Chaining
 from compresskit.passes.spectra.options import DEFINITIONS
 from compresskit.training.distillation import DISTILLATIONS
-from compresskit.training.optimizers import OPTIMIZERS
+from compresskit.training.optimization.optimizers import OPTIMIZERS
 from tests.devices.conftest import TRAIN
 
 CUT: dict[str, Any] = {"target": {"macs": "60%"}, "samples": 200, "images": 100}

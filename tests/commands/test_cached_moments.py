@@ -248,7 +248,7 @@ def test_a_run_waits_for_another_that_computes_the_same(network, data, kept, mon
         runs = [pool.submit(kept.gather, network, [request], data.train) for _ in range(2)]
         first, second = (run.result()[request.name] for run in runs)
     assert len(passes) == 1
-    assert "waiting for moments of process" in caplog.text
+    assert "waiting for moments of" in caplog.text  # whose they are may not be written yet
     torch.testing.assert_close(first.cyx, second.cyx, rtol=0, atol=0)
 
 

@@ -36,9 +36,9 @@ def losses_alone(
         for inputs in batches:
             expected = network(inputs).double()
             for index, found in _Forking(network, changes, forks).outputs(inputs):
-                totals[index] = totals[index] + divergence(found.double(), expected) * len(inputs)  # read at the end
+                totals[index] = totals[index] + divergence(found.double(), expected) * len(expected)  # read at the end
                 tell()
-            images += len(inputs)
+            images += len(expected)
     return (torch.stack(totals) / max(images, 1)).tolist() if totals else []
 
 
@@ -49,8 +49,9 @@ def loss_of(
     total, images = torch.zeros((), dtype=torch.float64), 0
     with torch.inference_mode(), evaluating(network), evaluating(candidate):
         for inputs in batches:
-            total = total + divergence(candidate(inputs).double(), network(inputs).double()) * len(inputs)
-            images += len(inputs)
+            expected = network(inputs).double()
+            total = total + divergence(candidate(inputs).double(), expected) * len(expected)
+            images += len(expected)
     return float(total) / max(images, 1)
 
 
@@ -71,11 +72,11 @@ class _Forking(Interpreter):
         self._changes, self._forks = changes, forks
         self._change: Layers = {}
 
-    def outputs(self, inputs: Tensor) -> Iterable[tuple[int, Tensor]]:
-        """(index of the change, outputs)."""
+    def outputs(self, inputs: Any) -> Iterable[tuple[int, Tensor]]:
+        """(index of the change, outputs). inputs: a tensor, or a tuple of them where the network takes several."""
         nodes = list(self.graph.nodes)
         left = sum(map(len, self._forks.values()))
-        self.args_iter = iter(inputs if isinstance(inputs, tuple) else (inputs,))
+        self.args_iter = iter((inputs,))
         for place, node in enumerate(nodes):
             for index in self._forks.get(node, ()):
                 kept = self.env

@@ -12,9 +12,10 @@ from compresskit.passes.reconstruct.alone import loss_of, losses_alone
 from compresskit.passes.reconstruct.chaining import Draft, masked
 from compresskit.passes.reconstruct.options import Reconstruct
 from compresskit.passes.reconstruct.readers import plan
-from compresskit.passes.reconstruct.refitted import with_layers
+from compresskit.passes.reconstruct.refitted import Layer, with_layers
 from compresskit.passes.reconstruct.selection import Rule, choose
-from tests.graph.nets import INPUTS, Depthwise, Plain, Residual, batch, make
+from tests.graph import nets
+from tests.graph.nets import Depthwise, Plain, Residual, make
 
 
 class InPlace(nn.Module):
@@ -34,8 +35,24 @@ class InPlace(nn.Module):
         return self.head(torch.cat([second, first.add_(1)], dim=1).mean((2, 3)))
 
 
-INPUTS[InPlace] = (2, 8, 8)
+class Two(nn.Module):
+    """Takes a tuple of tensors, as networks of several inputs do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 4)
+        self.middle = nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        return self.head(torch.relu(self.middle(torch.relu(self.first(inputs[0]) + self.second(inputs[1])))))
+
+
+INPUTS = {**nets.INPUTS, InPlace: (2, 8, 8)}
 KINDS = [Plain, Depthwise, Residual, InPlace]
+
+
+def batch(kind, count, seed=1):
+    return torch.randn(count, *INPUTS[kind], generator=torch.Generator().manual_seed(seed)).double()
 
 
 def squared(found, expected):
@@ -97,3 +114,15 @@ def test_nodes_before_the_change_run_once():
     losses_alone(network, [d.layers for d in changes], [batch(Plain, 5)], squared)
     assert len(changes) > 2
     assert len(calls) == 2
+
+
+def test_networks_of_several_inputs_take_them_as_one_tuple():
+    network = torch.fx.symbolic_trace(make(Two))
+    layer = Layer(torch.eye(8, dtype=torch.float64), torch.ones(8, dtype=torch.float64), None, 1.0, 0.0)
+    changed = with_layers(network, {"middle": layer})
+    x = torch.randn(2, 27, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    batches = [(x[0, :20], x[1, :20]), (x[0, 20:], x[1, 20:])]
+    with torch.no_grad():
+        expected = float(squared(changed((x[0], x[1])), network((x[0], x[1]))))
+    assert losses_alone(network, [{"middle": layer}], batches, squared) == pytest.approx([expected])
+    assert loss_of(changed, network, batches, squared) == pytest.approx(expected)

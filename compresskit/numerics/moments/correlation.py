@@ -9,8 +9,9 @@ from math import pi, prod
 import torch
 from torch import Tensor
 
+from compresskit.numerics.moments.machine import machine_of
+
 Grid = tuple[int, int]
-CACHE = 2**23  # bytes of spectra multiplied at a time, so that they are still in cache when used
 
 
 def spectrum(x: Tensor, grid: Grid) -> Tensor:
@@ -39,7 +40,8 @@ def add_correlation(sums: Tensor, x: Tensor, y: Tensor, grid: Grid, shifts: tupl
     groups, left, right = sums.shape[2:]
     along_height, along_width = _inverse_waves(grid, shifts)
     row = 3 * 8 * grid[1] * groups * right  # bytes of S and its sums for one channel of x at one frequency along H
-    channels, step = min(left, max(1, CACHE // row)), max(1, CACHE // (row * left))
+    cache = machine_of(x.device).cache
+    channels, step = min(left, max(1, cache // row)), max(1, cache // (row * left))
     for start in range(0, len(x), step):
         conjugate, straight = _grouped(x[start : start + step], groups).mT, _grouped(y[start : start + step], groups)
         re, im = y[start : start + step].unbind(2)

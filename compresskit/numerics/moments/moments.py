@@ -8,8 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from compresskit.numerics.moments.machine import machine_of
 from compresskit.numerics.moments.matrix import Matrix
-from compresskit.numerics.moments.patch_gram import TILE, add_patches, add_rows
+from compresskit.numerics.moments.patch_gram import add_patches, add_rows
 from compresskit.numerics.moments.patches import Patches, windows
 
 
@@ -94,8 +95,8 @@ class MomentSums:
     def add(self, x: Tensor, y: Tensor, patches: Patches | None = None) -> None:
         """Adds a batch. Without patches x (..., F), y (..., O); else x (N, C, *size), y (N, O, *positions).
 
-        Temporaries take at most half of what the sums do (or about 32 MB, for small sums) and one batch in float64;
-        `numerics.patch_gram` says how they are summed. Raises ValueError where shapes disagree.
+        Temporaries take at most half of what the sums do (for small sums about 32 MB, on a GPU 256 MB) and one batch in
+        float64; `numerics.moments.patch_gram` says how they are summed. Raises ValueError where shapes disagree.
         """
         if patches is None:
             self._check(x.shape, (*y.shape[:-1], self.xx.shape[-1]))
@@ -142,8 +143,9 @@ class MomentSums:
 
 def _mirror(matrix: Tensor) -> None:
     """Copies the upper triangle of (G, F, F) onto the lower one, panel by panel to spare a copy of the whole."""
-    for start in range(0, matrix.shape[-1], TILE):
-        stop = start + TILE
+    tile = machine_of(matrix.device).tile
+    for start in range(0, matrix.shape[-1], tile):
+        stop = start + tile
         corner = matrix[:, start:stop, start:stop]
         corner.copy_(corner.triu() + corner.triu(1).transpose(1, 2))
         matrix[:, stop:, start:stop] = matrix[:, start:stop, stop:].transpose(1, 2)

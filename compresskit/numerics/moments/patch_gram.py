@@ -7,30 +7,24 @@ from math import inf, prod
 import torch
 from torch import Tensor
 
+from compresskit.numerics.moments.machine import Machine, machine_of
 from compresskit.numerics.moments.patches import Patches, windows
 from compresskit.numerics.moments.toeplitz import Pair, Phases, add_correlations, pair
-
-TILE = 256  # rows of a panel of the second moment; only panels on and above the diagonal are computed
-SMALLEST_BUDGET = 2**25  # bytes of temporaries that are always allowed, however small the sums are
-# measured on one AVX-512 core at 25e9 multiply-adds a second, in multiply-adds:
-MOVE = 24  # what moving one float64 through memory costs
-SMALL = 2.5  # what one costs in the products of `add_shifted`, whose sides are short
-CALL = 1e7  # what the calls for one piece of the ring cost
 
 
 def add_patches(xx: Tensor, yx: Tensor, x: Tensor, y: Tensor, patches: Patches) -> None:
     """Adds sum patch patch^T to the upper triangle of xx (G, F, F), and sum y patch^T to yx (G, O/G, F).
 
     x: (N, C, *size). y: (N, O, *positions). Takes the cheaper of `add_direct` and `add_shifted` by the number of
-    multiply-adds, to which each number that is moved adds MOVE. With P positions, M points (H W of them) in the
-    periodic grid of the correlations, D distinct shifts between two taps, K taps:
-        direct    N P G F (F/2 + O/G + MOVE)
-        shifted   transform SMALL N (C + O) M (H + W + 2 MOVE), assembly SMALL MOVE stride G F^2,
-                  products SMALL M C/G (C (2 N + D + MOVE) + O (2 N + K + MOVE)), direct and CALL for each piece of
+    multiply-adds, with the costs of the device's `Machine`. With P positions, M points (H W of them) in the periodic
+    grid of the correlations, D distinct shifts between two taps, K taps:
+        direct    N P G F (F/2 + O/G + move)
+        shifted   transform small N (C + O) M (H + W + 2 move), assembly small move stride G F^2,
+                  products small M C/G (C (2 N + D + move) + O (2 N + K + move)), direct and call for each piece of
                   the ring. C and K are those of `Phases`.
     """
     x, y, patches = _cropped(*_planar(x, y, patches))
-    _cheapest(patches, tuple(x.shape), y.shape[1])(xx, yx, x, y, patches)
+    _cheapest(patches, tuple(x.shape), y.shape[1], machine_of(x.device))(xx, yx, x, y, patches)
 
 
 def add_direct(xx: Tensor, yx: Tensor, x: Tensor, y: Tensor, patches: Patches) -> None:
@@ -102,8 +96,9 @@ def _narrowed(patches: Patches, size: Pair, i: int, taps: int, padding: Pair) ->
 
 def _add_gram(xx: Tensor, u: Tensor) -> None:
     """Adds u u^T, u (G, F, n), to the upper triangle of xx (G, F, F)."""
-    for start in range(0, u.shape[1], TILE):
-        panel = slice(start, start + TILE)
+    tile = machine_of(u.device).tile
+    for start in range(0, u.shape[1], tile):
+        panel = slice(start, start + tile)
         xx[:, panel, start:].baddbmm_(u[:, panel], u[:, start:].mT)
 
 
@@ -111,7 +106,7 @@ def _subtract(xx: Tensor, x: Tensor, piece: Patches, taps: list[slice], patches:
     """Takes sum patch patch^T of a piece of the ring off the rows and columns of its taps."""
     groups, channels = len(xx), x.shape[1] // len(xx)
     block = xx.view(groups, channels, *patches.kernel, channels, *patches.kernel)
-    step = max(1, TILE // prod(piece.kernel))
+    step = max(1, machine_of(x.device).tile // prod(piece.kernel))
     for _, _, u in _unfolded(x, piece, _budget(xx)):
         for start in range(0, channels, step):
             panel = u[:, start : start + step].flatten(1, -2) @ u[:, start:].flatten(1, -2).mT
@@ -140,7 +135,7 @@ def _unfolded(x: Tensor, patches: Patches, budget: int) -> Iterator[tuple[slice,
 
 def _budget(xx: Tensor) -> int:
     """Bytes that temporaries may take: two fifths of the sums, so that small ones beside them still fit in a half."""
-    return max(SMALLEST_BUDGET, xx.numel() * xx.element_size() * 2 // 5)
+    return max(machine_of(xx.device).budget, xx.numel() * xx.element_size() * 2 // 5)
 
 
 def _planar(x: Tensor, y: Tensor, patches: Patches) -> tuple[Tensor, Tensor, Patches]:
@@ -159,27 +154,27 @@ def _cropped(x: Tensor, y: Tensor, patches: Patches) -> tuple[Tensor, Tensor, Pa
     return x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right], y, replace(patches, padding=padding)
 
 
-def _cheapest(patches: Patches, shape: tuple[int, ...], outputs: int) -> Callable[..., None]:
-    direct, shifted = (cost(patches, shape, outputs) for cost in (_direct_cost, _shifted_cost))
+def _cheapest(patches: Patches, shape: tuple[int, ...], outputs: int, machine: Machine) -> Callable[..., None]:
+    direct, shifted = (cost(patches, shape, outputs, machine) for cost in (_direct_cost, _shifted_cost))
     return add_direct if direct <= shifted else add_shifted
 
 
-def _direct_cost(patches: Patches, shape: tuple[int, ...], outputs: int) -> float:
+def _direct_cost(patches: Patches, shape: tuple[int, ...], outputs: int, machine: Machine) -> float:
     features, positions = shape[1] // patches.groups * prod(patches.kernel), prod(patches.positions(shape[2:]))
-    gram = (features + min(features, TILE)) / 2 + outputs / patches.groups
-    return shape[0] * positions * patches.groups * features * (gram + MOVE)
+    gram = (features + min(features, machine.tile)) / 2 + outputs / patches.groups
+    return shape[0] * positions * patches.groups * features * (gram + machine.move)
 
 
-def _shifted_cost(patches: Patches, shape: tuple[int, ...], outputs: int) -> float:
+def _shifted_cost(patches: Patches, shape: tuple[int, ...], outputs: int, machine: Machine) -> float:
     if any(s > 1 and d > 1 for s, d in zip(patches.stride, patches.dilation, strict=True)):
         return inf
     n, channels, *_ = shape
-    size = pair(shape[2:])
+    size, move = pair(shape[2:]), machine.move
     phases = Phases(patches, size)
     wide, groups, points = channels * prod(patches.stride), patches.groups, prod(phases.grid)
-    transform = n * (wide + outputs) * points * (sum(phases.grid) + 2 * MOVE)
+    transform = n * (wide + outputs) * points * (sum(phases.grid) + 2 * move)
     shifts = prod(2 * k - 1 for k in phases.taps) / 2
-    products = wide * (2 * n + shifts + MOVE) + outputs * (2 * n + prod(phases.taps) + MOVE)
-    assembly = MOVE * patches.stride[1] * groups * (channels // groups * prod(patches.kernel)) ** 2
-    border = sum(CALL + _direct_cost(piece, shape, 0) for piece, _ in ring(patches, size))
-    return SMALL * (transform + points * wide / groups * products + assembly) + border
+    products = wide * (2 * n + shifts + move) + outputs * (2 * n + prod(phases.taps) + move)
+    assembly = move * patches.stride[1] * groups * (channels // groups * prod(patches.kernel)) ** 2
+    border = sum(machine.call + _direct_cost(piece, shape, 0, machine) for piece, _ in ring(patches, size))
+    return machine.small * (transform + points * wide / groups * products + assembly) + border

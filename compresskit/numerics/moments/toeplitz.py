@@ -8,7 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from compresskit.numerics.moments.correlation import CACHE, add_correlation, spectrum
+from compresskit.numerics.moments.correlation import add_correlation, spectrum
+from compresskit.numerics.moments.machine import machine_of
 from compresskit.numerics.moments.patches import Patches, pad
 
 Pair = tuple[int, int]
@@ -97,7 +98,7 @@ def _add_toeplitz(xx: Tensor, gram: Tensor, phases: Phases) -> None:
     (s, t), kernel, groups = phases.patches.stride, phases.patches.kernel, len(xx)
     channels = gram.shape[3] // (s * t)
     block = xx.view(groups, channels, *kernel, channels, *kernel)
-    step = max(1, CACHE // (3 * 16 * gram[:, :, :, : s * t].numel()))
+    step = max(1, machine_of(xx.device).cache // (3 * 16 * gram[:, :, :, : s * t].numel()))
     for first in range(0, channels, step):
         rows, columns = slice(first * s * t, (first + step) * s * t), slice(first * s * t, None)
         turned = gram[1:, :, :, columns, rows].flip(0, 1).mT

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compresskit.numerics.moments import moments, patch_gram
+from compresskit.numerics.moments import machine, patch_gram
 from compresskit.numerics.moments.moments import Moments, MomentSums
 from compresskit.numerics.moments.patches import Patches
 
@@ -98,9 +99,7 @@ def test_convolution_as_read_pixel_by_pixel(
 ) -> None:
     patches, size = geometry
     if small:
-        monkeypatch.setattr(patch_gram, "SMALLEST_BUDGET", 1)
-        monkeypatch.setattr(patch_gram, "TILE", 5)
-        monkeypatch.setattr(moments, "TILE", 5)
+        monkeypatch.setattr(machine, "CPU", replace(machine.CPU, budget=1, tile=5))
     if way != "chosen":
         monkeypatch.setattr(patch_gram, "_cheapest", lambda *_: WAYS[way])
     x, y = batch(patches, size)
@@ -120,12 +119,12 @@ def test_stride_together_with_dilation_is_unfolded() -> None:
 
 def test_the_cheaper_way_is_chosen() -> None:
     same = Patches((5, 5), (1, 1), (1, 1), ((2, 2), (2, 2)))
-    assert patch_gram._cheapest(same, (16, 64, 32, 32), 64) is patch_gram.add_shifted
-    assert patch_gram._cheapest(same, (16, 64, 2, 2), 64) is patch_gram.add_direct
+    assert patch_gram._cheapest(same, (16, 64, 32, 32), 64, machine.CPU) is patch_gram.add_shifted
+    assert patch_gram._cheapest(same, (16, 64, 2, 2), 64, machine.CPU) is patch_gram.add_direct
     gaps = Patches((7, 7), (2, 1), (2, 1), ((6, 6), (3, 3)))
-    assert patch_gram._cheapest(gaps, (64, 64, 32, 32), 64) is patch_gram.add_direct
+    assert patch_gram._cheapest(gaps, (64, 64, 32, 32), 64, machine.CPU) is patch_gram.add_direct
     pointwise = Patches((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
-    assert patch_gram._cheapest(pointwise, (16, 64, 32, 32), 64) is patch_gram.add_direct
+    assert patch_gram._cheapest(pointwise, (16, 64, 32, 32), 64, machine.CPU) is patch_gram.add_direct
 
 
 def test_linear_is_the_covariance_of_numpy() -> None:

@@ -5,7 +5,8 @@
                                    [--device cpu] [--threads 1] [--compile] [--repeats 15] [--no-memory]
 
 A net is smallnet:KERNEL or resnet18:WIDTH, of which the 3x3 layers are expanded. Ways: copied is online as it was, the
-largest factor copied between layouts; each-part forms the product for each of the `--parts` of a batch, not once.
+largest factor copied between layouts; each-part forms the product for each of the `--parts` of a batch, not once;
+launched, on a GPU, does not replay the products from a recording.
 Prints one JSON line for each net, strategy, rate and batch size: milliseconds of a step (forward, backward, SGD with
 momentum) as medians of steps taken in turn, their ratios to the compact net and what multiply-adds let expect, and peak
 memory above an idle process in MB, each measured in a process of its own. Before anything is timed, loss and gradients
@@ -36,9 +37,10 @@ from compresskit.numerics.expansion import composition
 from compresskit.passes.expand.network import Expansion, expand, set_factors
 from compresskit.passes.expand.options import Expand
 from compresskit.passes.expand.rates import auto_rates
-from compresskit.training.optimization.accumulation import SharedProducts, micro_batches
+from compresskit.training.optimization.accumulation import micro_batches
+from compresskit.training.optimization.products import Products
 
-WAYS = ("compact", "online", "copied", "sequential", "each-part")
+WAYS = ("compact", "online", "launched", "copied", "sequential", "each-part")
 SHAPE = (3, 32, 32)
 
 
@@ -91,7 +93,8 @@ class Step:
         self.inputs = torch.randn(batch, 3, 32, 32, generator=images).to(device)
         self.targets = torch.randint(10, (batch,), generator=images).to(device)
         self.optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
-        self.bare = network
+        recorded = device.type == "cuda" and way == "online" and not compiled
+        self.products = Products(nn.Module() if way == "each-part" or compiled else network, recorded=recorded)
         self.network = torch.compile(network) if compiled else network
 
     def loss(self) -> Tensor:
@@ -101,14 +104,13 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         composition.compose = copied if self.way == "copied" else COMPOSE
         parts = micro_batches(self.inputs, self.targets, self.largest)
-        products = SharedProducts(self.bare) if len(parts) > 1 and self.way != "each-part" else None
+        self.products.form(len(parts))
         for number, (inputs, targets) in enumerate(parts, 1):
-            if products is not None and number == len(parts):
-                products.before_last()
+            if number == len(parts):
+                self.products.before_last()
             loss = functional.cross_entropy(self.network(inputs), targets)
             (loss * (len(targets) / len(self.targets))).backward()
-        if products is not None:
-            products.release()
+        self.products.release()
         self.optimizer.step()
 
 

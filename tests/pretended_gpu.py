@@ -153,6 +153,8 @@ def _cuda(free: int) -> dict[str, Any]:
         "get_rng_state_all": lambda: [],
         "get_device_name": lambda *_: card.name,
         "get_device_properties": lambda *_: card,
+        "get_device_capability": lambda *_: (card.major, card.minor),
+        "make_graphed_callables": lambda call, *_, **__: call,
     }  # fmt: skip
 
 

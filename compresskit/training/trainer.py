@@ -20,8 +20,9 @@ from compresskit.training.analyses.gradient_confusion import gradient_cosines
 from compresskit.training.checks import checked_steps, drops_last, largest_part
 from compresskit.training.distillation import distiller_for
 from compresskit.training.layer_rates import LayerRates, owners
-from compresskit.training.optimization.accumulation import SharedProducts, micro_batches
+from compresskit.training.optimization.accumulation import micro_batches
 from compresskit.training.optimization.optimizers import parameter_groups
+from compresskit.training.optimization.products import Products
 from compresskit.training.options import Training
 from compresskit.training.seeds import epoch_seed
 from compresskit.training.tasks.evaluation import METRICS
@@ -76,6 +77,8 @@ class Trainer:
             for name, mask in (masks or {}).items()
         ]
         apply_masks(network, masks or {})
+        formed = nn.Module() if options.compile else network  # compiled layers form their products themselves
+        self.products = Products(formed, recorded=device.type == "cuda" and group.world == 1)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
         self.no_sync, self.module = _wrap(self.distiller.student if self.distiller else network, options, device, group)
 
@@ -163,12 +166,12 @@ class Trainer:
 
     def _gradients(self, parts: list[tuple[Any, Tensor]], samples: int) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the gradients of the batch that has these parts, and returns its figures."""
-        products = SharedProducts(self.network) if len(parts) > 1 and not self.options.compile else None
         found = []
         try:
+            self.products.form(len(parts))
             for number, (inputs, targets) in enumerate(parts, 1):
-                if products is not None and number == len(parts):
-                    products.before_last()
+                if number == len(parts):
+                    self.products.before_last()
                 share = len(targets) / samples
                 with nullcontext() if number == len(parts) else self.no_sync():
                     loss, output, term = self._objective(self.module, inputs, targets, self.options.precision)
@@ -176,8 +179,7 @@ class Trainer:
                 score = term.new_zeros(()) if self.score is None else self.score(output.detach(), targets)
                 found.append((loss.detach() * share, score, term * share))
         finally:
-            if products is not None:
-                products.release()
+            self.products.release()
         loss, score, term = (torch.stack(values).sum(0) for values in zip(*found, strict=True))
         return loss, score, term
 

@@ -4,11 +4,14 @@ A kernel is (groups, out, *taps, in): out and in channels of one group. A matrix
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import product
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Shape = tuple[int, ...]  # of a kernel: (groups, out, *taps, in)
 Order = int | tuple["Order", "Order"]  # number of a factor, or a product: (earlier layers, later layers)
@@ -43,10 +46,30 @@ def compose(second: Tensor, first: Tensor) -> Tensor:
     pairs = torch.bmm(second.reshape(groups, -1, mid), first.reshape(groups, mid, -1))
     taps = _added(a, b)
     if prod(b) > 1:  # else each pair is a tap of its own
-        pairs = pairs.view(groups * out, prod(a) * prod(b), inputs)
-        zeros = pairs.new_zeros(groups * out, prod(taps), inputs)
-        pairs = zeros.index_add(1, _sums(tuple(a), tuple(b), pairs.device), pairs)
+        pairs = _added_up(pairs.view(groups * out, *a, *b, inputs), len(a))
     return pairs.view(groups, out, *taps, inputs)
+
+
+def _added_up(pairs: Tensor, dims: int) -> Tensor:
+    """(n, *(a + b - 1), in) of (n, *a, *b, in), `dims` taps each: pairs of taps with the same sum, added up."""
+    # On a GPU, adding by index adds in any order, or, where results must repeat, waits for the device.
+    return _added_by_shifts(pairs, dims) if pairs.device.type == "cuda" else _added_by_index(pairs, dims)
+
+
+def _added_by_index(pairs: Tensor, dims: int) -> Tensor:
+    n, *taps, inputs = pairs.shape
+    a, b = tuple(taps[:dims]), tuple(taps[dims:])
+    zeros = pairs.new_zeros(n, prod(_added(a, b)), inputs)
+    return zeros.index_add(1, _sums(a, b, pairs.device), pairs.flatten(1, -2)).view(n, *_added(a, b), inputs)
+
+
+def _added_by_shifts(pairs: Tensor, dims: int) -> Tensor:
+    a = pairs.shape[1 : 1 + dims]
+    shifted = []
+    for tap in np.ndindex(*a):
+        margins = [m for first, x in zip(reversed(tap), reversed(a), strict=True) for m in (first, x - 1 - first)]
+        shifted.append(functional.pad(pairs[:, *tap], [0, 0, *margins]))
+    return reduce(torch.add, shifted)
 
 
 def contract(
@@ -118,7 +141,7 @@ def _added(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
     return tuple(x + y - 1 for x, y in zip(a, b, strict=True))
 
 
-_SUMS: dict[tuple[tuple[int, ...], tuple[int, ...], torch.device], Tensor] = {}  # a copy to a GPU would make it wait
+_SUMS: dict[tuple[tuple[int, ...], tuple[int, ...], torch.device], Tensor] = {}  # found once
 
 
 def _sums(a: tuple[int, ...], b: tuple[int, ...], device: torch.device) -> Tensor:

@@ -1,11 +1,8 @@
 """Batches that go through a network in parts, whose gradients add up to the batch's before the optimiser's one step."""
 
-from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
-
-from compresskit.graph.layers.expanded import Expanded
+from torch import Tensor
 
 
 def micro_batches(inputs: Any, targets: Tensor, largest: int) -> list[tuple[Any, Tensor]]:
@@ -30,40 +27,3 @@ def micro_batches(inputs: Any, targets: Tensor, largest: int) -> list[tuple[Any,
 def _split(inputs: Tensor, samples: int, parts: int) -> list[Tensor]:
     views = inputs.unflatten(0, (-1, samples))
     return [part.flatten(0, 1) for part in views.tensor_split(parts, 1)]
-
-
-class SharedProducts:
-    """The products of expanded layers, formed once for all micro-batches of a step.
-
-    Micro-batches but the last read a copy that gathers their gradients. The last one reads the products themselves:
-    its backward pass adds what was gathered, and carries the sum to the factors, once. So the factors' gradients come
-    in a single backward pass, where DistributedDataParallel expects them.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self._layers = [layer for layer in network.modules() if isinstance(layer, Expanded) and layer.mode == "online"]
-        self._products = [layer.contracted() for layer in self._layers]
-        for layer, (weight, bias) in zip(self._layers, self._products, strict=True):
-            layer.product = _leaf(weight), None if bias is None else _leaf(bias)
-
-    def before_last(self) -> None:
-        """To be called before the forward pass of the last micro-batch."""
-        for layer, product in zip(self._layers, self._products, strict=True):
-            assert layer.product is not None
-            for value, leaf in zip(product, layer.product, strict=True):
-                if value is not None and leaf is not None and value.requires_grad:
-                    value.register_hook(partial(_gathered, leaf))
-            layer.product = product
-
-    def release(self) -> None:
-        """Lets every layer form its own product again."""
-        for layer in self._layers:
-            layer.product = None
-
-
-def _leaf(value: Tensor) -> Tensor:
-    return value.detach().requires_grad_(value.requires_grad)
-
-
-def _gathered(leaf: Tensor, gradient: Tensor) -> Tensor:
-    return gradient if leaf.grad is None else gradient + leaf.grad

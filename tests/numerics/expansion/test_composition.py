@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from compresskit.numerics.expansion import composition
 from compresskit.numerics.expansion.composition import cheapest_order, compose, contract, cost, to_kernel, to_weight
 from compresskit.numerics.expansion.fit import fit_factors
 
@@ -42,7 +43,9 @@ def slow_compose(second, first):
         ((2, 2, 2, 1, 2, 2), (2, 2, 1, 2, 3, 1)),
     ],
 )
-def test_compose_is_the_sum_over_pairs_of_taps(second, first):
+@pytest.mark.parametrize("added", ["_added_by_index", "_added_by_shifts"])
+def test_compose_is_the_sum_over_pairs_of_taps(second, first, added, monkeypatch):
+    monkeypatch.setattr(composition, "_added_up", getattr(composition, added))
     second, first = kernel(0, *second), kernel(1, *first)
     torch.testing.assert_close(
         compose(second, first), torch.from_numpy(slow_compose(second, first)), rtol=0, atol=1e-13

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from compresskit.distributed import Group
 from compresskit.errors import RecipeError
 from compresskit.graph.layers.expanded import Expanded
 from compresskit.passes.expand.network import expand
 from compresskit.passes.expand.options import Expand
-from compresskit.training.optimization.accumulation import SharedProducts, micro_batches
+from compresskit.training.optimization.accumulation import micro_batches
 from compresskit.training.optimization.optimizers import SGD
 from compresskit.training.options import Training
 
@@ -76,15 +76,6 @@ def test_a_step_that_fails_leaves_no_product_behind(tiny, tmp_path):
     with pytest.raises(IndexError):
         tiny.run(tmp_path, replace(DOUBLE, accumulate=2), net=net, data=wrong)
     assert all(layer.product is None for layer in net.modules() if isinstance(layer, Expanded))
-
-
-def test_frozen_factors_stay_frozen():
-    net = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 3)))
-    layer = Expanded("Linear", 4, 3, (((8, ()), (3, ())),)).requires_grad_(requires_grad=False)
-    net.add_submodule("0", layer)
-    products = SharedProducts(net)
-    products.before_last()
-    assert not layer(torch.ones(2, 4)).requires_grad
 
 
 @pytest.mark.parametrize("precision", ["bfloat16"])

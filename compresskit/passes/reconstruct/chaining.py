@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx
@@ -15,9 +14,8 @@ from compresskit.passes.reconstruct.options import Reconstruct
 from compresskit.passes.reconstruct.readers import Plan, Reader, Rows, Site, summed
 from compresskit.passes.reconstruct.refitted import Layer, fit, with_layers
 from compresskit.passes.reconstruct.selection import Choice, Rule, choose
+from compresskit.passes.reconstruct.workers import Start, Workers
 
-# (label, the work of each step in any unit) -> what is called behind each step
-Start = Callable[[str, Sequence[float]], Callable[[], None]]
 # (student, requests, teacher): moments of the student's inputs and the teacher's outputs; None: the student's own
 Gather = Callable[[fx.GraphModule, Sequence[Request], fx.GraphModule | None], dict[str, Moments]]
 
@@ -31,31 +29,29 @@ class Draft:
     layers: dict[str, Layer] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
 
-    def add(
-        self, site: Site, choice: Choice, moments: Mapping[str, Moments], debias: bool, rows: Rows | None,
-        ridges: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
-    ) -> None:  # fmt: skip
+    def choose(self, site: Site, choice: Choice, moments: Mapping[str, Moments]) -> None:
         self.choices[site.name] = choice
         for reader in site.readers:
             self.moments[reader.layer] = moments[reader.request.name]
-        self.layers |= fit(site, choice, moments, debias, rows, ridges)
 
-    def leave(self, site: Site, choice: Choice, moments: Mapping[str, Moments]) -> None:
-        """The site as it is: least squares of its own outputs on all its inputs are the weights that it has."""
-        self.choices[site.name] = choice
-        for reader in site.readers:
-            self.moments[reader.layer] = moments[reader.request.name]
+    def add(self, site: Site, choice: Choice, moments: Mapping[str, Moments], debias: bool, rows: Rows | None) -> None:
+        self.choose(site, choice, moments)
+        self.layers |= fit(site, choice, moments, debias, rows)
 
 
 @dataclass(frozen=True)
-class Job:
-    """One site to choose the inputs of, which a worker process can do."""
+class Choosing:
+    """The inputs of one site."""
 
     site: Site
     moments: dict[str, Moments]
     rule: Rule
     options: Reconstruct
     rows: Rows | None = None
+
+    @property
+    def work(self) -> float:
+        return cubes(self.site)
 
     def __call__(self) -> Choice:
         relative = self.options.lam is None or self.options.lam_scale == "energy"
@@ -66,21 +62,60 @@ class Job:
             raise ConvergenceError(f"{self.site.name}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """The layers of one site for each of several choices, with the ridges of the first one that was fitted."""
+
+    site: Site
+    moments: dict[str, Moments]
+    choices: tuple[Choice, ...]
+    debias: bool = True
+
+    @property
+    def work(self) -> float:
+        return cubes(self.site) * len(self.choices)
+
+    def __call__(self) -> list[dict[str, Layer]]:
+        ridges = dict[str, tuple[float, ...]]()
+        found = []
+        for choice in self.choices:
+            found.append(fit(self.site, choice, self.moments, self.debias, None, ridges))
+            ridges = {name: layer.ridges for name, layer in found[-1].items()}
+        return found
+
+
 def parallel(
-    plan: Plan, rules: Mapping[str, Rule], choices: Mapping[str, Choice], moments: Mapping[str, Moments],
-    options: Reconstruct, start: Start,
+    plan: Plan, rules: Mapping[str, Rule], choices: Mapping[str, Choice], near: Draft, moments: Mapping[str, Moments],
+    options: Reconstruct, workers: Workers, start: Start,
 ) -> Draft:  # fmt: skip
-    """Each site on its own, from true inputs to true outputs. choices: those that are made already."""
-    open_sites = [site for site in plan.sites if site.name not in choices]
-    jobs = [Job(site, own_moments(site, moments), rules[site.name], options) for site in open_sites]
-    chosen = run_jobs(jobs, options.workers, start)
-    made = dict(choices) | dict(zip((site.name for site in open_sites), chosen, strict=True))
-    draft = Draft()
+    """Each site on its own, from true inputs to true outputs. choices: those that are made already. near: what some of
+    them were fitted in."""
+    undecided = [site for site in plan.sites if site.name not in choices]
+    jobs = [Choosing(site, own_moments(site, moments), rules[site.name], options) for site in undecided]
+    chosen = workers.run("inputs of each site", jobs, start)
+    made = dict(choices) | dict(zip((site.name for site in undecided), chosen, strict=True))
+    return completed(plan, made, near, moments, options.debias, workers, start)
+
+
+def completed(
+    plan: Plan, choices: Mapping[str, Choice], near: Draft, moments: Mapping[str, Moments], debias: bool,
+    workers: Workers, start: Start,
+) -> Draft:  # fmt: skip
+    """All sites with these choices, each fitted to its own moments, but those that `near` has fitted for as many inputs
+    already, and those that are left whole: least squares on all inputs are the weights that they have."""
+    draft, left = Draft(), []
     for site in plan.sites:
-        if made[site.name].kept.all() and options.debias:
-            draft.leave(site, made[site.name], moments)
+        choice = choices[site.name]
+        draft.choose(site, choice, moments)
+        if debias and choice.kept.all():
+            continue
+        known = near.choices.get(site.name)
+        if known is not None and site.readers[0].layer in near.layers and torch.equal(known.kept, choice.kept):
+            draft.layers |= {reader.layer: near.layers[reader.layer] for reader in site.readers}
         else:
-            draft.add(site, made[site.name], moments, options.debias, None)
+            left.append(Fitting(site, own_moments(site, moments), (choice,), debias))
+    for (layers,) in workers.run("fits of the layers", left, start):
+        draft.layers |= layers
     return draft
 
 
@@ -90,7 +125,7 @@ def bottom_up(plan: Plan, rules: Mapping[str, Rule], moments: Mapping[str, Momen
     for site in reversed(plan.sites):
         dead = dead_atoms(plan, draft.choices)
         rows = {reader.layer: ~dead[plan.channels.writes[reader.layer]] for reader in site.readers}
-        choice = Job(site, own_moments(site, moments), rules[site.name], options, rows)()
+        choice = Choosing(site, own_moments(site, moments), rules[site.name], options, rows)()
         draft.add(site, choice, moments, options.debias, rows)
     return draft
 
@@ -107,7 +142,7 @@ def top_down(
     for site in plan.sites:
         chained = _renamed(site, "chained")
         moments = gather(masked(network, plan, draft), [reader.request for reader in chained.readers], network)
-        choice = Job(chained, moments, rules[site.name], options)()
+        choice = Choosing(chained, moments, rules[site.name], options)()
         draft.add(chained, choice, moments, options.debias, None)
         if not site.dynamic and bool(summed(plan.channels)[site.atoms].any()):
             chained = _renamed(site, "dropped")
@@ -127,39 +162,9 @@ def masked(network: fx.GraphModule, plan: Plan, draft: Draft) -> fx.GraphModule:
     return kept_norms(with_layers(network, draft.layers), plan.channels, ~dead_atoms(plan, draft.choices))
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, start: Start) -> list[Choice]:
-    """The choices in the order of the jobs, from `workers` processes where that is more than one. Moments that lie on a
-    GPU stay in this process, which is not the one to share it."""
-    on_cpu = all(m.cyx.device.type == "cpu" for job in jobs for m in job.moments.values())
-    if not jobs:
-        return []
-    done = start("inputs of each site", [cubes(job.site) for job in jobs])
-    if min(workers, len(jobs)) < 2 or not on_cpu:
-        return [_told(job(), done) for job in jobs]
-    context = torch.multiprocessing.get_context("spawn")
-    with context.Pool(
-        min(workers, len(jobs)), torch.set_num_threads, (max(1, torch.get_num_threads() // workers),)
-    ) as pool:
-        return [_told(choice, done) for choice in pool.imap(_run, jobs)]
-
-
-def _run(job: Job) -> Choice:
-    return job()
-
-
-def _told(choice: Choice, done: Callable[[], None]) -> Choice:
-    done()
-    return choice
-
-
 def cubes(site: Site) -> float:
     """Work that a factorisation or an elimination of its layers is, by the cube of their inputs."""
     return sum(reader.request.groups * float(reader.request.features) ** 3 for reader in site.readers)
-
-
-def silent(label: str, work: Sequence[float]) -> Callable[[], None]:
-    """A Start that tells nobody."""
-    return lambda: None
 
 
 def own_moments(site: Site, moments: Mapping[str, Moments]) -> dict[str, Moments]:

@@ -19,21 +19,20 @@ from compresskit.passes.reconstruct.budget import SizeModel, check_target
 from compresskit.passes.reconstruct.chaining import (
     Draft,
     Gather,
-    Start,
     bottom_up,
     dead_atoms,
     kept_inputs,
     masked,
     parallel,
-    silent,
     top_down,
 )
 from compresskit.passes.reconstruct.factorised import factorise_layers
 from compresskit.passes.reconstruct.options import GroupLasso, Reconstruct
 from compresskit.passes.reconstruct.readers import Plan, Site, plan
 from compresskit.passes.reconstruct.refitted import with_layers
-from compresskit.passes.reconstruct.selection import Choice, Curve, Rule
-from compresskit.passes.reconstruct.targets import Judge, Memory, reach, rules_of
+from compresskit.passes.reconstruct.selection import Curve, Rule
+from compresskit.passes.reconstruct.targets import Judge, Memory, Reached, reach, rules_of
+from compresskit.passes.reconstruct.workers import Start, Workers, silent
 from compresskit.shapes import Shape
 
 
@@ -108,27 +107,27 @@ def reconstruct(
     clock = _Clock()
     made = plan(network, input_shape, options)
     gather = _finite(clock.timed("moments", gather))
-    choices: dict[str, Choice] = {}
-    notes: list[str] = []
-    if options.target is None:
-        rules = rules_of(network, made, options)
-        moments = {} if options.chaining == "top-down" else _of_all(network, made, gather)
-    else:
-        model = SizeModel(network, made, input_shape)
-        check_target(model, options.target, options.min_channels)
-        moments = _of_all(network, made, gather)
-        known = {} if memory is None else memory
-        rules, choices, notes = reach(network, made, options, model, moments, judge, known, start)
-    clock.lap("target")
-    match options.chaining:
-        case "parallel":
-            draft = parallel(made, rules, choices, moments, options, start)
-        case "bottom-up":
-            draft = bottom_up(made, rules, moments, options)
-        case "top-down":
-            draft = top_down(network, made, rules, gather, options)
+    with Workers(options.workers) as workers:
+        if options.target is None:
+            found = Reached(rules_of(network, made, options))
+            moments = {} if options.chaining == "top-down" else _of_all(network, made, gather)
+        else:
+            model = SizeModel(network, made, input_shape)
+            check_target(model, options.target, options.min_channels)
+            moments = _of_all(network, made, gather)
+            known = {} if memory is None else memory
+            found = reach(network, made, options, model, moments, judge, known, workers, start)
+        rules = found.rules
+        clock.lap("target")
+        match options.chaining:
+            case "parallel":
+                draft = parallel(made, rules, found.choices, found.near, moments, options, workers, start)
+            case "bottom-up":
+                draft = bottom_up(made, rules, moments, options)
+            case "top-down":
+                draft = top_down(network, made, rules, gather, options)
     clock.lap("solve")
-    notes += _doubts(made, draft, options)
+    notes = found.notes + _doubts(made, draft, options)
     smaller, bits = _cut(with_layers(network, draft.layers), made, draft)
     factorised, ranks = factorise_layers(smaller, made, draft, options.low_rank)
     clock.lap("cut")

@@ -1,7 +1,7 @@
 """How much each site keeps: as the recipe says site by site, or so that the whole network reaches a target."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from compresskit.graph.selectors import select
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.reconstruct.alone import Divergence, loss_of, losses_alone
 from compresskit.passes.reconstruct.budget import SizeModel, goal_of, shared_out
-from compresskit.passes.reconstruct.chaining import Draft, Job, Start, cubes, dead_atoms, masked, own_moments, run_jobs
+from compresskit.passes.reconstruct.chaining import Choosing, Draft, Fitting, completed, dead_atoms, masked, own_moments
 from compresskit.passes.reconstruct.options import Reconstruct
 from compresskit.passes.reconstruct.readers import Plan, summed
 from compresskit.passes.reconstruct.selection import Choice, Curve, Rule, rule_for
+from compresskit.passes.reconstruct.workers import Start, Workers
 from compresskit.passes.shares import share
 
 _PROBES = (1e-2, 5e-2, 0.2)  # relative errors at which the loss of a site alone is measured; it is linear near 0
@@ -39,6 +40,16 @@ class Judge:
     accuracy: Callable[[fx.GraphModule], float] | None
     divergence: Divergence
     images: Callable[[], Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """rules, choices: by site. near: a draft that has fitted some of these choices already."""
+
+    rules: dict[str, Rule]
+    choices: dict[str, Choice] = field(default_factory=dict)
+    near: Draft = field(default_factory=Draft)
+    notes: list[str] = field(default_factory=list)
 
 
 def rules_of(network: fx.GraphModule, plan: Plan, options: Reconstruct) -> dict[str, Rule]:
@@ -65,27 +76,30 @@ def rules_of(network: fx.GraphModule, plan: Plan, options: Reconstruct) -> dict[
 
 def reach(
     network: fx.GraphModule, plan: Plan, options: Reconstruct, model: SizeModel, moments: Mapping[str, Moments],
-    judge: Judge | None, memory: Memory, start: Start,
-) -> tuple[dict[str, Rule], dict[str, Choice], list[str]]:  # fmt: skip
-    """Rules that reach the target, the choices they mean where sites are reconstructed in parallel, and notes.
+    judge: Judge | None, memory: Memory, workers: Workers, start: Start,
+) -> Reached:  # fmt: skip
+    """Rules that reach the target, and what they mean where sites are reconstructed in parallel.
 
     The trade-off of every site is computed once, and the budget shared out by what each loses for what it saves: by the
     error of its layers as a share of their variance, and by the divergence that thinning this site alone brings on
     held-out images. Of the two, the one whose network diverges less is taken.
     """
     assert options.target is not None
-    curves = _curves(plan, options, moments, memory, start)
+    curves = _curves(plan, options, moments, memory, workers, start)
+    draft = Draft()
+
+    def chosen(counts: Sequence[int]) -> dict[str, Choice]:
+        sites = zip(plan.sites, curves, counts, strict=True)
+        return {site.name: _at(curve, kept) for site, curve, kept in sites}
 
     def built(counts: Sequence[int]) -> fx.GraphModule:
-        draft = Draft()
-        for site, curve, kept in zip(plan.sites, curves, counts, strict=True):
-            if kept < site.n_groups:  # else the weights are those that it has
-                draft.add(site, _at(curve, kept), moments, debias=True, rows=None)
+        nonlocal draft  # what the last one has in common with this one need not be fitted again
+        draft = completed(plan, chosen(counts), draft, moments, True, workers, start)
         return masked(network, plan, draft)
 
     losses = [[torch.tensor(curve.errors, dtype=torch.float64) for curve in curves]]
     if judge is not None:
-        losses.append(_measured(network, plan, curves, moments, judge, memory, start))
+        losses.append(_measured(network, plan, curves, moments, judge, memory, workers, start))
     goal = goal_of(options.target)
     if goal is None:
         counts, notes = _within_drop(model, curves, losses[-1], built, judge, options.target.accuracy_drop or 0.0)
@@ -99,19 +113,19 @@ def reach(
     rules = {site.name: Rule(count=kept) for site, kept in zip(plan.sites, counts, strict=True)}
     if not options.debias:  # the shrunken weights are those of a lambda
         lams = [_at(curve, kept).lam for curve, kept in zip(curves, counts, strict=True)]
-        return {site.name: Rule(lam=lam) for site, lam in zip(plan.sites, lams, strict=True)}, {}, notes
-    chosen = zip(plan.sites, curves, counts, strict=True)
-    return rules, {site.name: _at(curve, kept) for site, curve, kept in chosen}, notes
+        shrunken = {site.name: Rule(lam=lam) for site, lam in zip(plan.sites, lams, strict=True)}
+        return Reached(shrunken, {}, Draft(), notes)
+    return Reached(rules, chosen(counts), draft, notes)
 
 
 def _curves(
-    plan: Plan, options: Reconstruct, moments: Mapping[str, Moments], memory: Memory, start: Start
+    plan: Plan, options: Reconstruct, moments: Mapping[str, Moments], memory: Memory, workers: Workers, start: Start
 ) -> list[Curve]:
     """The trade-off of every site."""
     key = ("curves", options.chosen_selection, options.min_channels, *(site.name for site in plan.sites))
     if key not in memory:
-        jobs = [Job(site, own_moments(site, moments), Rule(), options) for site in plan.sites]
-        memory[key] = [choice.curve for choice in run_jobs(jobs, options.workers, start)]
+        jobs = [Choosing(site, own_moments(site, moments), Rule(), options) for site in plan.sites]
+        memory[key] = [choice.curve for choice in workers.run("inputs of each site", jobs, start)]
     return memory[key]
 
 
@@ -123,7 +137,7 @@ def _at(curve: Curve, kept: int) -> Choice:
 
 def _measured(
     network: fx.GraphModule, plan: Plan, curves: Sequence[Curve], moments: Mapping[str, Moments], judge: Judge,
-    memory: Memory, start: Start,
+    memory: Memory, workers: Workers, start: Start,
 ) -> list[Tensor]:  # fmt: skip
     """The loss at every point of each curve, from a few that are measured with all other sites left whole."""
     key = ("losses", *(curve.kept for curve in curves), *(curve.errors for curve in curves))
@@ -131,17 +145,15 @@ def _measured(
         return memory[key]
     places = [_probes(curve) for curve in curves]
     batches = list(judge.images())
-    fits = [cubes(site) for site, points in zip(plan.sites, places, strict=True) for _ in points]
-    done = start("fits of each site alone", fits)
-    changes = []
-    for site, curve, points in zip(plan.sites, curves, places, strict=True):
-        ridges = dict[str, tuple[float, ...]]()
-        for point in points:
-            draft = Draft()
-            draft.add(site, _at(curve, curve.kept[point]), moments, True, None, ridges)
-            ridges = {name: layer.ridges for name, layer in draft.layers.items()}
-            changes.append(draft)
-            done()
+    jobs = [
+        Fitting(site, own_moments(site, moments), tuple(_at(curve, curve.kept[point]) for point in points))
+        for site, curve, points in zip(plan.sites, curves, places, strict=True)
+    ]
+    changes = [
+        Draft({job.site.name: choice}, layers)
+        for job, fits in zip(jobs, workers.run("fits of each site alone", jobs, start), strict=True)
+        for choice, layers in zip(job.choices, fits, strict=True)
+    ]
     done = start("losses of each site alone", [1] * (len(changes) * len(batches)))
     losses = _alone(network, plan, changes, batches, judge.divergence, done)
     found, at = [], 0

@@ -308,7 +308,8 @@ def test_progress_is_told_by_the_work_of_each_step():
     reconstruct(network, gather_from(loader), options, (2, 8, 8), judge, start=start)
     assert {label: len(work) for label, (work, _) in told.items()} == {label: n for label, (_, n) in told.items()}
     assert told["inputs of each site"][0] == [54.0**3, 80.0**3, 12.0**3]  # conv2, fc1, fc2
-    assert len(told["losses of each site alone"][0]) == 3 * len(told["fits of each site alone"][0])
+    fits = zip(told["fits of each site alone"][0], told["inputs of each site"][0], strict=True)
+    assert len(told["losses of each site alone"][0]) == 3 * sum(work / cube for work, cube in fits)
 
 
 def test_a_drop_of_accuracy_needs_a_judge():

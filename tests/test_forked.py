@@ -75,8 +75,9 @@ def test_it_ends_as_the_program_ends(training, tmp_path):
 def test_a_client_that_is_killed_takes_the_program_with_it(training, tmp_path):
     assert programs_in(tmp_path, but=training.pid)
     training.kill()
-    training.communicate(timeout=60)
+    training.wait()
     wait_for(lambda: not programs_in(tmp_path, but=training.pid), seconds=10)
+    training.stderr.close()
 
 
 def test_what_is_read_at_the_start_cannot_be_changed():

@@ -12,7 +12,7 @@ import pytest
 
 from compresskit import __version__
 from tests.commands.conftest import RECIPE
-from tests.forked.start import commands, environment
+from tests.forked.start import commands, environment, python
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is forked where Linux's are missing")
 LONG = ("train", "net.yaml", "train.epochs=500")
@@ -56,6 +56,16 @@ def test_status_and_streams_are_the_programs_own(tmp_path):
     with open(tmp_path / "out.txt", "w") as file:
         run("--version", stdout=file)
     assert (tmp_path / "out.txt").read_text() == whole.stdout
+
+
+def test_python_takes_code_a_module_and_a_file(tmp_path):
+    code = "import sys; assert vars(sys.modules['__main__']) is globals(); print(__name__, sys.argv, sys.path[0])"
+    (tmp_path / "file.py").write_text(code)
+    for given in (("-c", code, "x"), ("file.py", "x"), ("-u", "-m", "file", "x")):
+        installed = subprocess.run([sys.executable, *given], cwd=tmp_path, capture_output=True, text=True)
+        assert installed.returncode == 0, installed.stderr
+        forked = python(*given, cwd=tmp_path)
+        assert (forked.stdout, forked.stderr) == (installed.stdout, "")
 
 
 def test_a_signal_reaches_the_program(training):

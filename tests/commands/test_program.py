@@ -18,7 +18,7 @@ import torch
 from compresskit.commands.evaluate import verb as evaluate
 from compresskit.commands.inspect import verb as inspect
 from compresskit.errors import within
-from tests.commands.conftest import environment
+from tests.commands.conftest import environment, program
 
 LONG = ("train", "net.yaml", "train.epochs=500")
 PROGRAM = str(Path(sys.executable).with_name("compresskit"))

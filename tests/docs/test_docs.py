@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(block: Block, folder: Path) -> None:
     shell = ["bash", "-euo", "pipefail", "-c", block.text]
-    command = shell if block.language == "sh" else [sys.executable, "-c", block.text]
+    command = shell if block.language == "sh" else [commands() / "python", "-c", block.text]
     path = os.pathsep.join([str(commands()), str(Path(sys.executable).parent), os.environ["PATH"]])
     variables = environment() | {"PATH": path}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=variables, timeout=300)

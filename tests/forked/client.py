@@ -1,5 +1,6 @@
-"""Stands for the installed program: asks the server beside it for one, lends it all that a process inherits, and ends
-as it ends.
+"""Stands for `compresskit` or `python`, by its name.
+
+It asks the server beside it for one, lends it all that a process inherits, and ends as it ends.
 """
 
 import json
@@ -8,11 +9,12 @@ import signal
 import socket
 import sys
 
+folder, command = os.path.split(os.path.abspath(__file__))
 with socket.socket(socket.AF_UNIX) as connection:
-    connection.connect(os.path.join(os.path.dirname(os.path.abspath(__file__)), "socket"))
+    connection.connect(os.path.join(folder, "socket"))
     socket.send_fds(connection, [b"\0"], [0, 1, 2, os.open(".", os.O_RDONLY)])
     with connection.makefile("rw") as stream:
-        stream.write(json.dumps([sys.argv[1:], dict(os.environ)]) + "\n")
+        stream.write(json.dumps([[command, *sys.argv[1:]], dict(os.environ)]) + "\n")
         stream.flush()
         program = int(stream.readline())
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import runpy
 import select
 import shutil
@@ -19,13 +20,14 @@ import sys
 import threading
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 import compresskit
 
 INSTALLED = str(Path(sys.executable).with_name("compresskit"))
-READ_AT_THE_START = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_")  # variables of these beginnings: by Python, and by torch
+READ_AT_THE_START = re.compile("PYTHON(?!_EXEC)|OMP_|MKL_|OPENBLAS_")  # variables, by Python and by torch
 
 
 @cache
@@ -37,7 +39,7 @@ def preload() -> None:
 
 
 def asked(listener: socket.socket) -> list[str] | None:
-    """The arguments of a program, in the process that is to become it; None at the end of the lifeline."""
+    """A command and its arguments, in the process that is to become it; None at the end of the lifeline."""
     minders: set[int] = set()
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
@@ -54,7 +56,7 @@ def asked(listener: socket.socket) -> list[str] | None:
 
 
 def minded(connection: socket.socket) -> list[str]:
-    """The arguments, in the program's process. This one tells the client how that ends, and ends it with the client."""
+    """Command and arguments, in the program's process. This one says how that ends, and ends it with the client."""
     _, handles, _, _ = socket.recv_fds(connection, 1, 4)
     with connection, connection.makefile("rw") as stream:
         arguments, environment = json.loads(stream.readline())
@@ -83,7 +85,7 @@ def minded(connection: socket.socket) -> list[str]:
 
 def adopt(environment: dict[str, str]) -> None:
     for name in environment.keys() | os.environ.keys():
-        if name.startswith(READ_AT_THE_START) and environment.get(name) != os.environ.get(name):
+        if READ_AT_THE_START.match(name) and environment.get(name) != os.environ.get(name):
             sys.exit(f"{name} is read when a program starts, and this one is forked: start the installed one")
     os.environ.clear()
     os.environ.update(environment)
@@ -102,16 +104,36 @@ def main() -> None:
         return
     signal.signal(signal.SIGINT, handler)
     np.random.seed()  # as each program has a state of its own
-    sys.argv = [INSTALLED, *arguments]
-    sys.path[0] = str(Path(INSTALLED).parent)
     status = 0
     try:
-        runpy.run_path(INSTALLED, run_name="__main__")
+        run(*arguments)
     except SystemExit as end:
         if not isinstance(end.code, int | None):
             raise
         status = end.code or 0
     leave(status)
+
+
+def run(command: str, *arguments: str) -> None:
+    """`compresskit` with its arguments, or `python` with those that it takes here: [-u] -c CODE, -m MODULE or FILE."""
+    kind, *rest = [INSTALLED, *arguments] if command == "compresskit" else arguments[arguments[0] == "-u" :]
+    if kind in ("-c", "-m"):
+        what, *rest = rest
+        sys.path[0] = "" if kind == "-c" else os.getcwd()
+        sys.argv = [kind if kind == "-c" else what, *rest]
+    if kind == "-c":
+        exec(compile(what, "<string>", "exec"), fresh_main().__dict__)
+    elif kind == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(kind).resolve().parent)
+        sys.argv = [kind, *rest]
+        runpy.run_path(kind, run_name="__main__")
+
+
+def fresh_main() -> ModuleType:
+    sys.modules["__main__"] = ModuleType("__main__")
+    return sys.modules["__main__"]
 
 
 def leave(status: int) -> None:

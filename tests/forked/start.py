@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
+SCRIPTS = Path(sys.executable).parent
 
 
 class Server(NamedTuple):
@@ -26,18 +27,31 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+def python(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A Python that has imported torch already, with -c and code, -m and a module, or a file."""
+    command = [commands() / "python", *map(str, arguments)]
+    variables = environment() | {"PYTHON_EXEC": str(command[0])}  # what torchrun starts
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+
+
+def torchrun(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Two processes, each with the arguments."""
+    return python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *arguments, cwd=cwd)
+
+
 def commands() -> Path:
-    """The folder that the command `compresskit` is in."""
-    return _server().folder if hasattr(os, "pidfd_open") else Path(sys.executable).parent
+    """The folder that the commands `compresskit` and `python` are in."""
+    return _server().folder if hasattr(os, "pidfd_open") else SCRIPTS
 
 
 @cache
 def _server() -> Server:
     """One for all tests of this process. It ends when this one does, however that ends, and removes its folder."""
     folder = Path(tempfile.mkdtemp(prefix="compresskit-tests-"))
-    client = folder / "compresskit"
-    client.write_text(f"#!{sys.executable} -IS\n{(HERE / 'client.py').read_text()}")
-    client.chmod(0o700)
+    for name in ("compresskit", "python"):
+        client = folder / name
+        client.write_text(f"#!{sys.executable} -IS\n{(HERE / 'client.py').read_text()}")
+        client.chmod(0o700)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "socket"))
         listener.listen()

@@ -11,7 +11,7 @@ from compresskit.training.loop import History
 RECIPE = """\
 name: net
 model: {kind: smallnet, kernel: 5}
-data: {kind: mnist-mini, limit: 320, validation: 100}
+data: {kind: mnist-mini, limit: 200, validation: 64}
 train:
   epochs: 2
   batch_size: 64

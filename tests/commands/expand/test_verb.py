@@ -24,7 +24,7 @@ from tests.commands.conftest import environment, program
 
 RECIPE = """\
 model: {kind: smallnet, kernel: 5}
-data: {kind: mnist-mini, limit: 640, validation: 200}
+data: {kind: mnist-mini, limit: 320, validation: 100}
 train: {epochs: 2, batch_size: 64, optimizer: {kind: sgd, lr: 0.05, momentum: 0.9}}
 expand:
   strategy: ck+fc

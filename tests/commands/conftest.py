@@ -2,11 +2,9 @@
 
 import subprocess
 from collections.abc import Callable, Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -46,14 +44,6 @@ def program(*arguments: object, cwd: Path) -> Outcome:
     command = [str(commands() / "compresskit"), *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment(), timeout=300)
     return Outcome(done.returncode, done.stdout, done.stderr)
-
-
-def write_digits(folder: Path, train: int) -> None:
-    """digits.npz: of mnist-mini, with 200 of its 2,000 images to test, which take larger nets longer than training."""
-    counts = {"train": train, "test": 200}
-    with np.load(files("compresskit.data") / "mnist-mini.npz") as mini:
-        parts = {name: mini[name][: counts[name.partition("_")[0]]] for name in mini}
-    np.savez(folder / "digits.npz", **parts)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from compresskit.commands.analyses import by_quantity
 from compresskit.training.loop import History
-from tests.commands.conftest import write_digits
+from tests.digits import write_digits
 
 RECIPE = """\
 name: net
@@ -34,7 +34,7 @@ trials: 2
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "net.yaml"
     path.write_text(RECIPE)
-    write_digits(tmp_path, 200)
+    write_digits(tmp_path / "digits.npz", 200, 200)
     return path
 
 

@@ -20,7 +20,8 @@ from compresskit.numerics.expansion.composition import contract
 from compresskit.passes.expand.network import expanded_layers
 from compresskit.storage.checkpoint import load
 from compresskit.storage.lock import is_lock
-from tests.commands.conftest import environment, program, write_digits
+from tests.commands.conftest import environment, program
+from tests.digits import write_digits
 
 RECIPE = """\
 model: {kind: smallnet, kernel: 5}
@@ -44,7 +45,7 @@ COMPARE = """\
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with net.yaml and what `expand` made of it, two trials and a comparison."""
     folder = tmp_path_factory.mktemp("expand")
-    write_digits(folder, 320)
+    write_digits(folder / "digits.npz", 320, 200)
     (folder / "net.yaml").write_text(RECIPE.replace("report:", f"{COMPARE}trials: 2\nreport:"))
     outcome = program("expand", "net.yaml", cwd=folder)
     assert outcome.status == 0, outcome.err
@@ -56,7 +57,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "net.yaml"
     path.write_text(RECIPE)
-    write_digits(tmp_path, 320)
+    write_digits(tmp_path / "digits.npz", 320, 200)
     return path
 
 

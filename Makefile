@@ -38,7 +38,7 @@ test: install
 	$(BIN)/python -m pytest $(PARALLEL)
 
 quick: install  # without those that start programs or run whole verbs
-	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/commands --ignore tests/docs --ignore tests/training/test_resume.py
+	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/commands --ignore tests/docs --ignore tests/training/test_resume.py --ignore tests/test_forked.py
 
 test-all: install
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow" --ignore tests/campaigns

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.forked.start import python
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "check_gpu.py"
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--jobs", "1", "--no-bench", "--out", str(folder)]
-    return subprocess.run([*command, *options], capture_output=True, text=True)
+    return python(SCRIPT, "--device", "cpu", "--jobs", "1", "--no-bench", "--out", folder, *options)
 
 
 def test_the_cpu_against_itself(tmp_path):

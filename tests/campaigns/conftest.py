@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.campaigns.harness import preload, run
+from tests.campaigns.harness import run
 from tests.campaigns.verbs import RECIPE, SOURCE, write_digits
+from tests.forked.server import preload
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

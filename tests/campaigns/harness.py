@@ -1,8 +1,6 @@
 """Runs of the program in forked processes, which spares each of them the start of torch, and what became of them."""
 
-import importlib
 import os
-import pkgutil
 import resource
 import signal
 import sys
@@ -10,13 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import compresskit
 from compresskit import __main__ as program
 from compresskit.storage.checkpoint import load
 
@@ -24,14 +20,6 @@ LIMIT = 20.0  # seconds, after which a run counts as stuck
 MEMORY = 8 * 2**30  # bytes of address space that a run on damaged files may take
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
-
-
-@cache
-def preload() -> None:
-    """Imports, once for all that are forked off, whatever a run would import."""
-    for module in pkgutil.walk_packages(compresskit.__path__, "compresskit."):
-        importlib.import_module(module.name)
-    importlib.import_module("torch._dynamo")  # as torch's optimisers do at their first step
 
 
 @dataclass(frozen=True)

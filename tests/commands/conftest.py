@@ -1,8 +1,6 @@
 """Running the program: the installed one in a process of its own, or the same app in this one, which is quicker."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from compresskit.cli import app
+from tests.forked.start import commands, environment
 
 RECIPE = """\
 model: {kind: convnet, channels: [4, 8]}
@@ -40,13 +39,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def program(*arguments: object, cwd: Path) -> Outcome:
-    """The program as a shell starts it."""
-    command = [str(Path(sys.executable).with_name("compresskit")), *map(str, arguments)]
+    """The program as a shell starts it, but for the time that this takes."""
+    command = [str(commands() / "compresskit"), *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment(), timeout=300)
     return Outcome(done.returncode, done.stdout, done.stderr)
 

@@ -7,11 +7,12 @@ import pytest
 
 from compresskit.commands.analyses import by_quantity
 from compresskit.training.loop import History
+from tests.digits import write_digits
 
 RECIPE = """\
 name: net
 model: {kind: smallnet, kernel: 5}
-data: {kind: mnist-mini, limit: 320, validation: 100}
+data: {kind: arrays, path: digits.npz, add_channel: true, validation: 64}
 train:
   epochs: 2
   batch_size: 64
@@ -33,6 +34,7 @@ trials: 2
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "net.yaml"
     path.write_text(RECIPE)
+    write_digits(tmp_path / "digits.npz", 200, 200)
     return path
 
 

@@ -13,6 +13,7 @@ import compresskit
 from compresskit.storage.checkpoint import load
 from compresskit.storage.lock import is_lock
 from tests.commands.conftest import environment, program
+from tests.forked.start import commands, torchrun
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +100,8 @@ def test_the_history_tells_the_whole_descent(chain):
 
 def test_a_makefile_can_chain_the_verbs(trained, tmp_path):
     shutil.copy(trained / "net.yaml", tmp_path)
-    bin_folder = Path(sys.executable).parent
     (tmp_path / "Makefile").write_text(
-        f"RUN := {bin_folder}/compresskit\n"
+        f"RUN := {commands()}/compresskit\n"
         "runs/net-fuse/model.pt: net.yaml runs/net-train/model.pt\n"
         "\t$(RUN) fuse $< --checkpoint runs/net-train --out $(@D) --resume --force\n"
         "runs/net-train/model.pt: net.yaml\n"
@@ -126,9 +126,8 @@ def test_evaluate_agrees_with_the_run_and_writes_nothing(trained):
 
 def test_two_processes_fuse_as_one_does(trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "compresskit"]
     arguments = ["fuse", "net.yaml", "-c", "runs/net-train", "--device", "cpu", "--out", "two"]
-    done = subprocess.run([*torchrun, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment())
+    done = torchrun("-m", "compresskit", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("fused layers") == 1
     one = program("fuse", "net.yaml", "-c", "runs/net-train", "--out", "one", cwd=tmp_path)

@@ -1,7 +1,6 @@
 """Data, losses and metrics of the user's own, through the program."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import torch
 
 from compresskit.storage.checkpoint import load
 from compresskit.training import inputs, loop
-from tests.commands.conftest import environment, program
+from tests.commands.conftest import program
 from tests.commands.test_bad_input import refused
+from tests.forked.start import torchrun
 
 CODE = """
 import torch
@@ -165,9 +165,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(call, own, data, monkey
 
 
 def test_two_processes_share_the_samples(own):
-    torchrun = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node=2"]
-    command = [*map(str, torchrun), "-m", "compresskit", "train", "own.yaml", "train.batch_size=40", "--out", "two"]
-    done = subprocess.run(command, cwd=own.parent, capture_output=True, text=True, env=environment(), timeout=300)
+    arguments = ("train", "own.yaml", "train.batch_size=40", "--out", "two")
+    done = torchrun("-m", "compresskit", *arguments, cwd=own.parent)
     assert done.returncode == 0, done.stderr
     alone = program("train", "own.yaml", "train.batch_size=40", "--out", "one", cwd=own.parent)
     assert alone.status == 0, alone.err

@@ -18,7 +18,7 @@ import torch
 from compresskit.commands.evaluate import verb as evaluate
 from compresskit.commands.inspect import verb as inspect
 from compresskit.errors import within
-from tests.commands.conftest import environment
+from tests.forked.start import commands, environment
 
 LONG = ("train", "net.yaml", "train.epochs=500")
 PROGRAM = str(Path(sys.executable).with_name("compresskit"))
@@ -31,8 +31,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
-def started(folder: Path, *arguments: str, before: tuple[str, ...] = (), **streams) -> subprocess.Popen:
-    command = [*before, PROGRAM, *arguments]
+def started(
+    folder: Path, *arguments: str, before: tuple[str, ...] = (), program: str = PROGRAM, **streams
+) -> subprocess.Popen:
+    command = [*before, program, *arguments]
     return subprocess.Popen(command, cwd=folder, env=environment(), **({"stderr": subprocess.PIPE} | streams))
 
 
@@ -62,7 +64,7 @@ def test_signals_end_it_and_the_run_goes_on(recipe, tmp_path, signals):
     ended(process)
     assert process.returncode == 130
     epochs = len((tmp_path / "runs/net-train/metrics.csv").read_text().splitlines()) - 1
-    again = started(tmp_path, *LONG, "--resume")
+    again = started(tmp_path, *LONG, "--resume", program=str(commands() / "compresskit"))
     wait_for(lambda: len((tmp_path / "runs/net-train/metrics.csv").read_text().splitlines()) - 1 > epochs)
     again.kill()
     again.communicate()

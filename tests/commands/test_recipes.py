@@ -183,14 +183,14 @@ def test_every_study_of_pruning_is_here():
 
 @pytest.mark.parametrize("name", PRUNINGS)
 def test_a_study_of_pruning_runs(call, tmp_path, name):
-    images(tmp_path / "data.h5")
+    images(tmp_path / "data.h5", side=32 if "vgg" in name else 16)
     recipe = CONFIGS / "prune" / f"{name}.yaml"
     changes, settings = PRUNINGS[name]
     small = (*changes, "data={kind: arrays, path: data.h5, augment: {flip: true, crop: 4, augmix: {}}}",
              "report.latency_repeats=1", "train.epochs=1", "train.batch_size=32")  # fmt: skip
     trained = call("train", recipe, *small, "--out", "train")
     assert trained.status == 0, trained.err
-    fewer = ["prune.samples=64", "prune.compare.at=[60%]"]
+    fewer = ["prune.samples=32", "prune.compare.at=[60%]"]
     if name != "masks":
         fewer += ["prune.retrain.epochs=1", "prune.retrain.batch_size=32"]
     pruned = call("prune", recipe, *small, *fewer, "-c", "train", "--out", "pruned")
@@ -217,9 +217,9 @@ def test_the_recipes_of_rates_and_of_spectra_run(call, tmp_path):
         assert (Path(name) / "spectra/cka.png").exists()
 
 
-def images(path: Path) -> None:
+def images(path: Path, side: int = 32) -> None:
     """Bytes, as AugMix takes them."""
     with h5py.File(path, "w") as file:
-        for group, count in (("train", 96), ("test", 32)):
-            file[f"{group}/inputs"] = RANDOM.integers(0, 256, (count, 3, 32, 32), np.uint8)
+        for group, count in (("train", 64), ("test", 32)):
+            file[f"{group}/inputs"] = RANDOM.integers(0, 256, (count, 3, side, side), np.uint8)
             file[f"{group}/targets"] = np.arange(count) % 10

@@ -28,11 +28,25 @@ def imported(folder: Path, *arguments: object) -> set[str]:
     return set(HEAVY) & set(json.loads((folder / "modules.json").read_text()))
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "inspect"])
+# Each verb is started as installed here or, to be killed, by its own tests: other programs are forked (tests/forked).
+STARTS = {
+    "evaluate": ((), set()),
+    "finetune": (("--dry-run",), set()),
+    "prune": (("prune={target: {macs: 50%}}", "--dry-run"), {"matplotlib"}),
+    "spectra": (("spectra={}",), {"matplotlib"}),
+    "validate": ((), {"matplotlib"}),
+}
+
+
+@pytest.mark.parametrize("verb", STARTS)
 def test_a_verb_loads_nothing_heavy_that_it_does_not_need(verb, trained, tmp_path):
-    recipe, run = trained / "net.yaml", trained / "runs/net-train"
-    given = (run,) if verb == "inspect" else (recipe, "--checkpoint", run)
-    assert imported(tmp_path, verb, *given) == set()
+    options, needed = STARTS[verb]
+    assert imported(tmp_path, verb, trained / "net.yaml", *options, "-c", trained / "runs/net-train") == needed
+
+
+@pytest.mark.parametrize(("verb", "options"), [("inspect", ()), ("export", ("--out", "net.pt"))])
+def test_a_verb_without_a_recipe_loads_nothing_heavy(verb, options, trained, tmp_path):
+    assert imported(tmp_path, verb, trained / "runs/net-train", *options) == set()
 
 
 def test_what_is_needed_is_seen(trained, tmp_path):

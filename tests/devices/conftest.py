@@ -2,11 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from compresskit.cli import app
+from tests.digits import write_digits
 from tests.pretended_gpu import FREE, pretended_gpu
 from tests.pretended_tensor import Transfers
 
@@ -46,10 +45,7 @@ def invoked(verb: str, folder: Path, recipe: dict[str, Any], device: str, *optio
 
 def digits(path: Path) -> dict[str, Any]:
     """A few images of mnist-mini, in a file, as a recipe's `data` names it."""
-    with files("compresskit.data").joinpath("mnist-mini.npz").open("rb") as file, np.load(file) as arrays:
-        counts = {"train": TRAINED_ON + HELD_OUT, "test": TESTED_ON}
-        names = [(f"{part}_{name}", count) for part, count in counts.items() for name in ("inputs", "targets")]
-        np.savez(path, **{name: arrays[name][:count] for name, count in names})
+    write_digits(path, TRAINED_ON + HELD_OUT, TESTED_ON)
     return {"kind": "arrays", "path": str(path), "add_channel": True, "validation": HELD_OUT}
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from scripts.make_docs_pictures import PICTURES
 from scripts.make_docs_tables import with_tables
+from tests.forked.start import commands, environment
 
 ROOT = Path(__file__).parents[2]
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
@@ -62,11 +63,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(block: Block, folder: Path) -> None:
-    scripts = Path(sys.executable).parent
     shell = ["bash", "-euo", "pipefail", "-c", block.text]
-    command = shell if block.language == "sh" else [sys.executable, "-c", block.text]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    command = shell if block.language == "sh" else [commands() / "python", "-c", block.text]
+    path = os.pathsep.join([str(commands()), str(Path(sys.executable).parent), os.environ["PATH"]])
+    variables = environment() | {"PATH": path}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=variables, timeout=300)
     assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
 
 

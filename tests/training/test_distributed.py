@@ -1,4 +1,3 @@
-import os
 import platform
 import subprocess
 import sys
@@ -12,10 +11,9 @@ import torch
 from compresskit import distributed
 from compresskit.distributed import Group, connect
 from compresskit.errors import RecipeError
+from tests.forked.start import python, torchrun
 
 PROGRAM = str(Path(__file__).with_name("tiny_run.py"))
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize("parts", ["1", "3"])
@@ -24,10 +22,8 @@ def test_two_processes_train_as_one_does(tmp_path, parts):
 
     Of an expanded net, whose products are formed once for the parts of a batch.
     """
-    for name, start in {"one": [], "two": TORCHRUN}.items():
-        accumulate = ["--accumulate", "1" if name == "one" else parts]
-        command = [sys.executable, *start, PROGRAM, tmp_path / name, "--shared", *accumulate]
-        done = subprocess.run(command, env=ENVIRONMENT, timeout=300, capture_output=True, text=True)
+    for name, start in {"one": python, "two": torchrun}.items():
+        done = start(PROGRAM, tmp_path / name, "--shared", "--accumulate", "1" if name == "one" else parts)
         assert done.returncode == 0, done.stderr
     for name in ("last.pt", "best.pt"):
         one, two = (torch.load(tmp_path / folder / name, weights_only=True) for folder in ("one", "two"))

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,19 +9,20 @@ import torch
 from compresskit.errors import RunFolderError
 from compresskit.training import state
 from compresskit.training.optimization.optimizers import SGD
+from tests.forked.start import environment, python
 
-PROGRAM = [sys.executable, str(Path(__file__).with_name("tiny_run.py"))]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+PROGRAM = Path(__file__).with_name("tiny_run.py")
 
 
 def run_program(folder, *arguments):
-    subprocess.run([*PROGRAM, folder, *arguments], env=ENVIRONMENT, check=True, timeout=120)
+    done = python(PROGRAM, folder, *arguments)
+    assert done.returncode == 0, done.stderr
 
 
 def kill_at(folder, epoch, step, *arguments):
     """Starts the program and kills it, as the system would, once it says that it is there."""
-    command = [*PROGRAM, folder, "--stop-at", str(epoch), str(step), *arguments]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, PROGRAM, folder, "--stop-at", str(epoch), str(step), *arguments]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "reached\n"
         process.kill()

@@ -21,10 +21,11 @@ from compresskit.passes.expand.network import expanded_layers
 from compresskit.storage.checkpoint import load
 from compresskit.storage.lock import is_lock
 from tests.commands.conftest import environment, program
+from tests.digits import write_digits
 
 RECIPE = """\
 model: {kind: smallnet, kernel: 5}
-data: {kind: mnist-mini, limit: 640, validation: 200}
+data: {kind: arrays, path: digits.npz, add_channel: true, validation: 100}
 train: {epochs: 2, batch_size: 64, optimizer: {kind: sgd, lr: 0.05, momentum: 0.9}}
 expand:
   strategy: ck+fc
@@ -44,6 +45,7 @@ COMPARE = """\
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with net.yaml and what `expand` made of it, two trials and a comparison."""
     folder = tmp_path_factory.mktemp("expand")
+    write_digits(folder / "digits.npz", 320, 200)
     (folder / "net.yaml").write_text(RECIPE.replace("report:", f"{COMPARE}trials: 2\nreport:"))
     outcome = program("expand", "net.yaml", cwd=folder)
     assert outcome.status == 0, outcome.err
@@ -55,6 +57,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "net.yaml"
     path.write_text(RECIPE)
+    write_digits(tmp_path / "digits.npz", 320, 200)
     return path
 
 
@@ -177,8 +180,8 @@ def test_init_nonlinear_trains_twice(recipe, call):
     assert json.loads(Path("run/report.json").read_text())["details"]["networks"]["ck, rate 1"][0]["difference"] < 1e-5
 
 
-def test_a_killed_run_is_resumed_and_ends_with_the_same_net(tmp_path):
-    (tmp_path / "net.yaml").write_text(RECIPE.replace("epochs: 2", "epochs: 4") + "name: net\n")
+def test_a_killed_run_is_resumed_and_ends_with_the_same_net(recipe, tmp_path):
+    recipe.write_text(RECIPE.replace("epochs: 2", "epochs: 12") + "name: net\n")
     assert program("expand", "net.yaml", "--out", "whole", cwd=tmp_path).status == 0
     command = [sys.executable, "-m", "compresskit", "expand", "net.yaml", "--out", "killed"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL) as process:
@@ -196,7 +199,7 @@ def test_a_dry_run_shows_the_factors_and_writes_nothing(recipe, call, tmp_path):
     assert outcome.status == 0, outcome.err
     assert "16×8×3×3 · 16×16×3×3" in outcome.out
     assert "loss of the first batch" in outcome.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits.npz", "net.yaml"]
     assert "expand" in call("validate", recipe).out
     outcome = call("expand", recipe, "expand.compare={alone: {strategy: none}}", "--dry-run")
     assert "networks to train" in outcome.out
@@ -439,6 +442,6 @@ def test_a_wrong_product_is_seen_in_the_report(recipe, call, monkeypatch, broken
     """Also where the expanded net is trained as that very product."""
     monkeypatch.setattr(expanded_layer, "contract", broken)
     options = "expand={strategy: cl, rate: 1, mode: online}"
-    assert call("expand", recipe, options, "train.epochs=1", "--out", "run", "--quiet").status == 0
+    assert call("expand", recipe, options, "train.epochs=4", "--out", "run", "--quiet").status == 0
     checks = json.loads(Path("run/report.json").read_text())["checks"]
     assert checks["contracted net against the expanded one, relative"] > 0.01

@@ -11,7 +11,7 @@ NET = """\
 model:
   kind: timm:vit_tiny_patch16_224
   arguments: {img_size: 28, patch_size: 14, in_chans: 1, embed_dim: 24, depth: 2, num_heads: 2, mlp_ratio: 2}
-data: {kind: mnist-mini, validation: 500}
+data: {kind: mnist-mini, limit: 1500, validation: 500}
 train: {epochs: 1, batch_size: 128, optimizer: {kind: adam, lr: 2e-3}}
 prune: {target: {macs: 70%}, samples: 200}
 reconstruct: {keep: 60%, samples: 200}

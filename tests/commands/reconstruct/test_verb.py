@@ -17,6 +17,7 @@ from compresskit.passes.reconstruct import network as reconstruct_network
 from compresskit.storage.checkpoint import load, save
 from compresskit.storage.lock import is_lock
 from tests.commands.conftest import environment, program
+from tests.forked.start import torchrun
 
 RECIPE = """\
 model: {kind: convnet, channels: [8, 16]}
@@ -280,10 +281,8 @@ def test_trials_are_put_together(call, trained, tmp_path):
 
 def test_two_processes_reconstruct_as_one_does(trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "compresskit"]
     arguments = ["reconstruct", "net.yaml", "~reconstruct.retrain", "-c", "runs/net-train", "--device", "cpu"]
-    command = [*torchrun, *arguments, "--out", "two"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment())
+    done = torchrun("-m", "compresskit", *arguments, "--out", "two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     one = program(*arguments, "--out", "one", cwd=tmp_path)
     assert one.status == 0, one.err

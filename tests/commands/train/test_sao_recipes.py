@@ -70,7 +70,7 @@ def test_the_table_of_mnist(call):
 def test_singular_values_and_reach(call):
     for name in ("table6-singular-values", "figure11-isometry"):
         outcome = call(
-            "spectra", CONFIGS / f"{name}.yaml", *MINI, "model.depth=4", "spectra.isometry.images=2", "--out", name
+            "spectra", CONFIGS / f"{name}.yaml", *MINI, "model.depth=3", "spectra.isometry.images=2", "--out", name
         )
         assert outcome.status == 0, outcome.err
         assert Path(name, "isometry.csv").exists()

@@ -1,10 +1,7 @@
 """mAP against a slow one by hand, and what counts as a detection."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from compresskit.distributed import Group
 from compresskit.errors import RecipeError
 from compresskit.training.tasks.average_precision import DetectionTally, Found, detections, mean_average_precision
 from compresskit.training.tasks.detection import Yolo
+from tests.forked.start import torchrun
 
 ANCHORS = ((0.3, 0.3), (0.6, 0.5))
 CPU = torch.device("cpu")
@@ -182,10 +180,7 @@ def test_every_process_gets_the_figures_of_all(tmp_path):
     output, target = answered()
     torch.save((output, target), tmp_path / "batch.pt")
     (tmp_path / "shared.py").write_text(SHARED)
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "shared.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [sys.executable, *start, tmp_path / "batch.pt"]
-    done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
+    done = torchrun(tmp_path / "shared.py", tmp_path / "batch.pt")
     assert done.returncode == 0, done.stderr
     alone = DetectionTally(ANCHORS, CPU)
     alone.add(output, target)

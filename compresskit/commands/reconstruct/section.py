@@ -27,7 +27,7 @@ class ReconstructAndRetrain(Reconstruct):
     samples: Annotated[int, Gt(1)] | None = None  # training images that the moments are taken from; default all
     # images that judge what a target leads to: of the validation split, or of the training images where there is none
     held_out: Annotated[int, Gt(0)] = 5000
-    alone: Annotated[int, Gt(0)] = 256  # of these, that measure what thinning each layer alone does, before a target
+    alone: Annotated[int, Gt(0)] = 128  # of these, that measure what thinning each layer alone does, before a target
     retrain: Training | None = None  # behind all; default: none
     compare: Compare | None = None  # other settings, without low-rank factors and retraining
 

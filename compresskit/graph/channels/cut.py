@@ -1,6 +1,7 @@
 """Surgery on channels: a network without some of them, and a layer that reads a selection of its inputs."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -71,12 +72,20 @@ def _fit(network: fx.GraphModule, node: fx.Node, channels: Channels, alive: Tens
         _renumber(network, node, alive[channels.selections[name]])
 
 
-def select_inputs(network: fx.GraphModule, layer: str, kept: Tensor) -> fx.GraphModule:
-    """Copy of `network` in which `layer` reads only some of its inputs, selected before it.
+def select_inputs(network: fx.GraphModule, kept: Mapping[str, Tensor]) -> fx.GraphModule:
+    """Copy of `network` in which some layers read only part of their inputs, selected before them.
 
-    layer: a linear layer or a convolution of one group that is called once. kept: (n,) int64, increasing.
+    kept: by layer, which is a linear layer or a convolution of one group that is called once: (n,) int64, increasing.
     """
     network = copy.deepcopy(network)
+    for layer, inputs in kept.items():
+        _select(network, layer, inputs)
+    network.graph.lint()
+    network.recompile()
+    return network
+
+
+def _select(network: fx.GraphModule, layer: str, kept: Tensor) -> None:
     (node,) = calls_of(network, layer)
     module = network.get_submodule(layer)
     assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
@@ -93,9 +102,6 @@ def select_inputs(network: fx.GraphModule, layer: str, kept: Tensor) -> fx.Graph
     for new in (indices, selection):
         new.meta["scope"] = node.meta.get("scope", "")
     node.args = (selection, *node.args[1:])
-    network.graph.lint()
-    network.recompile()
-    return network
 
 
 def selections(network: fx.GraphModule, input_shape: Shape) -> list[tuple[int, int]]:

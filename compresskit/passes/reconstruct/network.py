@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from compresskit.errors import ConvergenceError
 from compresskit.graph.chains import weighted
@@ -161,16 +161,15 @@ def _of_all(network: fx.GraphModule, made: Plan, gather: Gather) -> dict[str, Mo
 def _cut(network: fx.GraphModule, made: Plan, draft: Draft) -> tuple[fx.GraphModule, float]:
     """The network without what nobody reads, with a selection before each reader that reads less than there is."""
     dead = dead_atoms(made, draft.choices)
-    network = cut(network, made.channels, ~dead)
-    bits = 0.0
+    selected, bits = dict[str, Tensor](), 0.0
     for site in made.sites:
         (reader, *_) = site.readers
         left = ~dead[reader.atoms]
         kept = kept_inputs(reader, draft.choices[site.name])[left]
         if site.dynamic and not bool(kept.all()):
-            network = select_inputs(network, reader.layer, kept.nonzero(as_tuple=True)[0])
+            selected[reader.layer] = kept.nonzero(as_tuple=True)[0]
             bits += selection_bits(len(kept), int(kept.sum()))
-    return network, bits
+    return select_inputs(cut(network, made.channels, ~dead), selected), bits
 
 
 def _row(

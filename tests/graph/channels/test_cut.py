@@ -187,7 +187,7 @@ def test_type_gradient_scope_and_values_come_along(tmp_path):
     alive = torch.ones(channels.n_atoms, dtype=torch.bool)
     for layer in ("conv1", "conv2", "fc1"):
         alive[channels.writes[layer][1]] = False
-    smaller = select_inputs(cut(network, channels, alive), "fc2", torch.tensor([1]))
+    smaller = select_inputs(cut(network, channels, alive), {"fc2": torch.tensor([1])})
     assert not smaller.conv1.weight.requires_grad
     assert smaller.conv2.weight.requires_grad
     assert {tensor.dtype for tensor in smaller.parameters()} == {torch.float32}

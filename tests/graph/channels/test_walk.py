@@ -161,7 +161,7 @@ def test_the_network_itself_stays_as_it_was():
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     channels = find_channels(network, (2, 8, 8))
     cut(network, channels, random_alive(channels, 0))
-    select_inputs(network, "conv2", torch.tensor([0, 2]))
+    select_inputs(network, {"conv2": torch.tensor([0, 2])})
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert not hasattr(network, "conv2_inputs")
 
@@ -169,7 +169,7 @@ def test_the_network_itself_stays_as_it_was():
 @pytest.mark.parametrize(("layer", "kept"), [("conv2", [0, 2]), ("fc1", [1, 5, 6, 40, 63]), ("conv1", [1])])
 def test_a_layer_reads_a_selection(layer, kept):
     network = trace(make(Plain))
-    selected = select_inputs(network, layer, torch.tensor(kept))
+    selected = select_inputs(network, {layer: torch.tensor(kept)})
     expected = copy.deepcopy(network)
     weight = expected.get_submodule(layer).weight
     mask = torch.zeros(weight.shape[1], dtype=torch.bool)
@@ -187,8 +187,8 @@ def test_a_layer_reads_a_selection(layer, kept):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_net_with_selections_is_cut_again(seed):
-    network = select_inputs(trace(make(Residual)), "block2.conv1", torch.tensor([0, 2, 3]))
-    network = select_inputs(network, "block2.shortcut", torch.tensor([1, 3]))
+    kept = {"block2.conv1": torch.tensor([0, 2, 3]), "block2.shortcut": torch.tensor([1, 3])}
+    network = select_inputs(trace(make(Residual)), kept)
     channels = find_channels(network, (2, 8, 8))
     assert set(channels.reads["block2.conv1"].tolist()) <= set(channels.writes["stem"].tolist())
     alive = torch.ones(channels.n_atoms, dtype=torch.bool)

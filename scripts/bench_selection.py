@@ -33,7 +33,7 @@ from compresskit.numerics.selection.cost import Cost
 from compresskit.numerics.selection.elimination import eliminate
 from compresskit.passes.moments import gather_from
 from compresskit.passes.reconstruct.budget import SizeModel, shared_out
-from compresskit.passes.reconstruct.chaining import Job
+from compresskit.passes.reconstruct.chaining import Choosing
 from compresskit.passes.reconstruct.options import Reconstruct, Target
 from compresskit.passes.reconstruct.readers import plan
 from compresskit.passes.reconstruct.selection import Curve, Rule
@@ -80,7 +80,7 @@ def sharing_out(name: str, with_plain: bool) -> dict[str, Any]:
     made = plan(network, SHAPE, options)
     images = [(torch.randn(64, *SHAPE), None) for _ in range(IMAGES // 64)]
     moments = gather_from(images)(network, [reader.request for reader in made.readers], None)  # type: ignore[arg-type]
-    jobs = [Job(site, moments, Rule(), options) for site in made.sites]
+    jobs = [Choosing(site, moments, Rule(), options) for site in made.sites]
     eliminated, choices = timed(lambda: [job() for job in jobs])
     curves: list[Curve] = [choice.curve for choice in choices]
     losses = [torch.tensor(curve.errors, dtype=torch.float64) for curve in curves]

@@ -85,7 +85,7 @@ class Reconstruct:
     input_sampler: bool = False  # thin the network's own input, too
     min_channels: Annotated[int, Ge(1)] = 1  # never keep fewer
     low_rank: LowRank | None = None  # behind it
-    # processes that choose inputs of layers and fit them; auto: one a thread, where they are worth their start
+    # processes that choose inputs of layers and fit them; auto: one a thread, at most 8, where that is worth it
     workers: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
     on_no_convergence: Literal["warn", "fail"] = "warn"  # when a solver stops before its tolerance
 

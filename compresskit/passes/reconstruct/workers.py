@@ -10,6 +10,7 @@ import torch
 from compresskit.numerics.moments.moments import Moments
 
 WORTH = 1e11  # of work: some ten seconds of a core, where a process takes three to start
+MOST = 8  # processes by default; each takes a gigabyte for layers of some 5,000 inputs
 
 Result_co = TypeVar("Result_co", covariant=True)
 # (label, the work of each step in any unit) -> what is called behind each step
@@ -29,8 +30,8 @@ class Job(Protocol[Result_co]):
 class Workers:
     """Runs jobs, in processes where that is worth it, which start with the first such jobs and end with the context.
 
-    count: of processes; auto: as many as threads, which they share out among them. Moments that lie on a GPU stay in
-    this process, which is not the one to share it.
+    count: of processes, which share the threads out among them; auto: one a thread, MOST at most. Moments that lie on a
+    GPU stay in this process, which is not the one to share it.
     """
 
     def __init__(self, count: int | Literal["auto"]) -> None:
@@ -73,7 +74,8 @@ class Workers:
             return 1
         if self._count != "auto":
             return self._count
-        return torch.get_num_threads() if self._pool or sum(job.work for job in jobs) > WORTH else 1
+        worth = self._pool is not None or sum(job.work for job in jobs) > WORTH
+        return min(torch.get_num_threads(), MOST) if worth else 1
 
 
 def _run(job: bytes) -> bytes:

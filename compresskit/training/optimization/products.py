@@ -22,20 +22,20 @@ class Products:
     its backward pass adds what was gathered, and carries the sum to the factors, once. So the factors' gradients come
     in a single backward pass, where DistributedDataParallel expects them.
 
-    recorded: on a GPU, replay the kernels that form the products, and those of the backward pass, from a recording;
-    else a step of a single micro-batch leaves it to each layer to form its own.
+    recorded: replay the kernels that form the products, and those of the backward pass, from a recording; else a step
+    of a single micro-batch leaves it to each layer to form its own. The layers must lie on the GPU, and it is recorded
+    at once: while data are read, their threads ask CUDA for memory, which breaks a recording.
     """
 
     def __init__(self, network: nn.Module, *, recorded: bool) -> None:
         self._layers = [layer for layer in network.modules() if isinstance(layer, Expanded) and layer.mode == "online"]
-        self._recorded = recorded and any(p.requires_grad for layer in self._layers for p in layer.parameters())
-        self._form: Callable[[], list[Product]] | None = None
+        trained = any(p.requires_grad for layer in self._layers for p in layer.parameters())
+        self._form = _recording(self._layers) if recorded and trained else None
         self._formed: list[Product] = []
 
     def form(self, parts: int) -> None:
         """To be called before the first of a step's `parts` micro-batches, outside of autocast."""
-        if self._recorded:
-            self._form = self._form or _recording(self._layers)
+        if self._form is not None:
             self._formed = self._form()
         elif parts > 1:
             self._formed = [layer.contracted() for layer in self._layers]

@@ -56,6 +56,11 @@ def test_auto_starts_processes_for_long_work_alone(two_threads):
     assert {threads for _, threads in run("auto", [Squared(1, WORTH)])[0]} == {2}  # nothing to share out
 
 
+def test_auto_starts_no_more_than_it_may(two_threads, monkeypatch):
+    monkeypatch.setattr(workers, "MOST", 1)
+    assert {threads for _, threads in run("auto", [Squared(1, WORTH)] * 2)[0]} == {2}
+
+
 def test_a_process_that_is_there_takes_short_work_too(two_threads):
     with Workers("auto") as made:
         made.run("long", [Squared(1, WORTH)] * 2, workers.silent)

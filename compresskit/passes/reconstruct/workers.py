@@ -1,11 +1,13 @@
 """Processes that choose the inputs of sites, and fit their layers, beside each other."""
 
+import importlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from compresskit.numerics.moments.moments import Moments
 
@@ -65,7 +67,7 @@ class Workers:
             return (job() for job in jobs)
         if self._pool is None:
             threads = max(1, torch.get_num_threads() // count)
-            self._pool = torch.multiprocessing.get_context("spawn").Pool(count, torch.set_num_threads, (threads,))
+            self._pool = torch.multiprocessing.get_context("spawn").Pool(count, _begin, (threads,))
         # by value, since each tensor that is shared holds a file open
         return map(pickle.loads, self._pool.imap(_run, (pickle.dumps(job) for job in jobs)))
 
@@ -76,6 +78,13 @@ class Workers:
             return self._count
         worth = self._pool is not None or sum(job.work for job in jobs) > WORTH
         return min(torch.get_num_threads(), MOST) if worth else 1
+
+
+def _begin(threads: int) -> None:
+    """Of torch's libraries and of scipy's, which reads the same variables: with more, processes wait for each other."""
+    importlib.import_module("scipy.linalg.lapack")  # what is not loaded cannot be told
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
 
 
 def _run(job: bytes) -> bytes:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 
 import pytest
+import scipy.linalg
 import torch
+from threadpoolctl import threadpool_info
 
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.reconstruct import workers
@@ -22,6 +24,15 @@ class Squared:
         if self.number < 0:
             raise ValueError(f"job {self.number}")
         return self.number**2, torch.get_num_threads()
+
+
+@dataclass(frozen=True)
+class Pools(Squared):
+    """The threads of every library that has some, scipy's among them."""
+
+    def __call__(self) -> list[int]:
+        scipy.linalg.inv([[1.0]])
+        return [pool["num_threads"] for pool in threadpool_info()]
 
 
 @pytest.fixture
@@ -48,6 +59,13 @@ def test_results_come_in_the_order_of_the_jobs_and_share_the_threads(count, two_
     found, told = run(count, [Squared(number, 2.0 * number) for number in range(5)])
     assert found == [(number**2, 2 // count) for number in range(5)]
     assert told == [("squares", [0.0, 2.0, 4.0, 6.0, 8.0]), *["done"] * 5]
+
+
+def test_libraries_of_a_process_keep_to_its_share(two_threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # which processes start with
+    found, _ = run(2, [Pools(1), Pools(2)])
+    assert len(found[0]) > 1
+    assert {threads for each in found for threads in each} == {1}
 
 
 def test_auto_starts_processes_for_long_work_alone(two_threads):

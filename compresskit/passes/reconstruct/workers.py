@@ -2,13 +2,19 @@
 
 import importlib
 import pickle
+import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from compresskit.errors import ResourceError
 from compresskit.numerics.moments.moments import Moments
 
 WORTH = 1e11  # of work: some ten seconds of a core, where a process takes three to start
@@ -38,7 +44,7 @@ class Workers:
 
     def __init__(self, count: int | Literal["auto"]) -> None:
         self._count = count
-        self._pool: Any = None
+        self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -47,8 +53,7 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
+            self._pool.shutdown(cancel_futures=True)
 
     def run(self, label: str, jobs: Sequence[Job[Result_co]], start: Start) -> list[Result_co]:
         """The results in the order of the jobs."""
@@ -67,9 +72,24 @@ class Workers:
             return (job() for job in jobs)
         if self._pool is None:
             threads = max(1, torch.get_num_threads() // count)
-            self._pool = torch.multiprocessing.get_context("spawn").Pool(count, _begin, (threads,))
-        # by value, since each tensor that is shared holds a file open
-        return map(pickle.loads, self._pool.imap(_run, (pickle.dumps(job) for job in jobs)))
+            self._pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (threads,))
+        return self._spread(self._pool, jobs, 2 * count)
+
+    def _spread(self, pool: ProcessPoolExecutor, jobs: Sequence[Job[Result_co]], ahead: int) -> Iterator[Result_co]:
+        """Jobs travel by value, since each tensor that is shared holds a file open; so not all of them at once."""
+        sent = deque[Future[bytes]]()
+        try:
+            for job in jobs:
+                sent.append(pool.submit(_run, pickle.dumps(job)))
+                if len(sent) > ahead:
+                    yield pickle.loads(sent.popleft().result())
+            while sent:
+                yield pickle.loads(sent.popleft().result())
+        except BrokenProcessPool:
+            raise ResourceError(
+                "reconstruct: a process that chose inputs was killed, as Linux does where memory runs out; set "
+                "reconstruct.workers: 1, or fewer than there are"
+            ) from None
 
     def _processes(self, jobs: Sequence[Job[Any]]) -> int:
         if len(jobs) < 2 or any(m.cyx.device.type != "cpu" for job in jobs for m in job.moments.values()):
@@ -85,6 +105,7 @@ def _begin(threads: int) -> None:
     importlib.import_module("scipy.linalg.lapack")  # what is not loaded cannot be told
     torch.set_num_threads(threads)
     threadpool_limits(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the process that has started this one
 
 
 def _run(job: bytes) -> bytes:

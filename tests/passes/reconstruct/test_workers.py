@@ -1,5 +1,7 @@
 """Processes that choose and fit sites: the same results in the same order, and only where they are worth it."""
 
+import os
+import signal
 from dataclasses import dataclass, field
 
 import pytest
@@ -7,6 +9,7 @@ import scipy.linalg
 import torch
 from threadpoolctl import threadpool_info
 
+from compresskit.errors import ResourceError
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.reconstruct import workers
 from compresskit.passes.reconstruct.workers import WORTH, Workers
@@ -92,3 +95,21 @@ def test_no_jobs():
 def test_errors_of_a_job_are_its_own():
     with pytest.raises(ValueError, match="job -1"):
         run(2, [Squared(1), Squared(-1), Squared(2)])
+
+
+@dataclass(frozen=True)
+class Killed(Squared):
+    def __call__(self) -> tuple[int, int]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__()
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_is_killed_ends_the_run():
+    with pytest.raises(ResourceError, match="a process that chose inputs was killed"):
+        run(2, [Squared(1), Killed(2), *[Squared(3)] * 8])
+
+
+def test_more_jobs_than_are_sent_ahead_keep_their_order():
+    found, _ = run(2, [Squared(number) for number in range(20)])
+    assert [square for square, _ in found] == [number**2 for number in range(20)]

@@ -38,7 +38,7 @@ from compresskit.passes.expand.network import Expansion, expand, set_factors
 from compresskit.passes.expand.options import Expand
 from compresskit.passes.expand.rates import auto_rates
 from compresskit.training.optimization.accumulation import micro_batches
-from compresskit.training.optimization.products import Products
+from compresskit.training.optimization.products import Products, online_layers
 
 WAYS = ("compact", "online", "launched", "copied", "sequential", "each-part")
 SHAPE = (3, 32, 32)
@@ -94,7 +94,7 @@ class Step:
         self.targets = torch.randint(10, (batch,), generator=images).to(device)
         self.optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
         recorded = device.type == "cuda" and way == "online" and not compiled
-        self.products = Products(nn.Module() if way == "each-part" or compiled else network, recorded=recorded)
+        self.products = Products([] if way == "each-part" or compiled else online_layers(network), recorded=recorded)
         self.network = torch.compile(network) if compiled else network
 
     def loss(self) -> Tensor:

@@ -22,7 +22,7 @@ from compresskit.training.distillation import distiller_for
 from compresskit.training.layer_rates import LayerRates, owners
 from compresskit.training.optimization.accumulation import micro_batches
 from compresskit.training.optimization.optimizers import parameter_groups
-from compresskit.training.optimization.products import Products
+from compresskit.training.optimization.products import Products, online_layers
 from compresskit.training.options import Training
 from compresskit.training.seeds import epoch_seed
 from compresskit.training.tasks.evaluation import METRICS
@@ -77,7 +77,7 @@ class Trainer:
             for name, mask in (masks or {}).items()
         ]
         apply_masks(network, masks or {})
-        formed = nn.Module() if options.compile else network  # compiled layers form their products themselves
+        formed = [] if options.compile else online_layers(network)  # compiled layers form their products themselves
         self.products = Products(formed, recorded=device.type == "cuda" and group.world == 1)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
         self.no_sync, self.module = _wrap(self.distiller.student if self.distiller else network, options, device, group)

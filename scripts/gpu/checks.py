@@ -41,8 +41,8 @@ def train(
     return Check(f"train, {name}", "train", net, {"train": TRAIN | options}, "losses", tolerance, device_only)
 
 
-def section(verb: str, name: str, net: str, tolerance: float = FITTED, **options: Any) -> Check:
-    return Check(f"{verb}, {name}", verb, net, {verb: options}, tolerance=tolerance)
+def section(verb: str, name: str, net: str, **options: Any) -> Check:
+    return Check(f"{verb}, {name}", verb, net, {verb: options})
 
 
 def prune(name: str, net: str = "resnet", **options: Any) -> Check:

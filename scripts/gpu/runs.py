@@ -35,11 +35,13 @@ class Runs:
         return path
 
     def command(self, check: Check, device: str) -> list[str]:
-        out = self.folder / f"{slug(check.name)}-{device}"
         parent = [] if check.verb in ("train", "expand") else ["--checkpoint", str(self.parent(check.net))]
         given = [str(self.recipe(check, device)), *parent]
         command = [sys.executable, "-m", "compresskit", check.verb, *given, "--device", device]
-        return [*command, "--out", str(out), "--force"]
+        return [*command, "--out", str(self.out(check, device)), "--force"]
+
+    def out(self, check: Check, device: str) -> Path:
+        return self.folder / f"{slug(check.name)}-{device}"
 
     def parent(self, net: str) -> Path:
         return self.folder / f"parent-{net}-cpu"
@@ -53,7 +55,7 @@ class Runs:
             if done.exception is not None and not isinstance(done.exception, SystemExit):
                 raise RuntimeError(f"on {device}: " + "".join(traceback.format_exception(done.exception))[-600:])
             raise RuntimeError(f"on {device}: {(done.stderr.strip() or done.stdout.strip())[-600:]}")
-        return self.folder / f"{slug(check.name)}-{device}", time.monotonic() - started
+        return self.out(check, device), time.monotonic() - started
 
     def make_parents(self, checks: list[Check]) -> None:
         """The nets that the checks start from, trained on the CPU."""
@@ -101,7 +103,7 @@ def killed_and_resumed(runs: Runs) -> dict[str, Any]:
         through, _ = runs.run(whole, runs.device)
     except RuntimeError as error:
         return {"check": name, "failed": str(error)}
-    command, folder = runs.command(cut, runs.device), runs.folder / f"{slug(cut.name)}-{runs.device}"
+    command, folder = runs.command(cut, runs.device), runs.out(cut, runs.device)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(folder.glob("**/state.pt")):
         time.sleep(0.02)
@@ -127,7 +129,7 @@ def two_processes(runs: Runs) -> dict[str, Any]:
     if done.returncode:
         return {"check": name, "failed": done.stderr[-600:]}
     alone, _ = runs.run(one, runs.device)
-    return judged(name, "losses", losses_differ(alone, runs.folder / f"{slug(two.name)}-{runs.device}"), ROUNDED)
+    return judged(name, "losses", losses_differ(alone, runs.out(two, runs.device)), ROUNDED)
 
 
 def available(net: str) -> bool:

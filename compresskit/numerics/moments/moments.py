@@ -95,7 +95,7 @@ class MomentSums:
     def add(self, x: Tensor, y: Tensor, patches: Patches | None = None) -> None:
         """Adds a batch. Without patches x (..., F), y (..., O); else x (N, C, *size), y (N, O, *positions).
 
-        Temporaries take at most half of what the sums do (for small sums about 32 MB, on a GPU 256 MB) and one batch in
+        Temporaries take at most half of what the sums do (for small sums about 32 MB, on a GPU 512 MB) and one batch in
         float64; `numerics.moments.patch_gram` says how they are summed. Raises ValueError where shapes disagree.
         """
         if patches is None:

@@ -15,6 +15,11 @@ Product = tuple[Tensor, Tensor | None]  # weight and bias
 Context = Callable[[], AbstractContextManager[None]]
 
 
+def online_layers(network: nn.Module) -> list[Expanded]:
+    """Those whose factors are multiplied at each step."""
+    return [layer for layer in network.modules() if isinstance(layer, Expanded) and layer.mode == "online"]
+
+
 class Products:
     """The products of expanded layers, formed once for all micro-batches of a step.
 
@@ -27,10 +32,10 @@ class Products:
     at once: while data are read, their threads ask CUDA for memory, which breaks a recording.
     """
 
-    def __init__(self, network: nn.Module, *, recorded: bool) -> None:
-        self._layers = [layer for layer in network.modules() if isinstance(layer, Expanded) and layer.mode == "online"]
-        trained = any(p.requires_grad for layer in self._layers for p in layer.parameters())
-        self._form = _recording(self._layers) if recorded and trained else None
+    def __init__(self, layers: Sequence[Expanded], *, recorded: bool) -> None:
+        self._layers = layers
+        trained = any(p.requires_grad for layer in layers for p in layer.parameters())
+        self._form = _recording(layers) if recorded and trained else None
         self._formed: list[Product] = []
 
     def form(self, parts: int) -> None:
@@ -88,9 +93,7 @@ def _recording(layers: Sequence[Expanded]) -> Callable[[], list[Product]]:
     return form
 
 
-def _recorded(
-    layers: list[Expanded], context: Callable[[], AbstractContextManager[None]]
-) -> Callable[[], dict[Expanded, Product]]:
+def _recorded(layers: list[Expanded], context: Context) -> Callable[[], dict[Expanded, Product]]:
     forming = _Forming(layers)
     names, parameters = zip(*forming.named_parameters(), strict=True)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compresskit.graph.layers.expanded import Expanded
-from compresskit.training.optimization.products import Products
+from compresskit.training.optimization.products import Products, online_layers
 
 
 def network(*, biased: bool = True) -> nn.Sequential:
@@ -69,7 +69,7 @@ def gradients(net: nn.Module, products: Products, parts: int, x: Tensor) -> list
 def test_recorded_products_give_the_same_gradients(recorder: Recorder, parts: int, biased: bool) -> None:
     net = network(biased=biased)
     plain, x = copy.deepcopy(net), torch.randn(6, 2, 4, 4).double()
-    recorded, formed = Products(net, recorded=True), Products(plain, recorded=False)
+    recorded, formed = Products(online_layers(net), recorded=True), Products(online_layers(plain), recorded=False)
     for _ in range(2):
         for own, expected in zip(gradients(net, recorded, parts, x), gradients(plain, formed, 1, x), strict=True):
             torch.testing.assert_close(own, expected, rtol=1e-12, atol=1e-12)
@@ -82,17 +82,17 @@ def test_convolutions_alone_are_rounded_as_torch_rounds_them(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, x = network(), torch.randn(6, 2, 4, 4).double()
-    gradients(net, Products(net, recorded=True), 1, x)
+    gradients(net, Products(online_layers(net), recorded=True), 1, x)
     assert recorder.matmuls == [True, False]
     assert not torch.backends.cuda.matmul.allow_tf32
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    gradients(net, Products(net, recorded=True), 1, x)
+    gradients(net, Products(online_layers(net), recorded=True), 1, x)
     assert recorder.matmuls[2:] == [False, False]
 
 
 def test_nothing_is_recorded_where_no_factor_is_trained(recorder: Recorder) -> None:
     net = network().requires_grad_(requires_grad=False)
-    products = Products(net, recorded=True)
+    products = Products(online_layers(net), recorded=True)
     products.form(1)
     products.before_last()
     assert not recorder.recorded
@@ -101,7 +101,7 @@ def test_nothing_is_recorded_where_no_factor_is_trained(recorder: Recorder) -> N
 
 def test_frozen_factors_stay_frozen() -> None:
     net = network().requires_grad_(requires_grad=False)
-    products = Products(net, recorded=False)
+    products = Products(online_layers(net), recorded=False)
     products.form(2)
     products.before_last()
     assert not net(torch.ones(1, 2, 4, 4).double()).requires_grad
@@ -110,6 +110,6 @@ def test_frozen_factors_stay_frozen() -> None:
 
 def test_a_step_of_one_part_leaves_it_to_the_layers() -> None:
     net = network()
-    products = Products(net, recorded=False)
+    products = Products(online_layers(net), recorded=False)
     products.form(1)
     assert all(layer.product is None for layer in net.modules() if isinstance(layer, Expanded))

@@ -54,6 +54,7 @@ SPATIAL_MODULES = frozenset(
 
 # Of two activations, or of three in attention.
 PRODUCTS = frozenset({"matmul", "bmm", "mm", "baddbmm", "einsum", "scaled_dot_product_attention"})
+_OF_SHAPE = frozenset({"size", "dim", "numel"})
 REDUCING = frozenset({"mean", "sum", "amax", "amin", "norm", "var", "std"})
 
 
@@ -65,3 +66,12 @@ def calls_of(network: fx.GraphModule, module: str) -> list[fx.Node]:
 def called(node: fx.Node) -> str:
     """The name, without its home, of the function or method that a node calls; the path of what else it reads."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def value_users(node: fx.Node) -> set[fx.Node]:
+    """The nodes that read the values of `node`, and not its shape or type alone."""
+    return {user for user in node.users if called(user) not in _OF_SHAPE and not _is_attribute(user)}
+
+
+def _is_attribute(node: fx.Node) -> bool:
+    return called(node) == "getattr" and node.args[1] in ("shape", "dtype", "device", "ndim")

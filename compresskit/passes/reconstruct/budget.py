@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.errors import RecipeError
+from compresskit.graph.chains import weighted
 from compresskit.graph.counting import count
 from compresskit.numerics.selection.allocation import allocate
 from compresskit.numerics.selection.cost import Cost
 from compresskit.numerics.selection.encoding import FLOAT
 from compresskit.passes.reconstruct.options import GOALS, Target
 from compresskit.passes.reconstruct.readers import Plan, Site
+from compresskit.passes.reconstruct.refitted import mean_behind
 from compresskit.passes.reconstruct.selection import Curve
 from compresskit.passes.shares import share
 from compresskit.shapes import Shape
@@ -50,6 +52,7 @@ class SizeModel:
             macs.append((layer.macs / max(shape.numel(), 1), self._factors(plan, name, shape)))
         self._macs = self._cost(macs)
         self.full = torch.tensor([[site.n_groups for site in plan.sites]], dtype=torch.float64)
+        self._new_biases = _new_biases(network, plan)
 
     def cost(self, goal: str) -> Cost:
         """`size` (bits), `params` or `macs`, by what each site keeps."""
@@ -61,7 +64,14 @@ class SizeModel:
     def smallest(self, goal: str, least: int) -> float:
         """The share of `goal` that stays where every site keeps `least` inputs."""
         cost = self.cost(goal)
-        return float(cost(self.full.clamp(max=least)) / cost(self.full))
+        return (float(cost(self.full.clamp(max=least))) + self._biases(goal)) / float(cost(self.full))
+
+    def limit(self, goal: str, part: float) -> float:
+        """What sites may cost so that the network has at most `part` of `goal`, with the biases that layers may get."""
+        return part * float(self.cost(goal)(self.full)) - self._biases(goal)
+
+    def _biases(self, goal: str) -> float:
+        return self._new_biases * {"size": FLOAT, "params": 1, "macs": 0}[goal]
 
     def _selections(self, kept: Tensor) -> Tensor:
         """log2 binomials of the selections that stand before dynamic readers."""
@@ -121,6 +131,12 @@ def _static_sites(plan: Plan) -> Tensor:
     return found
 
 
+def _new_biases(network: fx.GraphModule, plan: Plan) -> int:
+    """Numbers in the biases of layers that have none, and no batch norm to take it, but are solved for one."""
+    bare = [r.layer for r in plan.readers if weighted(network, r.layer).bias is None]
+    return sum(len(weighted(network, layer).weight) for layer in bare if mean_behind(network, layer) is None)
+
+
 def check_target(model: SizeModel, target: Target, least: int) -> None:
     """Raises RecipeError where the target lies below what `least` inputs a site leave."""
     goal = goal_of(target)
@@ -148,8 +164,7 @@ def shared_out(
     losses: of every curve's points. First among points that lie apart, then among all those around the ones found.
     Raises ValueError where the curves' last points leave more.
     """
-    cost = model.cost(goal)
-    limit = part * float(cost(model.full))
+    cost, limit = model.cost(goal), model.limit(goal, part)
     places = [torch.linspace(0, len(curve.kept) - 1, min(_COARSE, len(curve.kept))).round().long() for curve in curves]
     for _ in range(2):
         kept = [torch.tensor(curve.kept)[place] for curve, place in zip(curves, places, strict=True)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.graph.chains import weighted
-from compresskit.graph.operations import NORMS, calls_of
+from compresskit.graph.operations import NORMS, calls_of, value_users
 from compresskit.numerics.least_squares.solvers import Samples
 from compresskit.numerics.moments.moments import Moments
 from compresskit.numerics.selection.refit import refit, squared_error
@@ -91,13 +91,18 @@ def with_layers(network: fx.GraphModule, layers: Mapping[str, Layer]) -> fx.Grap
 
 
 def _give_bias(network: fx.GraphModule, name: str, bias: Tensor) -> None:
-    module = weighted(network, name)
-    calls = calls_of(network, name)
-    users = {user for node in calls for user in node.users}
-    behind = str(next(iter(users)).target) if users else ""
-    alone = len(users) == len(calls) and users == set(calls_of(network, behind))  # one norm, which sees nothing else
-    norm = network.get_submodule(behind) if alone else None
-    if isinstance(norm, NORMS) and isinstance(norm.running_mean, Tensor):
-        norm.running_mean -= bias.to(norm.running_mean)
+    module, mean = weighted(network, name), mean_behind(network, name)
+    if mean is not None:
+        mean -= bias.to(mean)
     else:
         module.bias = nn.Parameter(bias.to(module.weight), module.weight.requires_grad)
+
+
+def mean_behind(network: fx.GraphModule, name: str) -> Tensor | None:
+    """The running mean of the batch norm that alone reads what a layer gives, and nothing else; None without one."""
+    calls = calls_of(network, name)
+    users = {user for node in calls for user in value_users(node)}
+    behind = str(next(iter(users)).target) if users else ""
+    alone = len(users) == len(calls) and users == set(calls_of(network, behind))
+    norm = network.get_submodule(behind) if alone else None
+    return norm.running_mean if isinstance(norm, NORMS) else None

@@ -227,6 +227,35 @@ def test_targets_are_reached_and_no_more():
         assert 0.35 < shares[goal] <= 0.5  # layers of six channels allow no finer steps
 
 
+class Bare(nn.Module):
+    """Layers without biases: one before a batch norm whose shape is looked at first, the others before none."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv3, self.fc = nn.Conv2d(8, 40, 1, bias=False), nn.Linear(40, 4, bias=False)
+
+    def forward(self, x):
+        x = self.conv2(torch.relu(self.norm(self.conv(x))))
+        torch._assert(x.ndim == 4, "maps alone")
+        x = torch.relu(self.conv3(torch.relu(self.norm2(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+INPUTS[Bare] = (2, 8, 8)
+
+
+@pytest.mark.parametrize("part", ["60%", "75%", "90%"])
+def test_biases_that_layers_get_count_and_those_that_norms_take_do_not(part):
+    network, found = run(Bare, Reconstruct(target=Target(params=part)))
+    before, after = count(network, INPUTS[Bare]), count(found.network, INPUTS[Bare])
+    assert after.parameters <= float(part.strip("%")) / 100 * before.parameters
+    got = [name for name in ("conv", "conv2", "conv3", "fc") if found.network.get_submodule(name).bias is not None]
+    assert got
+    assert "conv2" not in got
+
+
 def test_a_target_out_of_reach_is_refused_before_any_moments():
     def gather(*arguments):
         raise AssertionError("moments were taken")

@@ -1,10 +1,11 @@
 """Surgery: a new network in which one layer stands where a chain was, or two where one was."""
 
 import copy
+import operator
 from collections.abc import Sequence
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from compresskit.graph.chains import Chain
@@ -13,12 +14,19 @@ from compresskit.models.parts.initialisation import Initialisation, initialise
 
 
 def replace_chain(
-    network: fx.GraphModule, chain: Chain, layer: nn.Module, *, flatten: bool = False, pad: Sequence[int] = ()
+    network: fx.GraphModule,
+    chain: Chain,
+    layer: nn.Module,
+    *,
+    flatten: bool = False,
+    pad: Sequence[int] = (),
+    bias: Tensor | None = None,
 ) -> fx.GraphModule:
     """Copy of `network` with `layer` in the place of `chain`, under the name `chain.name`.
 
     flatten: the source is flattened behind its batch dimension before the layer. pad: of the source, as
-    torch.nn.functional.pad takes it (negative crops), where no padding of the layer would align it.
+    torch.nn.functional.pad takes it (negative crops), where no padding of the layer would align it. bias: added to what
+    the layer gives, as a parameter of its own beside it.
     Modules that nothing calls any more are dropped.
     """
     network = copy.deepcopy(network)
@@ -36,6 +44,9 @@ def replace_chain(
             value.meta["scope"] = scope
         fused = graph.call_module(chain.name, (value,))
         fused.meta["scope"] = scope
+        if bias is not None:
+            fused = graph.call_function(operator.add, (fused, graph.get_attr(_beside(network, chain.name, bias))))
+            fused.meta["scope"] = scope
     target.replace_all_uses_with(fused)
     for name in reversed(chain.nodes):
         graph.erase_node(nodes[name])
@@ -43,6 +54,13 @@ def replace_chain(
     graph.lint()
     network.recompile()
     return network
+
+
+def _beside(network: fx.GraphModule, name: str, bias: Tensor) -> str:
+    """The path of a new parameter beside the module `name`."""
+    path, _, leaf = name.rpartition(".")
+    network.get_submodule(path).register_parameter(f"{leaf}_bias", nn.Parameter(bias))
+    return f"{name}_bias"
 
 
 def replace_by_two(network: fx.GraphModule, name: str, first: nn.Module, second: nn.Module) -> fx.GraphModule:

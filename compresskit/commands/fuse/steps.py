@@ -17,9 +17,11 @@ from compresskit.errors import ConvergenceError
 from compresskit.graph.edit import reset_parameters
 from compresskit.graph.selectors import select
 from compresskit.models.parts.initialisation import Initialisation
+from compresskit.numerics.least_squares.fusion import MeanMaps
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.fuse.auto import Candidate, choose, find_candidates, rank, reached, size
 from compresskit.passes.fuse.fusible import Fusible, apply, find
+from compresskit.passes.fuse.means import mean_maps
 from compresskit.passes.fuse.network import FusedLayer, describe, measure, solve
 from compresskit.passes.fuse.together import KeptMoments, Passes, Planned, beside, passes, rehearse
 from compresskit.training.options import Training
@@ -49,9 +51,10 @@ class FuseSteps:
             return choose(ranked, options.until, now, self.original), Ranking(candidate_rows(ranked), skipped)
         if index > len(options.layers):
             return None, Ranking()
-        fusible = find(network, options.layers[index - 1], shape, options.kernel)
-        moments = self._moments(network, [fusible], index)
-        return Candidate(fusible, solve(fusible, moments[fusible.request.name], options)), Ranking()
+        fusible = find(network, options.layers[index - 1], shape, options.kernel, options.channels)
+        moments = self._moments(network, [fusible], index)[fusible.request.name]
+        means = self._means(network, [fusible]).get(fusible.request.name)
+        return Candidate(fusible, solve(fusible, moments, options, means)), Ranking()
 
     @cached_property
     def planned(self) -> list[Planned]:
@@ -66,7 +69,8 @@ class FuseSteps:
     def rank(self, network: fx.GraphModule, index: int) -> tuple[list[Candidate], dict[str, str]]:
         """The same with what would stand in for each, the best explained first."""
         fusibles, skipped = self.find(network)
-        return rank(fusibles, self._moments(network, fusibles, index), self._options), skipped
+        moments, means = self._moments(network, fusibles, index), self._means(network, fusibles)
+        return rank(fusibles, moments, self._options, means), skipped
 
     def passes(self) -> Passes:
         """Over the data, to fuse the layers that the recipe names: by the chains whose moments each one takes."""
@@ -81,6 +85,12 @@ class FuseSteps:
             return gather(network, requests)
         later = [] if self._options.layers == "auto" else beside(self.planned, index - 1)
         return self._kept.get(network, requests, gather, [fusible.request for fusible in later])
+
+    def _means(self, network: fx.GraphModule, wanted: list[Fusible]) -> dict[str, MeanMaps]:
+        """Of each position, where the recipe asks for the document's moments; each process takes them all."""
+        return mean_maps(
+            network, wanted, self.gather.split.batches(self._current.recipe.moments.batch_size, self._current.device)
+        )
 
     def note(self, row: FusedLayer) -> None:
         """A layer that stands in for some that `auto` may fuse may be fused itself."""

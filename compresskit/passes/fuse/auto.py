@@ -8,7 +8,7 @@ from torch import fx
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.chains import WEIGHTED
 from compresskit.graph.counting import count
-from compresskit.numerics.least_squares.fusion import Fusion
+from compresskit.numerics.least_squares.fusion import Fusion, MeanMaps
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.fuse.candidates import candidates
 from compresskit.passes.fuse.fusible import Fusible, facts, prepare
@@ -60,7 +60,7 @@ def find_candidates(
             skipped[str(chain)] = "`among` leaves out one of its layers"
             continue
         try:
-            fusible = prepare(network, chain, known, options.kernel)
+            fusible = prepare(network, chain, known, options.kernel, options.channels)
         except UnsupportedModelError as error:
             skipped[str(chain)] = str(error)
             continue
@@ -73,9 +73,13 @@ def find_candidates(
     return fusibles, skipped
 
 
-def rank(fusibles: Sequence[Fusible], moments: Mapping[str, Moments], options: Fuse) -> list[Candidate]:
-    """The chains with what would stand in for them, smallest unexplained share first; moments: by name of request."""
-    ranked = [Candidate(f, solve(f, moments[f.request.name], options)) for f in fusibles]
+def rank(
+    fusibles: Sequence[Fusible], moments: Mapping[str, Moments], options: Fuse, means: Mapping[str, MeanMaps]
+) -> list[Candidate]:
+    """The chains with what would stand in for them, smallest unexplained share first; moments and, where they are
+    needed, means: by name of request."""
+    named = [(f.request.name, f) for f in fusibles]
+    ranked = [Candidate(f, solve(f, moments[name], options, means.get(name))) for name, f in named]
     return sorted(ranked, key=lambda candidate: candidate.fusion.unexplained)
 
 

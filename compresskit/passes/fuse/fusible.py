@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -12,7 +13,7 @@ from compresskit.graph.chains import KEPT_MODULES, WEIGHTED, Chain, find_chain, 
 from compresskit.graph.counting import LayerCount, count
 from compresskit.graph.edit import replace_chain
 from compresskit.graph.shapes import node_shapes
-from compresskit.numerics.least_squares.fusion import Fusion
+from compresskit.numerics.least_squares.fusion import Channels, Fusion
 from compresskit.numerics.moments.patches import Patches
 from compresskit.passes.fuse.fields import WINDOWED, Field, receptive_fields
 from compresskit.passes.fuse.options import Pair
@@ -29,7 +30,8 @@ CONVOLUTIONS: dict[int, Callable[..., nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2
 class Fusible:
     """A chain and the layer that can stand in for it.
 
-    request: the moments that its weights follow from. weight_shape: (out, in / groups, *kernel).
+    request: the moments that its weights follow from. weight_shape: (out, in / groups, *kernel). bias_shape: (out,), or
+    (out, *positions) where each position has its own.
     padding: of the layer, symmetric; pad: of the source before it, where no symmetric padding aligns the kernel.
     taps: features of one input channel. positions: output positions of one sample.
     saved_params, saved_macs: negative where the fused layer is larger.
@@ -38,6 +40,7 @@ class Fusible:
     chain: Chain
     request: Request
     weight_shape: tuple[int, ...]
+    bias_shape: tuple[int, ...]
     padding: tuple[int, ...]
     pad: tuple[int, ...]
     taps: int
@@ -47,13 +50,17 @@ class Fusible:
 
 
 def find(
-    network: fx.GraphModule, pair: Pair | tuple[str, ...] | str, input_shape: Shape, kernel: Kernel = None
+    network: fx.GraphModule,
+    pair: Pair | tuple[str, ...] | str,
+    input_shape: Shape,
+    kernel: Kernel = None,
+    channels: Channels = "joint",
 ) -> Fusible:
     """The fusible chain that a recipe's entry names: [first, last], [block], or a Pair with a kernel of its own."""
     known = facts(network, input_shape)
     if isinstance(pair, Pair):
-        return prepare(network, find_chain(network, pair.first, pair.last), known, pair.kernel or kernel)
-    return prepare(network, find_chain(network, *pair), known, kernel)
+        return prepare(network, find_chain(network, pair.first, pair.last), known, pair.kernel or kernel, channels)
+    return prepare(network, find_chain(network, *pair), known, kernel, channels)
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,12 @@ def facts(network: fx.GraphModule, input_shape: Shape) -> Facts:
     return Facts(nodes, node_shapes(network, input_shape), layers)
 
 
-def prepare(network: fx.GraphModule, chain: Chain, known: Facts, kernel: Kernel = None) -> Fusible:
+def prepare(
+    network: fx.GraphModule, chain: Chain, known: Facts, kernel: Kernel = None, channels: Channels = "joint"
+) -> Fusible:
     """How `chain` can become one layer: linear where its last weighted layer is, a convolution otherwise."""
     linear = isinstance(weighted(network, chain.layers[-1]), nn.Linear)
-    bare = _linear(chain, known.shapes) if linear else _convolution(network, chain, known, kernel)
+    bare = _linear(chain, known.shapes) if linear else _convolution(network, chain, known, kernel, channels)
     return _with_savings(bare, known)
 
 
@@ -91,12 +100,11 @@ def _linear(chain: Chain, shapes: dict[str, tuple[int, ...]]) -> Fusible:
     request = Request(
         f"{chain.source}--{chain.target}", chain.source, chain.target, None, flatten, features, target[-1]
     )
-    return Fusible(
-        chain, request, (target[-1], features), (), (), prod(source[2:]) if flatten else 1, prod(target[1:-1]), 0, 0
-    )
+    taps, positions = prod(source[2:]) if flatten else 1, prod(target[1:-1])
+    return Fusible(chain, request, (target[-1], features), target[-1:], (), (), taps, positions, 0, 0)
 
 
-def _convolution(network: fx.GraphModule, chain: Chain, known: Facts, kernel: Kernel) -> Fusible:
+def _convolution(network: fx.GraphModule, chain: Chain, known: Facts, kernel: Kernel, channels: Channels) -> Fusible:
     source, target = known.shapes[chain.source], known.shapes[chain.target]
     nodes = [known.nodes[name] for name in chain.nodes]
     dimensions = len(source) - 2
@@ -122,19 +130,37 @@ def _convolution(network: fx.GraphModule, chain: Chain, known: Facts, kernel: Ke
         (before, (out - 1) * stride + width - before - size)
         for (width, before), (size, out), stride in zip(windows, sizes, strides, strict=True)
     )
+    if channels == "document":
+        padding = _centred(chain, [width for width, _ in windows], sizes, strides)
     patches = Patches(tuple(w for w, _ in windows), strides, (1,) * dimensions, padding, groups)
     weight_shape = (target[1], source[1] // groups, *patches.kernel)
     request = Request(
         f"{chain.source}--{chain.target}", chain.source, chain.target, patches, False, prod(weight_shape[1:]), target[1]
     )
+    bias_shape = target[1:] if channels == "document" else target[1:2]
     symmetric = tuple(before for before, _ in padding)
+    taps, positions = prod(patches.kernel), prod(target[2:])
     if (
         min(symmetric) >= 0
         and replace(patches, padding=tuple((b, b) for b in symmetric)).positions(source[2:]) == target[2:]
     ):
-        return Fusible(chain, request, weight_shape, symmetric, (), prod(patches.kernel), prod(target[2:]), 0, 0)
+        return Fusible(chain, request, weight_shape, bias_shape, symmetric, (), taps, positions, 0, 0)
     pad = tuple(amount for sides in reversed(padding) for amount in sides)
-    return Fusible(chain, request, weight_shape, (0,) * dimensions, pad, prod(patches.kernel), prod(target[2:]), 0, 0)
+    return Fusible(chain, request, weight_shape, bias_shape, (0,) * dimensions, pad, taps, positions, 0, 0)
+
+
+def _centred(
+    chain: Chain, kernel: Sequence[int], sizes: Sequence[tuple[int, int]], strides: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """floor(k / 2) zeros before and floor((k - 1) / 2) behind, whatever the chain pads (FuseInit, Definition 1)."""
+    for (size, out), stride in zip(sizes, strides, strict=True):
+        become = -(-size // stride)
+        if become != out:
+            raise UnsupportedModelError(
+                f"{chain}: {size} positions become {out}, and {become} with Definition 1's padding and a stride of "
+                f"{stride}; use `channels: joint` or independent, which pad as the chain does"
+            )
+    return tuple((width // 2, (width - 1) // 2) for width in kernel)
 
 
 def _check_enlarging(network: fx.GraphModule, chain: Chain, nodes: Sequence[fx.Node]) -> None:
@@ -174,7 +200,7 @@ def _with_savings(fusible: Fusible, known: Facts) -> Fusible:
     weights = prod(fusible.weight_shape)
     return replace(
         fusible,
-        saved_params=sum(layer.parameters for layer in removed) - weights - fusible.weight_shape[0],
+        saved_params=sum(layer.parameters for layer in removed) - weights - prod(fusible.bias_shape),
         saved_macs=sum(layer.macs for layer in removed) - weights * fusible.positions,
     )
 
@@ -186,22 +212,27 @@ def apply(network: fx.GraphModule, fusible: Fusible, fusion: Fusion | None) -> f
     """
     like = weighted(network, fusible.chain.layers[-1]).weight
     layer = build(fusible, fusion).to(like.device, like.dtype)
-    return replace_chain(network, fusible.chain, layer, flatten=fusible.request.flatten, pad=fusible.pad)
+    bias = None
+    if layer.bias is None:
+        bias = torch.zeros(fusible.bias_shape).to(like) if fusion is None else fusion.bias.to(like)
+    return replace_chain(network, fusible.chain, layer, flatten=fusible.request.flatten, pad=fusible.pad, bias=bias)
 
 
 def build(fusible: Fusible, fusion: Fusion | None) -> nn.Linear | nn.Conv1d | nn.Conv2d:
-    """The fused layer in float64."""
+    """The fused layer in float64; without a bias where that is a map."""
     outputs, inputs, *kernel = fusible.weight_shape
     patches = fusible.request.patches
     if patches is None:
         layer: nn.Linear | nn.Conv1d | nn.Conv2d = nn.Linear(inputs, outputs, dtype=torch.float64)
     else:
-        options = {"stride": patches.stride, "padding": fusible.padding, "groups": patches.groups}
+        options: dict[str, Any] = {"stride": patches.stride, "padding": fusible.padding, "groups": patches.groups}
+        options["bias"] = len(fusible.bias_shape) == 1
         layer = CONVOLUTIONS[len(kernel)](
             inputs * patches.groups, outputs, tuple(kernel), **options, dtype=torch.float64
         )
-    if fusion is not None and layer.bias is not None:
+    if fusion is not None:
         with torch.no_grad():
             layer.weight.copy_(fusion.weight.reshape(fusible.weight_shape))
-            layer.bias.copy_(fusion.bias)
+            if layer.bias is not None:
+                layer.bias.copy_(fusion.bias)
     return layer

@@ -13,11 +13,12 @@ from compresskit.graph.capture import capture
 from compresskit.graph.chains import weighted
 from compresskit.graph.shapes import evaluating
 from compresskit.graph.trace import trace
-from compresskit.numerics.least_squares.fusion import Fusion
+from compresskit.numerics.least_squares.fusion import Fusion, MeanMaps
 from compresskit.numerics.least_squares.fusion import fuse as fuse_moments
 from compresskit.numerics.least_squares.solvers import SOLVERS
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.fuse.fusible import Fusible, apply, build, find
+from compresskit.passes.fuse.means import mean_maps
 from compresskit.passes.fuse.options import Fuse
 from compresskit.passes.fuse.together import KeptMoments, beside, rehearse
 from compresskit.passes.moments import Batches, gather_from
@@ -60,8 +61,8 @@ def fuse(
     """New network in which each of `layers`, [first, last] or [block], is one layer; and a row for each.
 
     model: any module that torch.fx traces; it stays as it was. loader: an iterable of (inputs, targets) that can be
-    read once for each pair; those whose moments no earlier pair changes share a pass. options: the fields of the
-    recipe's `fuse` section (`channels`, `kernel`, `solver` by name or as an object).
+    read once for each pair, twice with `channels="document"`; those whose moments no earlier pair changes share a
+    pass. options: the fields of the recipe's `fuse` section (`channels`, `kernel`, `solver` by name or as an object).
     The rows' errors come from the moments; `measure` gives the error on other data.
     Raises UnsupportedModelError where a chain cannot be fused, with the node that stands in the way.
     """
@@ -73,20 +74,21 @@ def fuse(
     planned, kept, rows = rehearse(network, input_shape, chosen), KeptMoments(), []
     gather = gather_from(loader)
     for step, pair in enumerate(chosen.layers):
-        fusible = find(network, pair, input_shape, chosen.kernel)
+        fusible = find(network, pair, input_shape, chosen.kernel, chosen.channels)
         also = [later.request for later in beside(planned, step)]
         moments = kept.get(network, [fusible.request], lambda net, wanted: gather(net, wanted, None), also)
-        fusion = solve(fusible, moments[fusible.request.name], chosen)
+        means = mean_maps(network, [fusible], loader)
+        fusion = solve(fusible, moments[fusible.request.name], chosen, means.get(fusible.request.name))
         rows.append(describe(network, fusible, fusion))
         network = apply(network, fusible, fusion)
     return network, rows
 
 
-def solve(fusible: Fusible, moments: Moments, options: Fuse) -> Fusion:
+def solve(fusible: Fusible, moments: Moments, options: Fuse, means: MeanMaps | None = None) -> Fusion:
     """Weights and errors of the fused layer, from its moments. Raises ConvergenceError if these are not finite."""
     try:
         with within(str(fusible.chain)):
-            return fuse_moments(moments, options.solver, options.channels, fusible.taps)
+            return fuse_moments(moments, options.solver, options.channels, fusible.taps, means)
     except ValueError as error:
         raise ConvergenceError(f"{fusible.chain}: {error}; check the checkpoint and the data for NaN") from error
 
@@ -96,7 +98,8 @@ def measure(network: fx.GraphModule, fusible: Fusible, fusion: Fusion, batches: 
 
     error: E||y - W x - b||^2 over images and positions, summed over outputs. The layer runs in float64.
     """
-    layer = build(fusible, fusion).to(next(network.parameters()).device)
+    device = next(network.parameters()).device
+    layer, bias = build(fusible, fusion).to(device), fusion.bias.to(device) if len(fusible.bias_shape) > 1 else 0.0
     values = capture(network, [fusible.chain.source, fusible.chain.target])
     channel_axis = -1 if fusible.request.patches is None else 1
     count = 0
@@ -109,7 +112,7 @@ def measure(network: fx.GraphModule, fusible: Fusible, fusion: Fusion, batches: 
             padded = functional.pad(source, fusible.pad) if fusible.pad else source
             rows = target.movedim(channel_axis, -1).flatten(0, -2)
             count, total = count + len(rows), total + rows.sum(0)
-            squares, error = squares + rows.square().sum(), error + (target - layer(padded)).square().sum()
+            squares, error = squares + rows.square().sum(), error + (target - layer(padded) - bias).square().sum()
     variance = float(squares / count - (total / count).square().sum())
     lost = float(error) / count
     return lost, 0.0 if variance == 0 else lost / variance

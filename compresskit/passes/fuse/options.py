@@ -44,7 +44,8 @@ class Fuse:
     until: Until | None = None  # with `layers: auto`
     among: tuple[str, ...] | None = None  # what `auto` may fuse: names, re:PATTERN, "@conv", "@linear"
     max_layers: Annotated[int, Ge(2)] = 2  # longest chain that `auto` considers, in weighted layers
-    channels: Channels = "joint"  # `independent`: each input channel on its own (Theorem 2)
+    # `independent`: each input channel on its own; `document`: Theorem 2 to the letter, with a bias for each position
+    channels: Channels = "joint"
     kernel: Annotated[int, Gt(0)] | tuple[int, ...] | None = None  # default: the receptive field of the chain
     solver: Solver = Cholesky()  # of the normal equations
     on_no_convergence: Literal["warn", "fail"] = "warn"  # when `cg` stops before its tolerance

@@ -34,7 +34,7 @@ def rehearse(network: fx.GraphModule, input_shape: Shape, options: Fuse) -> list
     planned: list[Planned] = []
     stages: list[dict[str, str]] = []
     for entry in options.layers:
-        fusible = find(network, entry, input_shape, options.kernel)
+        fusible = find(network, entry, input_shape, options.kernel, options.channels)
         stages.append(_origins(network))
         ends = (fusible.chain.source, fusible.chain.target)
         since = next(n for n, stage in enumerate(stages) if all(stage.get(end) == stages[-1][end] for end in ends))

@@ -5,20 +5,24 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from compresskit.plots.panels import Curves, band, save
+from compresskit.plots.panels import Curves, band, grid, save
+
+_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 
 
-def learning_curves(path: Path, curves: Mapping[str, tuple[Curves, Curves]], metric: str) -> None:
-    """One panel a network: `metric` by epoch, fused against random, mean and standard deviation over trials.
+def learning_curves(path: Path, panels: Mapping[str, Mapping[str, Curves]], metric: str) -> None:
+    """One panel a network: `metric` by epoch, mean and standard deviation over trials (FuseInit, Figure 2).
 
-    curves: by the network's name, one curve for each trial; a fused one starts at epoch 0, before any retraining.
+    panels: by the network's name, the curves of each start, one for each trial. The first start is the fused net, which
+    begins at epoch 0, before any retraining, and the last the net that it came from, in grey.
     """
-    figure = Figure(figsize=(4.2 * len(curves), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(curves), squeeze=False)[0]
-    for panel, (name, (fused, random)) in zip(panels, curves.items(), strict=True):
-        band(panel, fused, 0, "fused", "tab:blue")
-        band(panel, random, 1, "from random", "tab:orange")
-        panel.set(title=name, xlabel="epoch", ylabel=metric)
+    figure, axes = grid(len(panels), 4.2, 3.4)
+    for panel, (name, starts) in zip(axes, panels.items(), strict=True):
+        *mine, original = starts.items()
+        for number, (label, curves) in enumerate(mine):
+            band(panel, curves, 0 if number == 0 else 1, label, _COLOURS[number])
+        band(panel, original[1], 1, original[0], "tab:gray")
+        panel.set(title=name, xlabel="epoch", ylabel=metric.replace("_", " "))
         panel.legend(frameon=False)
         panel.grid(alpha=0.3)
     save(figure, path)

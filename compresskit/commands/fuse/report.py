@@ -1,87 +1,25 @@
 """What `fuse` reports: the fused networks beside the document's tables, each layer's error, and the candidates."""
 
-import json
+import csv
 import math
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import fx
 
-from compresskit.commands.figures import Figures, compared, slower
+from compresskit.commands.figures import compared, slower
+from compresskit.commands.fuse.records import FusedTrial, Step
 from compresskit.commands.fuse.section import FuseAndRetrain
 from compresskit.commands.parents import MODEL
-from compresskit.commands.result import Result, Table, Target, by, tuples
+from compresskit.commands.result import Result, Table, Target, by
 from compresskit.commands.session import Session
 from compresskit.graph.chains import WEIGHTED
-from compresskit.passes.fuse.auto import Candidate, Size, unmet
+from compresskit.passes.fuse.auto import Candidate, unmet
 from compresskit.passes.fuse.fusible import Fusible
-from compresskit.passes.fuse.network import FusedLayer
 from compresskit.plots.fuse import candidates, learning_curves
 from compresskit.training.tasks.evaluation import METRICS
 
-
-@dataclass
-class Step:
-    """One fused chain: its row, the network's widths, and the test metrics before and after training.
-
-    curve, random_curve: the monitored metric by epoch; the first of `curve` is that before retraining.
-    monitored: the final net's main metric on the validation split, if there is one. not_random: parameters that the
-    random baseline shares with the fused net, since no layer draws them.
-    """
-
-    seed: int
-    row: FusedLayer
-    widths: str
-    fused: dict[str, float]
-    retrained: dict[str, float] | None = None
-    random: dict[str, float] | None = None
-    curve: list[float] = field(default_factory=list)
-    random_curve: list[float] = field(default_factory=list)
-    monitored: float | None = None
-    not_random: list[str] = field(default_factory=list)
-
-    @property
-    def main(self) -> str:
-        """Name of the task's main metric."""
-        return next(iter(self.fused))
-
-    @property
-    def final(self) -> dict[str, float]:
-        return self.retrained or self.fused
-
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """What `layers: auto` had to choose from: the rows of its table, and what was left alone with the reason."""
-
-    rows: list[tuple[Any, ...]] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class FusedTrial:
-    """All steps of one trial. path: of its final checkpoint; ranking: the first one of `layers: auto`."""
-
-    seed: int
-    network: fx.GraphModule
-    before: Figures
-    path: Path
-    steps: list[Step] = field(default_factory=list)
-    ranking: Ranking = Ranking()
-    after: Figures | None = None
-    reloaded: float = 0.0
-    size: tuple[Size, Size] | None = None
-
-
-def read_step(path: Path) -> Step:
-    """A step that an interrupted run had finished."""
-    plain = json.loads(path.read_text())
-    row = {name: tuples(value) for name, value in plain.pop("row").items()}
-    return Step(row=FusedLayer(**row), **plain)
+_FROM = {"random": "from random", "whole": "from random, whole training"}  # baselines, as tables name them
 
 
 def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTrial]) -> Result:
@@ -92,7 +30,7 @@ def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTri
     batch = current.recipe.report.latency_batch
     result.figures = compared([trial.before for trial in trials], after, batch, current.device)
     result.notes = [*slower(result.figures), *_worse_than_constants(trials)]
-    result.tables = [_networks(trials, metric), _layers(trials)]
+    result.tables = [_networks(trials, metric), *_training(trials), _layers(trials)]
     if trials[0].ranking.rows:
         result.tables.append(candidate_table(trials[0].ranking.rows))
     not_random = sorted({name for trial in trials for step in trial.steps for name in step.not_random})
@@ -108,7 +46,7 @@ def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTri
             split = "test" if current.data.validation is None else "validation"
             result.notes.append(f"model.pt is that of seed {best.seed}, the best by {split} {metric}")
         if current.recipe.report.plots:
-            _plot(current.folder.path, trials, (options.retrain and options.retrain.monitor) or metric)
+            result.notes += _plot(current.folder.path, trials)
     return result
 
 
@@ -164,9 +102,9 @@ def widths(network: fx.GraphModule) -> str:
 
 
 def _networks(trials: list[FusedTrial], metric: str) -> Table:
-    rows: list[tuple[Any, ...]] = [
-        (widths(trials[0].network), "", tuple(t.before.metrics[metric] for t in trials), "", "")
-    ]
+    names = _baselines(trials)
+    original = ("", tuple(t.before.metrics[metric] for t in trials), "", *("" for _ in names), "")
+    rows: list[tuple[Any, ...]] = [(widths(trials[0].network), *original[1:])]
     for found in _by_step(trials).values():
         step = found[0]
         rows.append(
@@ -174,12 +112,34 @@ def _networks(trials: list[FusedTrial], metric: str) -> Table:
                 step.widths,
                 tuple(s.fused[metric] for s in found),
                 tuple(s.retrained[metric] for s in found if s.retrained) or "",
-                tuple(s.random[metric] for s in found if s.random) or "",
+                *(tuple(s.baselines[name].metrics[metric] for s in found) for name in names),
                 step.row.saved_macs,
             )
         )
-    columns = ("network", f"{metric}, fused", f"{metric}, trained", f"{metric}, from random", "MACs saved")
-    return Table("networks", columns, rows)
+    columns = ("network", f"{metric}, fused", f"{metric}, trained", *(f"{metric}, {_FROM[n]}" for n in names))
+    return Table("networks", (*columns, "MACs saved"), rows)
+
+
+def _training(trials: list[FusedTrial]) -> list[Table]:
+    """What training each network has cost, with all that went before it; none where nothing tells that."""
+    first, names = trials[0], _baselines(trials)
+    if not names or any(trial.epochs is None for trial in trials):
+        return []
+    epochs, paid = first.epochs or 0, float(first.epochs or 0)
+    rows: list[tuple[Any, ...]] = [(widths(first.network), epochs, paid, *[""] * (2 * len(names)))]
+    for step in first.steps:
+        share = step.macs / first.before.macs
+        paid += ((step.epochs or 0) - epochs) * share
+        epochs = step.epochs or 0
+        beside = [(step.baselines[name].epochs, step.baselines[name].epochs * share) for name in names]
+        rows.append((step.widths, epochs, paid, *(number for pair in beside for number in pair)))
+    columns = ["fused, epochs in all", "cost", *(text for n in names for text in (f"{_FROM[n]}, epochs", "cost"))]
+    title = "training, first trial; cost in epochs of the net that was fused, by multiply-adds"
+    return [Table(title, ("network", *columns), rows)]
+
+
+def _baselines(trials: list[FusedTrial]) -> list[str]:
+    return list(trials[0].steps[0].baselines)
 
 
 def _layers(trials: list[FusedTrial]) -> Table:
@@ -265,19 +225,35 @@ def _best(trials: list[FusedTrial], task: str, metric: str) -> FusedTrial:
     return pick(trials, key=lambda trial: scores[trial.seed])
 
 
-def _plot(folder: Path, trials: list[FusedTrial], metric: str) -> None:
-    curves = {
-        f"{index + 1}: {found[0].widths}": (
-            [s.curve for s in found if s.curve],
-            [s.random_curve for s in found if s.random_curve],
-        )
-        for (index, _), found in _by_step(trials).items()
-    }
-    if any(fused for fused, _ in curves.values()):
-        learning_curves(folder / "learning-curves.png", curves, metric)
+def _plot(folder: Path, trials: list[FusedTrial]) -> list[str]:
+    """Draws what there is; a note where the curve of the net that was fused is not there to be drawn."""
+    notes, steps = [], [step for trial in trials for step in trial.steps if step.curve]
+    if steps:
+        before = [curve for trial in trials if (curve := _curve_of(trial.start, steps[0].monitor))]
+        if len(before) < len(trials):
+            notes.append(
+                f"learning-curves.png is without the net that was fused: no metrics.csv with {steps[0].monitor} lies "
+                "beside its checkpoint"
+            )
+        panels = {}
+        for (index, _), found in _by_step(trials).items():
+            curves = {"fused": [s.curve for s in found if s.curve]}
+            curves |= {_FROM[name]: [s.baselines[name].curve for s in found] for name in _baselines(trials)}
+            panels[f"{index + 1}: {found[0].widths}"] = curves | {widths(trials[0].network): before}
+        learning_curves(folder / "learning-curves.png", panels, steps[0].monitor)
     if rows := trials[0].ranking.rows:
         points = [(name, unexplained, saved_macs) for name, _, _, unexplained, _, _, saved_macs in rows]
         candidates(folder / "candidates.png", points)
+    return notes
+
+
+def _curve_of(checkpoint: Path, monitor: str) -> list[float]:
+    """By epoch, of the run that wrote the checkpoint; empty where its folder does not tell."""
+    try:
+        with (checkpoint.parent / "metrics.csv").open(newline="") as file:
+            return [float(row[monitor]) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError):
+        return []
 
 
 def _rank(rank: int | None, features: int) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from compresskit.commands.fuse.report import Ranking, Step, candidate_rows, widths
+from compresskit.commands.fuse.baselines import baselines, epochs_in
+from compresskit.commands.fuse.records import Baseline, Ranking, Step
+from compresskit.commands.fuse.report import candidate_rows, widths
 from compresskit.commands.fuse.section import FuseAndRetrain
 from compresskit.commands.moments import gatherer
 from compresskit.commands.session import Session
@@ -24,7 +26,6 @@ from compresskit.passes.fuse.fusible import Fusible, apply, find
 from compresskit.passes.fuse.means import mean_maps
 from compresskit.passes.fuse.network import FusedLayer, describe, measure, solve
 from compresskit.passes.fuse.together import KeptMoments, Passes, Planned, beside, passes, rehearse
-from compresskit.training.options import Training
 
 
 class FuseSteps:
@@ -33,6 +34,7 @@ class FuseSteps:
     def __init__(self, current: Session, options: FuseAndRetrain, trial: int, cache: Path) -> None:
         self.start = current.parent(trial)
         self.seed = current.recipe.seed + trial
+        self.trained = epochs_in(self.start.checkpoint.history) if self.start.checkpoint else None
         self.original = size(self.start.network, current.data.input_shape)
         self._current, self._options = current, options
         self.gather = gatherer(current, cache, options.samples)
@@ -105,23 +107,24 @@ class FuseSteps:
         metrics = current.evaluate(fused)
         said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         current.progress.log(f"{row.name}: fused {' + '.join(row.layers)}, {said} before retraining")
-        return fused, Step(self.seed, row, widths(fused), metrics)
+        return fused, Step(self.seed, row, widths(fused), size(fused, current.data.input_shape).macs, metrics)
 
-    def train(self, fused: fx.GraphModule, step: Step, stage: Path) -> None:
-        """Trains `fused` in place as the recipe says, and a random one beside it; their state is below `stage`."""
-        current, options = self._current, self._options
-        label = f"seed {self.seed}, {step.widths}"
-        if (settings := self._baseline()) is not None:
+    def train(self, fused: fx.GraphModule, step: Step, stage: Path, index: int) -> None:
+        """Trains `fused` in place as the recipe says, and random ones beside it; their state is below `stage`."""
+        current, retrain, label = self._current, self._options.retrain, f"seed {self.seed}, {step.widths}"
+        for name, settings in baselines(self._options, self.trained, index).items():
             random = copy.deepcopy(fused)
             step.not_random = reset_parameters(random, self.seed, self._initialisation())
-            history = train_network(current, random, settings, self.seed, stage / "random", f"random {label}")
-            step.random = current.evaluate(random)
-            step.random_curve = [row[history.monitor] for row in history.rows]
-        if options.retrain is not None:
+            history = train_network(current, random, settings, self.seed, stage / name, f"{name} {label}")
+            step.monitor, curve = history.monitor, [row[history.monitor] for row in history.rows]
+            step.baselines[name] = Baseline(settings.epochs, current.evaluate(random), curve)
+        step.epochs = self.trained
+        if retrain is not None:
             monitored = current.evaluate(fused, current.data.validation)
-            history = train_network(current, fused, options.retrain, self.seed, stage / "retrain", f"retrain {label}")
-            step.retrained = current.evaluate(fused)
+            history = train_network(current, fused, retrain, self.seed, stage / "retrain", f"retrain {label}")
+            step.retrained, step.monitor = current.evaluate(fused), history.monitor
             step.curve = [monitored[history.monitor.partition("_")[2]], *(row[history.monitor] for row in history.rows)]
+            step.epochs = self.trained and self.trained + index * retrain.epochs
         step.monitored = (
             current.evaluate(fused, current.data.validation)[step.main] if current.data.validation else None
         )
@@ -150,8 +153,3 @@ class FuseSteps:
             self.start.checkpoint.model if self.start.checkpoint else asdict(self._current.recipe.section("model"))
         )
         return "gaussian" if made_as.get("initialisation") == "gaussian" else "torch"
-
-    def _baseline(self) -> Training | None:
-        if self._options.baseline == "random":
-            return self._options.retrain
-        return self._options.baseline if isinstance(self._options.baseline, Training) else None

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from torch import fx
 
-from compresskit.commands.fuse.report import FusedTrial, Ranking, Step, fuse_result, plan_result, read_step
+from compresskit.commands.fuse.baselines import baselines
+from compresskit.commands.fuse.records import FusedTrial, Ranking, Step, read_step
+from compresskit.commands.fuse.report import fuse_result, plan_result
 from compresskit.commands.fuse.section import FuseAndRetrain
 from compresskit.commands.fuse.steps import FuseSteps
 from compresskit.commands.moments import temporary_folder
@@ -20,7 +22,6 @@ from compresskit.passes.fuse.auto import size
 from compresskit.passes.fuse.fusible import Fusible
 from compresskit.storage.atomic import write_json
 from compresskit.storage.checkpoint import load
-from compresskit.training.options import Training
 
 FUSED, FUSED_STEP = "fused.pt", "fused.json"  # of a step, before its training
 STEP = "step.json"
@@ -36,12 +37,12 @@ def run(arguments: Arguments, progress: Progress, *, ranked: bool = True) -> Res
         options: FuseAndRetrain = current.recipe.section("fuse")
         if options.layers == "auto" and options.until is None and not arguments.dry_run:
             raise RecipeError("fuse.until: `layers: auto` needs to know when to stop; --dry-run shows the candidates")
-        for settings in (options.retrain, options.baseline):
-            if isinstance(settings, Training):
-                check_training(current, current.parent(0).network, settings)
+        planning = FuseSteps(current, options, 0, Path())
+        for settings in (options.retrain, *baselines(options, planning.trained, 1).values()):
+            if settings is not None:
+                check_training(current, planning.start.network, settings)
         if arguments.dry_run:
             return _plan(current, options, ranked)
-        planning = FuseSteps(current, options, 0, Path())
         _chains(options, planning)
         if options.layers != "auto":  # which says it at each step
             progress.log(*_cost(options, planning))
@@ -84,7 +85,7 @@ def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTr
     start = steps.start
     assert start.path is not None
     before = current.figures(start.network, current.evaluate(start.network), start.path)
-    result = FusedTrial(steps.seed, start.network, before, folder / MODEL)
+    result = FusedTrial(steps.seed, start.network, before, folder / MODEL, start.path, steps.trained)
     for index in itertools.count(1):
         stage = folder / f"step-{index}"
         if not (current.arguments.resume and (stage / FUSED_STEP).exists()):
@@ -97,7 +98,7 @@ def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTr
             _keep_step(current, start, network, step, stage / FUSED, stage / FUSED_STEP)
         if not (current.arguments.resume and (stage / STEP).exists()):
             step, network = read_step(stage / FUSED_STEP), load(stage / FUSED, current.device).network
-            steps.train(network, step, stage)
+            steps.train(network, step, stage, index)
             _keep_step(current, start, network, step, stage / MODEL, stage / STEP)
         result.steps.append(read_step(stage / STEP))
         steps.note(result.steps[-1].row)

@@ -23,8 +23,8 @@ def learning_curves(path: Path, panels: Mapping[str, Mapping[str, Curves]], metr
             band(panel, curves, 0 if number == 0 else 1, label, _COLOURS[number])
         band(panel, original[1], 1, original[0], "tab:gray")
         panel.set(title=name, xlabel="epoch", ylabel=metric.replace("_", " "))
-        panel.legend(frameon=False)
         panel.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     save(figure, path)
 
 

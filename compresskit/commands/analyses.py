@@ -14,11 +14,12 @@ from compresskit.storage.atomic import write_json
 from compresskit.storage.checkpoint import load
 from compresskit.storage.moment_cache import fingerprint
 from compresskit.training.analyses.landscape import Landscape, landscape
-from compresskit.training.layer_rates import METRIC, RATE, SECONDS
+from compresskit.training.layer_rates import METRIC, RATE, SECONDS, WATCHED, LayerwiseRates
 from compresskit.training.loop import History
 from compresskit.training.options import Training
 
 _IMAGES = {"train": "training images", "val": "validation images", "test": "test images"}  # by column of rows
+Rows = Sequence[Mapping[str, float]]  # of the epochs
 Surfaces = dict[str, list[list[float]]]  # by metric
 
 
@@ -32,12 +33,11 @@ def analyse(
     histories: by network, one for each trial. models: by network, the checkpoint whose surroundings are drawn.
     """
     first = next(iter(histories.values()))[0]
-    if SECONDS in first.rows[0]:
-        training: Training = current.recipe.section("finetune" if current.verb == "finetune" else "train")
-        assert training.layerwise_rates is not None
-        add_rates(current, result, first, training.layerwise_rates.metric)
+    training: Training = current.recipe.section("finetune" if current.verb == "finetune" else "train")
+    if SECONDS in first.rows[0] and training.layerwise_rates is not None:
+        add_rates(current, result, first, training.layerwise_rates)
         if current.folder is not None:
-            draw_rates(current, current.folder.path, first, training.layerwise_rates.metric)
+            draw_rates(current, current.folder.path, first, training.layerwise_rates)
     if any(history.cosines for trials in histories.values() for history in trials):
         _confusion(current, result, histories)
     train: FreshTraining | None = current.recipe.train
@@ -64,33 +64,84 @@ def by_quantity(trials: Sequence[History]) -> dict[str, dict[str, list[list[floa
     return found
 
 
-def add_rates(current: Session, result: Result, history: History, metric: str) -> None:
-    """Of layerwise rates: each layer's last metric and factor, and their cost."""
-    measured, factors = _columns(history, METRIC), _columns(history, RATE)
-    rows = [(name, measured[name][0], measured[name][-1], factors[name][-1]) for name in factors]
-    columns = ("layer", f"{metric}, first epoch", "last epoch", "rate by the schedule's, last epoch")
-    result.tables.append(Table("layerwise rates", columns, rows))
-    missing = [name for name, values in measured.items() if not math.isfinite(values[-1])]
-    if missing:
-        result.notes.append(
-            f"layerwise rates: {', '.join(missing)} keep the schedule's, having no {metric} of their own"
-        )
+def add_rates(current: Session, result: Result, history: History, options: LayerwiseRates) -> None:
+    """Of layerwise rates: each layer's last metric and factor, what was watched, and what measuring took."""
+    if options.steers is not None:
+        measured, factors = _columns(history, METRIC), _columns(history, RATE)
+        rows = [(name, measured[name][0], measured[name][-1], factors[name][-1]) for name in factors]
+        columns = ("layer", f"{options.steers}, first epoch", "last epoch", "rate by the schedule's, last epoch")
+        result.tables.append(Table("layerwise rates", columns, rows))
+        missing = [name for name, values in measured.items() if not math.isfinite(values[-1])]
+        if missing:
+            result.notes.append(
+                f"layerwise rates: {', '.join(missing)} keep the schedule's, having no {options.steers} of their own"
+            )
+    if options.watch:
+        result.tables.append(_watched(history, options))
+    names = ", ".join(dict.fromkeys(name for name in (options.steers, *options.watch) if name))
     seconds = sum(row[SECONDS] for row in history.rows)
     share = seconds / history.seconds
-    result.notes.append(f"layerwise rates: measuring {metric} took {100 * share:.1f} % of the time ({seconds:.1f} s)")
+    result.notes.append(f"layerwise rates: measuring {names} took {100 * share:.1f} % of the time ({seconds:.1f} s)")
 
 
-def draw_rates(current: Session, folder: Path, history: History, metric: str) -> None:
-    """layer-rates.png: the metric and the rate of each layer through the epochs."""
+def _watched(history: History, options: LayerwiseRates) -> Table:
+    rows = []
+    for metric, layers in watched_in(history.rows, options.watch).items():
+        last = [values[-1] for values in layers.values() if math.isfinite(values[-1])]
+        spread = (min(last), statistics.fmean(last), max(last)) if last else (math.nan,) * 3
+        rows.append((metric, len(last), *spread))
+    return Table("watched, behind the last epoch", ("metric", "layers", "least", "mean", "largest"), rows)
+
+
+def draw_rates(current: Session, folder: Path, history: History, options: LayerwiseRates) -> None:
+    """layer-rates.png: metric and rate of each layer through the epochs; layer-metrics.png: what was watched."""
     if current.group.is_main and current.recipe.report.plots:
+        from compresskit.plots.layers import watched
         from compresskit.plots.spectra import layer_rates  # a quarter of a second, for those that draw
 
-        layer_rates(folder / "layer-rates.png", metric, _columns(history, METRIC), _columns(history, RATE))
+        if options.steers is not None:
+            layer_rates(folder / "layer-rates.png", options.steers, _columns(history, METRIC), _columns(history, RATE))
+        if options.watch:
+            watched(folder / "layer-metrics.png", watched_in(history.rows, options.watch))
+
+
+def draw_layers(folder: Path, networks: Mapping[str, Sequence[Rows]], metrics: Sequence[str], ending: str = "") -> None:
+    """What several networks measured of their layers: comparison-rates.png, the rates; comparison-metrics.png, means of
+    what was watched; and, of each metric, comparison-METRIC.png of the layers whose rates differ most.
+
+    networks: by name the epochs of each trial; of those that measured nothing there are no lines. ending: of the names.
+    """
+    from compresskit.plots.layers import layers_apart, means, rates
+
+    factors = {name: own for name, trials in networks.items() if (own := _columns_of(trials[0], RATE))}
+    if factors:
+        last = {name: {layer: values[-1] for layer, values in own.items()} for name, own in factors.items()}
+        rates(folder / f"comparison-rates{ending}.png", last)
+    found: dict[str, dict[str, list[dict[str, list[float]]]]] = {}
+    for name, trials in networks.items():
+        for rows in trials:
+            for metric, layers in watched_in(rows, metrics).items():
+                if layers:
+                    found.setdefault(metric, {}).setdefault(name, []).append(layers)
+    if found:
+        means(folder / f"comparison-metrics{ending}.png", found)
+    for metric, lines in found.items() if factors else ():
+        path = folder / f"comparison-{metric.replace('_', '-')}{ending}.png"
+        layers_apart(path, metric, lines, next(iter(factors.values())))
+
+
+def watched_in(rows: Rows, metrics: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """By metric and layer, a value for each epoch."""
+    return {metric: _columns_of(rows, WATCHED.format(metric=metric, layer="")) for metric in metrics}
 
 
 def _columns(history: History, prefix: str) -> dict[str, list[float]]:
-    names = [key.removeprefix(prefix) for key in history.rows[0] if key.startswith(prefix)]
-    return {name: [row[prefix + name] for row in history.rows] for name in names}
+    return _columns_of(history.rows, prefix)
+
+
+def _columns_of(rows: Rows, prefix: str) -> dict[str, list[float]]:
+    names = [key.removeprefix(prefix) for key in (rows[0] if rows else ()) if key.startswith(prefix)]
+    return {name: [row[prefix + name] for row in rows] for name in names}
 
 
 def _confusion(current: Session, result: Result, histories: Mapping[str, Sequence[History]]) -> None:

@@ -120,7 +120,7 @@ def train_trials(current: Session, options: Training, start: Callable[[int], Sta
 def check_training(current: Session, network: fx.GraphModule, options: Training) -> int:
     """Steps of an epoch, if `network` can be trained so. Raises RecipeError or CheckpointError where it cannot."""
     teacher_for(current, network, options)
-    if options.layerwise_rates is not None:
+    if options.layerwise_rates is not None and options.layerwise_rates.steers is not None:
         owners(network)
     return check(network, current.data, options, current.device, current.group, current.metrics)
 

@@ -30,6 +30,32 @@ def training_curves(path: Path, panels: Mapping[str, Mapping[str, Curves]], metr
     save(figure, path)
 
 
+def gains(path: Path, ends: Mapping[tuple[str, str], Mapping[str, Sequence[float]]], first: str, metric: str) -> None:
+    """By column of a grid, what each row's `metric` is above the first row's: mean and standard deviation over trials.
+
+    ends: by (row, column), by images that it was measured on, a value for each trial (layerwise training, Figure 2.1).
+    """
+    rows = [row for row in dict.fromkeys(row for row, _ in ends) if row != first]
+    columns = [column for column in dict.fromkeys(column for _, column in ends) if (first, column) in ends]
+    figure, panels = grid(len(rows), 5, 3.6)
+    for panel, row in zip(panels, rows, strict=True):
+        places = [place for place, column in enumerate(columns) if (row, column) in ends]
+        measured = ends[first, columns[0]] if columns else {}
+        for number, images in enumerate(measured):
+            several = [np.subtract(ends[row, columns[p]][images], ends[first, columns[p]][images]) for p in places]
+            spread = [float(gain.std(ddof=1)) if len(gain) > 1 else 0.0 for gain in several]
+            panel.errorbar(
+                np.array(places) + 0.1 * number, [float(gain.mean()) for gain in several], spread,
+                fmt="o-", capsize=3, color=f"C{number}", label=images,
+            )  # fmt: skip
+        panel.axhline(0, color="grey", linewidth=0.8)
+        panel.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+        panel.set(title=row, ylabel=f"{metric}, above {first}")
+        panel.legend(frameon=False)
+        panel.grid(alpha=0.3)
+    save(figure, path)
+
+
 def gradient_cosines(path: Path, smallest: Mapping[str, Curves], last: Mapping[str, Sequence[float]]) -> None:
     """Left, the smallest cosine by epoch, a line for each network; right, the density of all after the last epoch.
 

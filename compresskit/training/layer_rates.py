@@ -1,7 +1,9 @@
 """Learning rates of their own for layers, by the spectra of their weights; numerics.spectra.rate_maps has the maps."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Annotated, Literal
 
 import numpy as np
@@ -23,13 +25,18 @@ Metric = Literal[
 ]  # fmt: skip
 FROM_ONE = ("alpha", "stable_rank")  # metrics that are never below 1
 METRIC, RATE, SECONDS = "metric ", "rate ", "spectra_seconds"  # columns of an epoch, the first two of each layer
+WATCHED = "{metric} of {layer}"  # the column of a metric that is watched
 
 
 @option
 class LayerwiseRates:
     """Each layer's rate is the schedule's times n map(metric) / sum of map(metric) over the n layers."""
 
-    metric: Metric = "alpha"  # of the spectra: see `spectra`
+    metric: Metric | None = (
+        None  # of the spectra, see `spectra`; default: alpha, or with `watch` one rate for all layers
+    )
+    # metrics that are measured, too, and change nothing; each of each layer is a column of metrics.csv
+    watch: tuple[Metric, ...] = ()
     # negative-powers-of-two: by rank alone; bounded: TempBalance's, linear between `bounds`; log2: of alpha and
     # stable_rank alone, which are 1 at least
     map: Map = "sqrt"
@@ -44,8 +51,12 @@ class LayerwiseRates:
     def __post_init__(self) -> None:
         if self.bounds is not None and self.bounds[0] > self.bounds[1]:
             raise ValueError(f"bounds: {list(self.bounds)} are in the wrong order; write [smallest, largest]")
-        if self.map == "log2" and (self.metric not in FROM_ONE or self.inverse):
-            given = f"the inverse of {self.metric}" if self.inverse else self.metric
+        if len(set(self.watch)) < len(self.watch):
+            raise ValueError(f"watch: {list(self.watch)} names one twice; give each once")
+        if self.steers is None and (named := self._of_rates()):
+            raise ValueError(f"watch: it alone changes no rate, so drop {named}, or give `metric`, too")
+        if self.map == "log2" and (self.steers not in FROM_ONE or self.inverse):
+            given = f"the inverse of {self.steers}" if self.inverse else self.steers
             raise ValueError(
                 f"map: log2 is 0 and no rate for values up to 1, which {given} can have; use it with "
                 f"{' or '.join(FROM_ONE)}, or take sqrt or bounded"
@@ -53,10 +64,20 @@ class LayerwiseRates:
         if self.noise == "normal-rate" and self.map != "linear":
             raise ValueError("map: noise: normal-rate draws the shares themselves; use map: linear with it")
 
+    def _of_rates(self) -> str | None:
+        """The first key that says something of rates."""
+        keys = ("map", "inverse", "noise", "bounds", "weight_decay")
+        defaults = {field.name: field.default for field in fields(self)}
+        return next((key for key in keys if getattr(self, key) != defaults[key]), None)
+
     @property
-    def spectra(self) -> Spectra:
-        """What is measured: nothing that the metric does not need."""
-        null: Null | None = None if self.metric == "rand_distance" else "none"
+    def steers(self) -> Metric | None:
+        """The metric that rates follow; None where all layers have the same."""
+        return self.metric or (None if self.watch else "alpha")
+
+    def spectra(self, metrics: Sequence[Metric]) -> Spectra:
+        """What is measured: nothing that these do not need."""
+        null: Null | None = None if "rand_distance" in metrics else "none"
         return Spectra(definitions=self.definitions, alpha=self.alpha, null=null, marchenko_pastur=False)
 
 
@@ -91,15 +112,15 @@ def owners(network: fx.GraphModule) -> dict[nn.Parameter, str]:
 
 
 class LayerRates:
-    """Factors of the groups of an optimiser, measured again every so many epochs.
+    """Factors of the groups of an optimiser, measured again every so many epochs, and the metrics that are watched.
 
-    They are kept in the groups, with the metrics that they came of, so that the optimiser's state brings them back.
-    weight_decay: of the optimiser.
+    Factors are kept in the groups, with the metrics that they came of, so that the optimiser's state brings them back.
+    weight_decay: of the optimiser. epochs: of the training.
     """
 
-    def __init__(self, network: fx.GraphModule, options: LayerwiseRates, weight_decay: float) -> None:
-        self._network, self._options, self._decay = network, options, weight_decay
-        self.seconds = 0.0  # that the last epoch's measurement took
+    def __init__(self, network: fx.GraphModule, options: LayerwiseRates, weight_decay: float, epochs: int) -> None:
+        self._network, self._options, self._decay, self._epochs = network, options, weight_decay, epochs
+        self._seconds = 0.0  # that measuring took in this epoch
 
     def measure(
         self, optimizer: torch.optim.Optimizer, epoch: int, rate: float, seed: int, device: torch.device
@@ -109,26 +130,45 @@ class LayerRates:
         rate: of the schedule, at the start of the epoch. A layer whose metric cannot be found, or has no place in the
         map (0, where inverses are taken), keeps the schedule's.
         """
-        began = time.perf_counter()
-        if epoch % self._options.every == 0:
-            values, found = self._factors(rate, seed, device)
+        began, metric = time.perf_counter(), self._options.steers
+        if metric is not None and epoch % self._options.every == 0:
+            values, found = self._factors(metric, rate, seed, device)
             for group in optimizer.param_groups:
                 group["metric"], group["factor"] = values.get(group["layer"], np.nan), found.get(group["layer"], 1.0)
                 if self._options.weight_decay and group["weight_decay"]:
                     group["weight_decay"] = self._decay * group["factor"]
-        self.seconds = time.perf_counter() - began
+        self._seconds = time.perf_counter() - began
 
-    def row(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        """Columns of an epoch: of each layer its metric and its factor, and the seconds that measuring took."""
-        groups = {group["layer"]: group for group in optimizer.param_groups if group["layer"]}
+    def row(self, optimizer: torch.optim.Optimizer, epoch: int, seed: int, device: torch.device) -> dict[str, float]:
+        """Columns of an epoch: of each layer its metric and its factor, what is watched behind the epoch, and the
+        seconds that measuring took."""
+        began = time.perf_counter()
+        groups = {group["layer"]: group for group in optimizer.param_groups if group.get("layer")}
         metrics = {f"{METRIC}{name}": group["metric"] for name, group in groups.items()}
-        return metrics | {f"{RATE}{name}": group["factor"] for name, group in groups.items()} | {SECONDS: self.seconds}
+        rates = {f"{RATE}{name}": group["factor"] for name, group in groups.items()}
+        watched = self._watched(epoch, seed, device)
+        return metrics | rates | watched | {SECONDS: self._seconds + time.perf_counter() - began}
 
-    def _factors(self, rate: float, seed: int, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
+    def _watched(self, epoch: int, seed: int, device: torch.device) -> dict[str, float]:
+        """Of every `every`-th epoch and the last one; NaN in the others."""
+        options = self._options
+        if not options.watch:
+            return {}
+        due = (epoch + 1) % options.every == 0 or epoch + 1 == self._epochs
+        found = self._measured(options.watch, seed, device) if due else {}
+        layers = [weight.name for weight in weights_of(self._network)[0]]
+        return {
+            WATCHED.format(metric=metric, layer=layer): found.get(metric, {}).get(layer, math.nan)
+            for metric in options.watch
+            for layer in layers
+        }
+
+    def _factors(
+        self, metric: Metric, rate: float, seed: int, device: torch.device
+    ) -> tuple[dict[str, float], dict[str, float]]:
         """The metric and the factor of each layer whose metric can be found."""
         options = self._options
-        rows, _ = spectra(weights_of(self._network)[0], options.spectra, seed=seed, device=device)
-        values = {row.name: float(getattr(row, options.metric)) for row in rows}
+        values = self._measured([metric], seed, device)[metric]
         values = {name: value for name, value in values.items() if np.isfinite(value)}
         if options.inverse and min(values.values(), default=1.0) >= 0:
             values = {name: value for name, value in values.items() if value > 0}  # 0 has no inverse
@@ -139,6 +179,11 @@ class LayerRates:
             drawn = np.maximum(drawn, drawn[drawn > 0].min(initial=1.0))
         shares = factors(drawn, options.map, inverse=options.inverse, bounds=options.bounds)
         return values, dict(zip(values, shares.tolist(), strict=True))
+
+    def _measured(self, metrics: Sequence[Metric], seed: int, device: torch.device) -> dict[Metric, dict[str, float]]:
+        """By metric, of each layer whose spectrum is found."""
+        rows, _ = spectra(weights_of(self._network)[0], self._options.spectra(metrics), seed=seed, device=device)
+        return {metric: {row.name: float(getattr(row, metric)) for row in rows} for metric in metrics}
 
 
 def _near(

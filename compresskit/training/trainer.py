@@ -63,12 +63,12 @@ class Trainer:
         self.regressors = self.distiller.regressors if self.distiller else nn.ModuleList()
         trained = nn.ModuleList([network, self.regressors])
         rates, optimizer = options.layerwise_rates, options.optimizer
-        self.layer_rates = None if rates is None else LayerRates(network, rates, optimizer.weight_decay)
+        self.layer_rates = None if rates is None else LayerRates(network, rates, optimizer.weight_decay, options.epochs)
         self.optimizer = optimizer(
             parameter_groups(
                 trained,
                 decay_bias_and_norm=options.decay_bias_and_norm,
-                owners=None if rates is None else owners(network),
+                owners=owners(network) if rates is not None and rates.steers else None,
             )
         )
         self.parameters = [p for part in self.optimizer.param_groups for p in part["params"]]
@@ -95,9 +95,10 @@ class Trainer:
         The network is left in train mode, with the main process's buffers in every process. The caller's random state
         is left as it was. Raises ConvergenceError at a loss that is not finite.
         """
+        seed = epoch_seed(self.seed, epoch, RATES)
         if self.layer_rates is not None:
             rate = self._rate(epoch * self.steps)
-            self.layer_rates.measure(self.optimizer, epoch, rate, epoch_seed(self.seed, epoch, RATES), self.device)
+            self.layer_rates.measure(self.optimizer, epoch, rate, seed, self.device)
         began = time.perf_counter()
         self.network.train()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -105,13 +106,14 @@ class Trainer:
             loss, score, term, count = self._run(epoch, on_step)
         self.optimizer.zero_grad(set_to_none=True)
         self.group.broadcast(self.network.buffers())
+        speed = count / (time.perf_counter() - began)
         return {
             "lr": self._rate((epoch + 1) * self.steps - 1),
             "train_loss": loss / count,
             **({f"train_{self.score_name}": score / count} if self.score is not None else {}),
             **({"distill_loss": term / count} if self.distiller else {}),
-            **(self.layer_rates.row(self.optimizer) if self.layer_rates else {}),
-            "images_per_second": count / (time.perf_counter() - began),
+            **(self.layer_rates.row(self.optimizer, epoch, seed, self.device) if self.layer_rates else {}),
+            "images_per_second": speed,
         }
 
     def _run(self, epoch: int, on_step: Callable[[int], None]) -> list[float]:

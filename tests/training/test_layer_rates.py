@@ -69,7 +69,7 @@ def test_steps_are_those_of_a_plain_loop(tiny, tmp_path, monkeypatch):
         layers[layer].append(parameter)
     optimizer = torch.optim.SGD([{"params": own} for own in layers.values()], lr=0.1, momentum=0.5)
     for epoch in range(2):
-        rows, _ = spectra(weights_of(plain)[0], options.layerwise_rates.spectra)
+        rows, _ = spectra(weights_of(plain)[0], options.layerwise_rates.spectra(["stable_rank"]))
         measured = {row.name: row.stable_rank for row in rows}
         share = {name: len(measured) * value / sum(measured.values()) for name, value in measured.items()}
         for group, layer in zip(optimizer.param_groups, layers, strict=True):
@@ -149,7 +149,7 @@ def test_an_orthogonal_layer_keeps_the_schedules_rate(tiny, tmp_path):
         [{"params": [layer.weight], "layer": name, "weight_decay": 0.0}
          for name, layer in network.named_modules() if isinstance(layer, nn.Linear)], lr=0.1
     )  # fmt: skip
-    rates = LayerRates(network, LayerwiseRates(map="linear", inverse=True), 0.0)
+    rates = LayerRates(network, LayerwiseRates(map="linear", inverse=True), 0.0, 1)
     rates.measure(optimizer, 0, 0.1, 0, torch.device("cpu"))
     first = optimizer.param_groups[0]
     assert math.isnan(first["metric"])
@@ -198,8 +198,8 @@ def test_the_rate_of_a_layer_within_attention_is_its_own():
     torch.manual_seed(0)
     net = trace(Block())
     optimizer = SGD(lr=0.1)(parameter_groups(net, decay_bias_and_norm=True, owners=owners(net)))
-    LayerRates(net, rates(), 0.0).measure(optimizer, 0, 0.1, 0, torch.device("cpu"))
-    rows, _ = spectra(weights_of(net)[0], rates().spectra)
+    LayerRates(net, rates(), 0.0, 1).measure(optimizer, 0, 0.1, 0, torch.device("cpu"))
+    rows, _ = spectra(weights_of(net)[0], rates().spectra(["stable_rank"]))
     measured = {row.name: row.stable_rank for row in rows}
     for group in optimizer.param_groups:
         expected = (
@@ -209,3 +209,48 @@ def test_the_rate_of_a_layer_within_attention_is_its_own():
     layers = {group["layer"] for group in optimizer.param_groups}
     assert measured.keys() <= layers
     assert {"one.in_proj", "one.out_proj"} <= measured.keys()
+
+
+WATCHED = LayerwiseRates(watch=("stable_rank", "entropy"), definitions="document")
+
+
+def test_watching_changes_nothing_and_measures_behind_each_epoch(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("compresskit.passes.spectra.matrices._unfit", lambda *_: None)
+    options = replace(tiny.OPTIONS, epochs=3, clip_norm=0.5)
+    plain, _ = tiny.run(tmp_path / "plain", options)
+    net, history = tiny.run(tmp_path / "watched", replace(options, layerwise_rates=WATCHED))
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in plain.state_dict().items())
+    rows, _ = spectra(weights_of(net)[0], WATCHED.spectra(WATCHED.watch))
+    assert len(rows) > 1
+    for row in rows:
+        for metric in WATCHED.watch:
+            assert history.rows[-1][f"{metric} of {row.name}"] == pytest.approx(getattr(row, metric), rel=1e-6)
+            assert history.rows[0][f"{metric} of {row.name}"] != history.rows[-1][f"{metric} of {row.name}"]
+    assert not any(key.startswith(("rate ", "metric ")) for key in history.rows[0])
+
+
+def test_what_is_watched_is_not_what_rates_follow(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("compresskit.passes.spectra.matrices._unfit", lambda *_: None)
+    options = replace(tiny.OPTIONS, epochs=2, layerwise_rates=rates())
+    plain, _ = tiny.run(tmp_path / "plain", options)
+    both = replace(options, layerwise_rates=rates(watch=("entropy",)))
+    net, history = tiny.run(tmp_path / "both", both)
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in plain.state_dict().items())
+    assert {key.split()[0] for key in history.rows[0]} >= {"rate", "metric", "entropy"}
+
+
+def test_watching_every_second_epoch_measures_the_last_one_too(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("compresskit.passes.spectra.matrices._unfit", lambda *_: None)
+    options = replace(tiny.OPTIONS, epochs=5, layerwise_rates=replace(WATCHED, every=2))
+    _, history = tiny.run(tmp_path, options)
+    (key, *_) = (key for key in history.rows[0] if key.startswith("entropy of "))
+    assert [math.isfinite(row[key]) for row in history.rows] == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize("changes", [{"map": "linear"}, {"inverse": True}, {"bounds": (0.5, 2.0)}])
+def test_rates_that_watching_would_not_set_are_refused(changes):
+    with pytest.raises(ValueError, match=f"it alone changes no rate, so drop {next(iter(changes))}"):
+        LayerwiseRates(watch=("alpha",), **changes)
+    assert LayerwiseRates(watch=("alpha",), metric="alpha", **changes).steers == "alpha"
+    with pytest.raises(ValueError, match="names one twice"):
+        LayerwiseRates(watch=("alpha", "alpha"))

@@ -7,8 +7,10 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+from compresskit.commands.analyses import Rows, draw_layers
 from compresskit.commands.prune.section import MaskAndRetrain, PruneAndRetrain
 from compresskit.commands.prune.stages import PruneStep, ratios
 from compresskit.commands.result import Result, Table
@@ -17,6 +19,7 @@ from compresskit.errors import RecipeError
 from compresskit.options import named
 from compresskit.plots.comparison import comparison
 from compresskit.plots.prune import ratios_by_setting
+from compresskit.storage.run_folder import slug
 
 Options = PruneAndRetrain | MaskAndRetrain
 _LONG = 120  # characters of a folder's name
@@ -46,11 +49,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Compared:
-    """What became of a setting in one trial. retrained: metrics, None where it was not."""
+    """What became of a setting in one trial. retrained: metrics, None where it was not; rows: of its last epochs."""
 
     setting: Setting
     steps: list[PruneStep]
     retrained: dict[str, float] | None
+    rows: Rows = ()
 
     def at(self, stage: Stage) -> dict[str, float]:
         """Metrics of a stage of the last step."""
@@ -114,7 +118,9 @@ def _said(key: str, value: Any) -> str:
     if key == "layerwise_rates":
         if value is None:
             return "one rate"
-        return ", ".join(filter(None, [f"rates by {value.metric}", named(replace(value, metric="alpha"))]))
+        if value.steers is None:
+            return "one rate"
+        return ", ".join(filter(None, [f"rates by {value.steers}", named(replace(value, metric=None, watch=()))]))
     return f"repair {value}" if isinstance(value, str) else named(value)
 
 
@@ -141,6 +147,20 @@ def add_comparison(current: Session, result: Result, trials: Sequence[list[Compa
     left = f"{'weights' if goal == 'sparsity' else goal} left, % of the original"
     comparison(current.folder.path / "comparison.png", ordered, f"test {metric}", left)
     ratios_by_setting(current.folder.path / "comparison-ratios.png", gone, kind)
+    _draw_layers(current.folder.path, several)
+
+
+def _draw_layers(folder: Path, several: Sequence[tuple[Compared, ...]]) -> None:
+    """What retraining watched, in plots of its own for each size: its lines are the settings of that size."""
+    sizes: dict[str, list[tuple[Compared, ...]]] = {}
+    for same in several:
+        sizes.setdefault(same[0].setting.at, []).append(same)
+    for at, found in sizes.items():
+        retrains = [same[0].setting.options.retrain for same in found]
+        rates = [retrain.layerwise_rates for retrain in retrains if retrain is not None]
+        metrics = list(dict.fromkeys(metric for rate in rates if rate is not None for metric in rate.watch))
+        networks = {same[0].setting.line: [one.rows for one in same] for same in found}
+        draw_layers(folder, networks, metrics, f"-{slug(at)}" if len(sizes) > 1 else "")
 
 
 def _table(several: Sequence[tuple[Compared, ...]], metric: str) -> Table:

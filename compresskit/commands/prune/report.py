@@ -94,7 +94,7 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
     if current.group.is_main and current.recipe.report.plots:
         ratios_by_layer(current.folder.path / "pruning-ratios.png", ratios(trials[0].steps), options.kind)
     if options.retrain is not None and options.retrain.layerwise_rates is not None:
-        add_rates(current, result, trials[0].retrained[-1].history, options.retrain.layerwise_rates.metric)
+        add_rates(current, result, trials[0].retrained[-1].history, options.retrain.layerwise_rates)
     if options.compare is not None:
         add_comparison(current, result, [trial.compared for trial in trials], options.kind)
     return result

@@ -81,7 +81,9 @@ def _run_trial(current: Session, options: Options, trial: int) -> PrunedTrial:
             _, steps, retrained = work.prune(setting.options, start, folder / "compare" / setting.folder)
         else:
             steps, retrained = found.steps, found.retrained
-        found.compared.append(Compared(setting, steps, retrained[-1].metrics if retrained else None))
+        last = retrained[-1] if retrained else None
+        rows = last.history.rows if last else []
+        found.compared.append(Compared(setting, steps, last.metrics if last else None, rows))
     return found
 
 
@@ -112,7 +114,7 @@ class _Work:
                 history = train_network(current, start.network, options.retrain, seed, path, label, start.masks)
                 retrained.append(Retrained(current.evaluate(start.network), replace(history, best_state={})))
                 if options.retrain.layerwise_rates is not None:
-                    draw_rates(current, path, history, options.retrain.layerwise_rates.metric)
+                    draw_rates(current, path, history, options.retrain.layerwise_rates)
         metrics = retrained[-1].metrics if retrained else steps[-1].repaired
         keep(current, start.network, folder / MODEL, seed, metrics, start)
         return start, steps, retrained

@@ -91,7 +91,7 @@ def _measured(
     found, reasons = take(source.weights, "spectra")
     history = {epoch: take(_of_epoch(source, path), f"epoch {epoch}")[0] for epoch, path in source.epochs.items()}
     result = spectra_result(source.title, folder.path, found, source.others | reasons, options, history)
-    _write(folder, found)
+    _write(folder, found, history)
     if alike is not None:
         alike.measure(folder, progress, result, drawn=recipe.report.plots)
     if isometries is not None:
@@ -211,14 +211,16 @@ def _folder(arguments: Arguments, recipe: Recipe, source: Source) -> Iterator[Ru
         yield folder
 
 
-def _write(folder: RunFolder, found: Sequence[Spectrum]) -> None:
-    """spectra.csv, a row a layer with every figure, and eigenvalues.npz, an array a layer."""
+def _write(folder: RunFolder, found: Sequence[Spectrum], history: Mapping[int, Sequence[Spectrum]]) -> None:
+    """spectra.csv, a row a layer with every figure, first of the network and then of each epoch that was kept; and
+    eigenvalues.npz, an array a layer of the network."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, "Q"])
-    for row in found:
-        shape = "x".join(map(str, row.shape))
-        writer.writerow([shape if column == "shape" else getattr(row, column) for column in COLUMNS] + [row.Q])
+    writer.writerow(["epoch", *COLUMNS, "Q"])
+    for epoch, rows in [("", found), *history.items()]:
+        for row in rows:
+            values = ["x".join(map(str, row.shape)) if name == "shape" else getattr(row, name) for name in COLUMNS]
+            writer.writerow([epoch, *values, row.Q])
     folder.write_text("spectra.csv", text.getvalue())
     write_arrays(folder.path / "eigenvalues.npz", {row.name: row.eigenvalues for row in found})
 

@@ -5,19 +5,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from compresskit.commands.analyses import draw_layers
 from compresskit.commands.figures import NONZERO, SPARSE
 from compresskit.commands.recipe import Recipe, variant
 from compresskit.commands.result import Figure, Result, Table
-from compresskit.commands.session import Session, Start
+from compresskit.commands.session import Session, Start, load_data
 from compresskit.commands.train.section import Grid, name_of_cell
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import kept
-from compresskit.plots.training import training_curves
+from compresskit.plots.training import gains, training_curves
 from compresskit.storage.run_folder import RunFolder, slug
+from compresskit.training.layer_rates import LayerwiseRates
 
 FOLDER = "compare"
-SECTIONS = ("model", "train")
+SECTIONS = ("model", "train", "data.augment")
 DIVERGED = "diverged"
 
 
@@ -60,17 +62,21 @@ def _cell(current: Session, grid: Grid, row: str, column: str) -> Cell:
     name = name_of_cell(row, column)
     changes = grid.rows[row] | grid.columns.get(column, {}) | grid.cells.get(name, {})
     for key in changes:
-        if key.split(".")[0] not in SECTIONS or key.startswith(("train.compare", "train.memorisation")):
+        allowed = any(key == section or key.startswith(f"{section}.") for section in SECTIONS)
+        if not allowed or key.startswith(("train.compare", "train.memorisation")):
             raise RecipeError(
-                f"train.compare, {name}: it changes {key}; rows and columns change keys of `model` and `train` "
-                "such as model.depth or train.init, but no comparison or memorisation"
+                f"train.compare, {name}: it changes {key}; rows and columns change keys of `model`, `train` and "
+                "`data.augment`, such as model.depth or train.init, but no comparison or memorisation"
             )
     folder = "/".join(slug(part) for part in (row, column) if part)
     if not all(folder.split("/")):
         raise RecipeError(f"train.compare, {name}: a name needs a letter or a digit, for its folder; rename it")
     overrides = (*current.arguments.changes, "~train.compare")
     recipe = variant(current.arguments.recipe, overrides, changes, f"train.compare, {name}", verb="train")
-    return Cell(row, column, folder, replace(current, recipe=recipe), _plain(recipe) == _plain(current.recipe))
+    session = replace(current, recipe=recipe)
+    if recipe.data != current.recipe.data:
+        session = replace(session, data=load_data(recipe, current.progress))
+    return Cell(row, column, folder, session, _plain(recipe) == _plain(current.recipe))
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -103,7 +109,7 @@ def add_comparison(current: Session, result: Result, found: Sequence[Cell], trai
         result.tables.append(Table(title, ("network", *headings), [(row, *values) for row, values in cells_of.items()]))
     result.details["compare"] = [_details(row, column, one, metric) for (row, column), one in results.items()]
     if current.group.is_main and current.recipe.report.plots and current.folder is not None:
-        _draw(current, results)
+        _draw(current, found, results)
 
 
 def _train(current: Session, cell: Cell, own: Result, train: Callable[[Session], Result]) -> Result | str:
@@ -147,8 +153,16 @@ def _details(row: str, column: str, result: Result | str, metric: str) -> dict[s
     return {"row": row, "column": column, **values, **({} if isinstance(result, str) else result.details)}
 
 
-def _draw(current: Session, results: dict[tuple[str, str], Result | str]) -> None:
-    """Learning curves, a panel for each column; of diverged networks there are none."""
+def _last(result: Result, monitor: str) -> dict[str, list[float]]:
+    """The monitored metric after the last epoch, on the training images and on those that were held out; by trial."""
+    split, _, metric = monitor.partition("_")
+    columns = {"training": f"train_{metric}", split: monitor}
+    ends = [trial["rows"][-1] for trial in result.details["trials"]]
+    return {name: [end[column] for end in ends] for name, column in columns.items() if column in ends[0]}
+
+
+def _draw(current: Session, found: Sequence[Cell], results: dict[tuple[str, str], Result | str]) -> None:
+    """Learning curves, a panel for each column, gains, and what was measured of layers; nothing of what diverged."""
     trained = {place: result for place, result in results.items() if not isinstance(result, str)}
     if not trained or current.folder is None:
         return
@@ -158,3 +172,14 @@ def _draw(current: Session, results: dict[tuple[str, str], Result | str]) -> Non
         curves = [[epoch[monitor] for epoch in trial["rows"]] for trial in result.details["trials"]]
         panels.setdefault(column, {})[row] = curves
     training_curves(current.folder.path / "comparison.png", panels, monitor.replace("_", " "))
+    rows = list(dict.fromkeys(cell.row for cell in found))
+    if len(rows) > 1 and len(panels) > 1:
+        ends = {place: _last(result, monitor) for place, result in trained.items()}
+        gains(current.folder.path / "comparison-gains.png", ends, rows[0], monitor.partition("_")[2])
+    sections = [cell.session.recipe.section("train") for cell in found]
+    rates: list[LayerwiseRates] = [train.layerwise_rates for train in sections if train.layerwise_rates is not None]
+    metrics = list(dict.fromkeys(metric for one in rates for metric in one.watch))
+    rows_of = {
+        name_of_cell(*place): [trial["rows"] for trial in result.details["trials"]] for place, result in trained.items()
+    }
+    draw_layers(current.folder.path, rows_of, metrics)

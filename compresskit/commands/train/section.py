@@ -54,7 +54,8 @@ class Memorisation:
 class Grid:
     """Networks trained beside: one for each row with each column, both changes of the recipe as on the command line."""
 
-    rows: dict[str, dict[str, Any]]  # SAO: {train.init: {kind: sao, degree: 4}}; keys of `model` and `train`
+    # SAO: {train.init: {kind: sao, degree: 4}}; keys of `model`, `train` and `data.augment`
+    rows: dict[str, dict[str, Any]]
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)  # N = 200: {model.depth: 200}
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)  # of one alone: "SAO, N = 200": {train.epochs: 20}
 

@@ -63,9 +63,11 @@ class MultiStep:
 
 @option
 class Cosine:
-    """The rate falls along half a cosine from the end of the warm-up to the end of the run, at each step."""
+    """The rate falls along half a cosine from the end of the warm-up to the end of the run, at each step or epoch."""
 
     kind: Literal["cosine"] = "cosine"
+    # epoch: the rate of an epoch is that of the curve at its end, so that the last epoch has `final`
+    by: Literal["step", "epoch"] = "step"
     final: Annotated[float, Ge(0), Le(1)] = 0.0  # share of the rate that the curve ends at
     warmup: Epochs = 0.0  # epochs in which the rate rises linearly
     warmup_start: Start = 0.01  # share of the rate at the first step of the warm-up
@@ -73,11 +75,14 @@ class Cosine:
     def __call__(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Factor of the rate at `step`, counted from 0: final + (1 - final) (1 + cos(pi t)) / 2, t in [0, 1].
 
-        Source: Loshchilov and Hutter 2017, eq. 5, without restarts.
+        by: epoch takes t at the end of the step's epoch, (epoch + 1) / epochs without a warm-up.
+        Source: Loshchilov and Hutter 2017, eq. 5, without restarts; by epoch, layerwise training, (2.12).
         """
         warm = self.warmup * steps_per_epoch
         if step < warm:
             return _ramp(step, warm, self.warmup_start)
+        if self.by == "epoch":
+            step = (step // steps_per_epoch + 1) * steps_per_epoch
         t = (step - warm) / (epochs * steps_per_epoch - warm)
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * t)) / 2
 

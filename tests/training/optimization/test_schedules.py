@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.optim import lr_scheduler
@@ -81,3 +83,15 @@ def test_milestones_must_rise():
 def test_warmup_must_end_before_the_run():
     with pytest.raises(ValueError, match=r"schedule.warmup: 3 epochs do not fit before the end of 3"):
         Training(epochs=3, schedule=Cosine(warmup=3))
+
+
+def test_a_cosine_by_epoch_is_that_of_equation_2_12():
+    """lr_t = lr_0 / 2 (1 + cos((t + 1) pi / T)) at every step of epoch t."""
+    schedule = Cosine(by="epoch")
+    for epoch in range(EPOCHS):
+        expected = (1 + math.cos((epoch + 1) * math.pi / EPOCHS)) / 2
+        for step in range(STEPS):
+            assert schedule(epoch * STEPS + step, STEPS, EPOCHS) == pytest.approx(expected, abs=1e-15)
+    warm = Cosine(by="epoch", warmup=1, final=0.2)
+    assert warm(0, STEPS, EPOCHS) < warm(STEPS - 1, STEPS, EPOCHS) < 1
+    assert warm(STEPS * EPOCHS - 1, STEPS, EPOCHS) == pytest.approx(0.2)

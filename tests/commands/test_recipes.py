@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import yaml
 from PIL import Image
 
 from tests.scenes import draw, write_cityscapes, write_voc_detection
@@ -168,6 +169,7 @@ def test_the_segmenter_is_trained(call, tmp_path):
 
 FEWER = "prune.compare.budget=[uniform, {kind: spectral, metric: entropy}]"
 PRUNINGS = {  # recipe: (what makes it small, settings in its table at one size)
+    "figure3.1-ratios": (("model.depth=10",), 3),
     "figure3.3-densenet-40": (("model.depth=10",), 21),
     "figure3.10-mobilenet-v2": (("model.width=0.1", FEWER), 2),
     "figure3.16-wide-resnet": (("model={kind: wide-resnet, depth: 10, widen: 1}", FEWER), 2),
@@ -191,7 +193,7 @@ def test_a_study_of_pruning_runs(call, tmp_path, name):
     trained = call("train", recipe, *small, "--out", "train")
     assert trained.status == 0, trained.err
     fewer = ["prune.samples=32", "prune.compare.at=[60%]"]
-    if name != "masks":
+    if name not in ("masks", "figure3.1-ratios"):
         fewer += ["prune.retrain.epochs=1", "prune.retrain.batch_size=32"]
     pruned = call("prune", recipe, *small, *fewer, "-c", "train", "--out", "pruned")
     assert pruned.status == 0, pruned.err
@@ -199,6 +201,40 @@ def test_a_study_of_pruning_runs(call, tmp_path, name):
     assert found["targets"][0]["met"]
     assert len(found["details"]["comparison"][0]) == settings
     assert Path("pruned/comparison.png").exists()
+    assert Path("pruned/comparison-alpha.png").exists() == ("3.25" in name)
+
+
+TINY = {  # recipe: what makes each of its networks small, and the pictures that are its figures
+    "figure2.1-widths": ({"model.width": 0.1}, ("comparison-gains.png",)),
+    "figure2.3-maps": ({"model.width": 0.1}, ("comparison-rates.png", "layer-metrics.png")),
+    "figure3.2-augmix": ({"model": {"kind": "convnet", "channels": [4, 4]}}, ("comparison-metrics.png",)),
+}
+
+
+def test_every_study_of_rates_is_here():
+    found = sorted(path.stem for path in (CONFIGS / "rates").glob("*.yaml"))
+    assert found == sorted([*TINY, "figure2.1-resnet"])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_study_of_rates_draws_its_figures(call, tmp_path, name):
+    images(tmp_path / "data.h5", side=16)
+    recipe = yaml.safe_load((CONFIGS / "rates" / f"{name}.yaml").read_text())
+    changes, pictures = TINY[name]
+    compare = recipe["train"]["compare"]
+    networks = [*compare["rows"].values(), *compare.get("columns", {}).values()]
+    for network in networks:  # of several sizes, one that is quick
+        network |= {key: value for key, value in changes.items() if key in network}
+    recipe["data"] = {"kind": "arrays", "path": "data.h5"}
+    recipe["train"] |= {"epochs": 1, "batch_size": 32}
+    recipe["model"] = changes.get("model", recipe["model"] | {"width": 0.1})
+    Path("small.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    done = call("train", "small.yaml", "--quiet")
+    assert done.status == 0, done.err
+    found = json.loads(Path("runs/small-train/report.json").read_text())["details"]["compare"]
+    assert len(found) == len(compare["rows"]) * len(compare.get("columns", [""]))
+    for picture in pictures:
+        assert (Path("runs/small-train") / picture).exists()
 
 
 def test_the_recipes_of_rates_and_of_spectra_run(call, tmp_path):

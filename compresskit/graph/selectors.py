@@ -33,12 +33,7 @@ def select(
     """
     called = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
     modules = {name: network.get_submodule(name) for name in called}
-    layers = {
-        name: Layer(kind, getattr(module, "kernel_size", ()))
-        for name, module in modules.items()
-        for kind, types in kinds.items()
-        if isinstance(module, types)
-    }
+    layers = {name: layer for name, module in modules.items() if (layer := as_layer(module, kinds))}
     try:
         return pick(layers, selectors, tuple(kinds))
     except RecipeError as error:
@@ -49,6 +44,12 @@ def select(
             f"{error}; the layers that {' and '.join(stacks)} stands for are one layer here: export the net with "
             "--layout masked for what works on each"
         ) from error
+
+
+def as_layer(module: nn.Module, kinds: Mapping[str, tuple[type[nn.Module], ...]] = KINDS) -> Layer | None:
+    """What selectors look at of a module; None where it is of none of `kinds`."""
+    found = [kind for kind, types in kinds.items() if isinstance(module, types)]
+    return Layer(found[-1], getattr(module, "kernel_size", ())) if found else None
 
 
 def pick(layers: Mapping[str, Layer], selectors: Sequence[str], kinds: Sequence[str] = tuple(KINDS)) -> list[str]:

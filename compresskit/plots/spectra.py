@@ -116,15 +116,18 @@ def layer_rates(
     save(figure, path)
 
 
-def heat_map(path: Path, similarity: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str]) -> None:
-    """CKA of every layer (rows) with every layer (columns)."""
-    width, height = (max(4.0, min(14.0, 0.22 * len(names))) for names in (columns, rows))
-    figure = Figure(figsize=(width + 2, height + 1), layout="constrained")
-    panel = figure.subplots()
-    image = panel.imshow(similarity, vmin=0, vmax=1, cmap="magma", origin="lower", aspect="auto")
-    for axis, names in ((panel.xaxis, columns), (panel.yaxis, rows)):
-        step = -(-len(names) // (2 * _NAMED))
-        axis.set_ticks(range(0, len(names), step), list(names)[::step], fontsize=6)
-    panel.tick_params(axis="x", rotation=90)
-    figure.colorbar(image, ax=panel, label="CKA")
+def heat_maps(path: Path, parts: Mapping[str, tuple[NDArray[np.float64], Sequence[str], Sequence[str]]]) -> None:
+    """CKA of every output (rows) with every output (columns), a panel for each pair of networks, by its title."""
+    sizes = [max(4.0, min(14.0, 0.22 * len(names))) for _, rows, columns in parts.values() for names in (rows, columns)]
+    figure = Figure(figsize=(sum(sizes[1::2]) + 2, max(sizes[::2]) + 1), layout="constrained")
+    panels = figure.subplots(1, len(parts), squeeze=False)[0]
+    for panel, (title, (similarity, rows, columns)) in zip(panels, parts.items(), strict=True):
+        image = panel.imshow(similarity, vmin=0, vmax=1, cmap="magma", origin="lower", aspect="auto")
+        for axis, names in ((panel.xaxis, columns), (panel.yaxis, rows)):
+            step = -(-len(names) // (2 * _NAMED))
+            axis.set_ticks(range(0, len(names), step), list(names)[::step], fontsize=6)
+        panel.tick_params(axis="x", rotation=90)
+        if len(parts) > 1:
+            panel.set_title(title)
+    figure.colorbar(image, ax=list(panels), label="CKA")
     save(figure, path)

@@ -5,19 +5,27 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
+from compresskit.numerics.spectra.cka import Estimator
 from compresskit.options import option
 from compresskit.passes.isometry.options import Isometry
 from compresskit.passes.spectra.options import Spectra
+from compresskit.passes.spectra.outputs import Outputs
 
 
 @option
 class CKA:
     """Similarity of what layers make of the same images, drawn as a heat map."""
 
-    layers: tuple[str, ...] = ("re:.*",)  # selectors, of both nets
+    outputs: tuple[Outputs, ...] = ("layers",)  # compared: of layers, norms, activations, sums, blocks
+    layers: tuple[str, ...] = ("re:.*",)  # selectors of their names, of both nets; a sum's is that of its node
     other: str | None = None  # model.pt, or the folder of a run, to compare with; default: the net with itself
     samples: Annotated[int, Ge(4)] = 2048  # test images, or all where there are fewer
     batch_size: Annotated[int, Ge(4)] = 256  # of which kernels are taken; a smaller last one is left out
+    estimator: Estimator = "unbiased"  # of HSIC; biased: tr(KHLH) / (n - 1)^2, the larger the smaller batches are
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            raise ValueError("outputs: name one kind at least of layers, norms, activations, sums and blocks")
 
 
 @option

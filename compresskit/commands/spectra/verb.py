@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from compresskit.commands.parents import in_folder
 from compresskit.commands.recipe import Recipe, load_recipe
@@ -17,21 +16,20 @@ from compresskit.commands.result import Result
 from compresskit.commands.session import Arguments, Counter, Progress, Start, device_kind, load_data
 from compresskit.commands.spectra.isometry import Isometries
 from compresskit.commands.spectra.report import plan_result, spectra_result
-from compresskit.commands.spectra.section import CKA, SpectraOfNetwork
+from compresskit.commands.spectra.section import SpectraOfNetwork
+from compresskit.commands.spectra.similarity import Similarity
 from compresskit.commands.train.initial import untrained_start
 from compresskit.data.dataset import DataSet
 from compresskit.errors import CheckpointError, RecipeError
 from compresskit.graph.masks import Masks
-from compresskit.graph.selectors import select
 from compresskit.graph.trace import traced
 from compresskit.graph.weights import Weight, chosen, weights_in, weights_of
 from compresskit.models.memory import within_memory
 from compresskit.models.state_dicts import read_state
 from compresskit.models.weights import load_weights
-from compresskit.passes.spectra.similarity import similarity
 from compresskit.passes.spectra.spectrum import Spectrum
 from compresskit.passes.spectra.weights import spectra
-from compresskit.plots.spectra import alphas, densities, heat_map, through_training
+from compresskit.plots.spectra import alphas, densities, through_training
 from compresskit.recipes.yaml_reader import to_yaml
 from compresskit.storage.atomic import write_arrays
 from compresskit.storage.checkpoint import load
@@ -61,7 +59,9 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     device = torch.device(device_kind(arguments.device))
     data = _data(recipe, options, arguments.checkpoint, progress)
     source = _source(arguments.checkpoint, recipe, options, data)
-    alike = _Similarity(source, options.cka, data, device) if options.cka is not None and data is not None else None
+    alike = (
+        Similarity(source.network, options.cka, data, device) if options.cka is not None and data is not None else None
+    )
     isometries = _isometries(source, arguments, recipe, data, device)
     if arguments.dry_run:
         planned = plan_result(source.title, source.weights, source.others, options)
@@ -78,7 +78,7 @@ def _measured(
     recipe: Recipe,
     device: torch.device,
     progress: Progress,
-    alike: "_Similarity | None",
+    alike: "Similarity | None",
     isometries: Isometries | None,
 ) -> Result:
     options: SpectraOfNetwork = recipe.section("spectra")
@@ -234,33 +234,3 @@ def _isometries(
     if source.network is None:
         raise RecipeError("spectra.isometry: a state dict has no layers to run; give the recipe its `model`")
     return Isometries(Start(traced(source.network), masks=source.masks), arguments, recipe, data, device)
-
-
-class _Similarity:
-    """CKA of the source's layers, checked before any work."""
-
-    def __init__(self, source: Source, options: CKA, data: DataSet, device: torch.device) -> None:
-        if source.network is None:
-            raise RecipeError("spectra.cka: a state dict has no layers to run; give the recipe its `model`")
-        self._options, self._data, self._device = options, data, device
-        other = None if options.other is None else Path(options.other)
-        networks: list[fx.GraphModule] = [traced(source.network)]
-        if other is not None:
-            networks.append(load(in_folder(other)[0] if other.is_dir() else other).network)
-        self._networks = [network.to(device, torch.float32) for network in networks]
-        self._layers = [select(network, options.layers) for network in networks]
-        self._samples = data.test.sample(options.samples)
-        self._batch = min(options.batch_size, len(self._samples))
-
-    def measure(self, folder: RunFolder, progress: Progress, result: Result, *, drawn: bool) -> None:
-        """Adds to the report, and draws a heat map."""
-        steps = len(self._samples) // self._batch
-        progress.start("cka", steps)
-        served = self._samples.batches(self._batch, self._device, drop_last=True)
-        second = self._networks[1] if len(self._networks) > 1 else None
-        layers = self._layers[0], self._layers[-1]
-        found = similarity(self._networks[0], second, layers, (inputs for inputs, _ in served), Counter(progress))
-        rows: Mapping[str, Any] = {"layers": self._layers[0], "other layers": self._layers[-1]}
-        result.details["cka"] = {**rows, "similarity": found.tolist(), "images": steps * self._batch}
-        if drawn:
-            heat_map(folder.path / "cka.png", found.cpu().numpy(), *layers)

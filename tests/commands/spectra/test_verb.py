@@ -132,7 +132,22 @@ def test_similarity_is_drawn_and_written(call, recipe, trained):
     assert cka["layers"] == cka["other layers"] == ["conv1", "conv2", "head"]
     assert cka["images"] == 64
     np.testing.assert_allclose(np.diag(cka["similarity"]), 1, rtol=1e-6)
+    for own in ("of the first", "of the other"):
+        np.testing.assert_allclose(cka[own], cka["similarity"], rtol=1e-6)  # it is the same network
     assert Path("out/cka.png").exists()
+
+
+def test_any_output_can_be_compared(call, recipe, trained):
+    section = (
+        "spectra={min_eigenvalues: 4, cka: {outputs: [activations], estimator: biased, samples: 64, batch_size: 16}}"
+    )
+    model = trained / "runs/net-train"
+    assert call("spectra", recipe, section, "-c", model, "--out", "out").status == 0
+    cka = report("out")["details"]["cka"]
+    assert cka["layers"] == ["act1", "act2"]
+    assert np.array(cka["similarity"]).shape == (2, 2)
+    outcome = call("spectra", recipe, section.replace("activations", "norms"), "-c", model, "--out", "none")
+    refused(outcome, 2, "spectra.cka.outputs", "the network has none of norms")
 
 
 def test_a_checkpoint_needs_no_data_even_if_the_recipe_has_some(call, recipe, trained):

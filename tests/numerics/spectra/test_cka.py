@@ -65,3 +65,21 @@ def test_too_few_samples_and_no_batch():
         BatchedCKA().add([features(1, 3)])
     with pytest.raises(ValueError, match="one batch"):
         BatchedCKA().similarity()
+
+
+def test_the_biased_estimator_is_equation_2_15():
+    """HSIC(K, L) = tr(K H L H) / (n - 1)^2, with kernels as they are."""
+    batches = [(features(1), features(2, width=3)), (features(3), features(4, width=3))]
+
+    def hsic(x: np.ndarray, y: np.ndarray) -> float:
+        n = len(x)
+        h = np.eye(n) - np.ones((n, n)) / n
+        return np.trace(x @ x.T @ h @ y @ y.T @ h) / (n - 1) ** 2
+
+    found = BatchedCKA("biased")
+    for first, second in batches:
+        found.add([first], [second])
+    pairs = [(first.numpy(), second.numpy()) for first, second in batches]
+    cross = sum(hsic(x, y) for x, y in pairs)
+    one, other = sum(hsic(x, x) for x, _ in pairs), sum(hsic(y, y) for _, y in pairs)
+    assert found.similarity().item() == pytest.approx(cross / np.sqrt(one * other), rel=1e-12)

@@ -81,7 +81,9 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
     else:
         check = "cut against the whole net that does not see what is cut"
         result.checks[check] = max(step.difference for trial in trials for step in trial.steps)
-        result.notes = slower(result.figures) + (_worse(current, trials) if options.repair != "none" else [])
+        result.notes = (
+            slower(result.figures) + _single(trials) + (_worse(current, trials) if options.repair != "none" else [])
+        )
     if len(trials) > 1:
         result.notes.append(_promote(current, trials))
     if first.unexplained:
@@ -98,6 +100,17 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
     if options.compare is not None:
         add_comparison(current, result, [trial.compared for trial in trials], options.kind)
     return result
+
+
+def _single(trials: list[PrunedTrial]) -> list[str]:
+    """A note on layers of which one channel is left: whatever they computed, one number a position passes."""
+    steps = [step for trial in trials for step in trial.steps]
+    found = {name: size for step in steps for name, _, size, kept in step.groups if kept == 1 < size}
+    if not found:
+        return []
+    told = ", ".join(f"{name} (of {size})" for name, size in list(found.items())[:4])
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return [f"one channel is left of {told}{more}; set min_channels, another budget, or budget.least of a spectral one"]
 
 
 def _worse(current: Session, trials: list[PrunedTrial]) -> list[str]:

@@ -24,12 +24,12 @@ def erdos_renyi(shapes: Sequence[tuple[int, ...]], level: float) -> Floats:
     return np.asarray(1 - np.minimum(1.0, (1 - level) * raw / raw.min()))
 
 
-def ceilings(metrics: Floats, scale: float) -> Floats:
-    """k_i = scale x metric_i / mean metric, at most 1: the ratio at which a group stops.
+def ceilings(metrics: Floats, scale: float, most: float = 1.0) -> Floats:
+    """k_i = scale x metric_i / mean metric, at most `most`: the ratio at which a group stops.
 
     Source: layerwise training, section 3.2. Equal metrics give equal ceilings.
     """
-    return np.asarray(np.minimum(1.0, scale * metrics / metrics.mean()))
+    return np.asarray(np.minimum(most, scale * metrics / metrics.mean()))
 
 
 def lamp(scores: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ from annotated_types import Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from compresskit.errors import RecipeError
 from compresskit.graph.weights import by_filter, parameter_of, weights_of
 from compresskit.numerics.pruning.ratios import ceilings, erdos_renyi, lamp, uniform
 from compresskit.numerics.spectra.rate_maps import positive
 from compresskit.options import option
+from compresskit.passes.shares import Share, check_share, share
 from compresskit.passes.spectra.options import Spectra
 from compresskit.passes.spectra.weights import spectra
 
@@ -82,7 +84,8 @@ class Spectral:
     """Ceilings in proportion to a metric of each group's spectra; ratios rise by a step until the target is met.
 
     The ceilings k_i are c metric_i / mean metric, c the smallest for which the target is within them. The metric of a
-    group is the mean over its layers; layers without one count as the mean of the others.
+    group is the mean over its layers; layers without one count as the mean of the others. A metric that is several
+    times as large in one layer as in the others leaves next to nothing of it, which `least` prevents.
     """
 
     kind: Literal["spectral"] = "spectral"
@@ -92,14 +95,23 @@ class Spectral:
     ] = "alpha"  # fmt: skip
     inverse: bool = False  # the larger the metric, the less goes
     step: Annotated[float, Gt(0), Le(1)] = 0.01  # by which ratios rise
+    least: Share | None = None  # of each group, what a step leaves at least, such as 10%
     definitions: Literal["weightwatcher", "tempbalance", "document"] = "weightwatcher"  # see `spectra`
 
+    def __post_init__(self) -> None:
+        check_share("least", self.least, whole=False)
+
     def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
-        metrics = self._metrics(weighed)
+        metrics, most = self._metrics(weighed), 1 - share(self.least) if self.least else 1.0
+        if self.least and not reaches(np.full(len(metrics), most)):
+            raise RecipeError(
+                f"prune.budget.least: with {self.least} of every layer left, the target cannot be reached; lower one of"
+                " the two"
+            )
         highest = float(metrics.mean() / metrics.min())  # at which every ceiling is 1
         steps = max(1, int(np.ceil(highest / self.step)))
-        scale = first(steps, lambda number: reaches(ceilings(metrics, number * self.step))) * self.step
-        tops = ceilings(metrics, scale)
+        scale = first(steps, lambda number: reaches(ceilings(metrics, number * self.step, most))) * self.step
+        tops = ceilings(metrics, scale, most)
         number = first(int(np.ceil(tops.max() / self.step)), lambda n: reaches(np.minimum(tops, n * self.step)))
         return np.asarray(np.minimum(tops, number * self.step))
 

@@ -286,3 +286,13 @@ def test_comparisons_of_nothing_and_of_one_thing_twice_are_refused(call, recipe,
     refused(call("prune", recipe, "prune.compare={}", *source), 2, "prune.compare", "it names nothing")
     refused(call("prune", recipe, "prune.compare={at: [50%, 50%]}", *source), 2, "macs-50-as", "comes twice")
     refused(call("prune", recipe, "prune.target={sparsity: 90%}", *source), 2, "unknown key", "write `kind: weights`")
+
+
+def test_a_layer_with_one_channel_left_is_noted(call, recipe, trained):
+    source = ("-c", trained / "runs/net-train", "--out", "out", "--quiet")
+    assert call("prune", recipe, "prune={target: {params: 13%}, budget: uniform}", *source).status == 0
+    (note,) = [note for note in report("out")["notes"] if "one channel is left" in note]
+    assert "of conv2 (of 8)" in note
+    assert "set min_channels" in note
+    assert call("prune", recipe, "prune={target: {params: 60%}}", *source, "--force").status == 0
+    assert not any("one channel is left" in note for note in report("out")["notes"])

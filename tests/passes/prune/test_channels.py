@@ -327,6 +327,21 @@ def test_metrics_of_either_sign_make_budgets(net, metric):
     assert found.got <= found.asked
 
 
+def test_a_spectral_budget_leaves_the_least_share(net):
+    with torch.no_grad():
+        net.get_submodule("wide").weight.mul_(30)
+    spectral, target = Spectral(metric="spectral_norm"), PruneTarget(params="75%")
+    bare = pruned(net, budget=spectral, target=target)
+    kept = pruned(net, budget=replace(spectral, least="50%"), target=target)
+    assert max(gone(bare).values()) > 0.6
+    assert max(gone(kept).values()) <= 0.5
+    assert kept.got <= kept.asked
+    with pytest.raises(RecipeError, match=r"budget.least: with 90% of every layer left, the target cannot be reached"):
+        pruned(net, budget=replace(spectral, least="90%"), target=target)
+    with pytest.raises(ValueError, match="least"):
+        Spectral(least="110%")
+
+
 def test_round_to_and_min_channels(net):
     found = pruned(net, round_to=4, target=PruneTarget(macs="60%"))
     assert all(kept % 4 == 0 for kept in found.kept)

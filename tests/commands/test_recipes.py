@@ -74,7 +74,7 @@ RECONSTRUCTIONS = {  # recipe: changes that make it small
     "table1-lenet-300-100": ("reconstruct.compare={at: [60%]}",),
     "table1-lenet-5": ("reconstruct.target={size: 50%}", "~reconstruct.compare"),
     "figure5-lenet-5": ("reconstruct.compare={at: [30, 10], debias: [true, false]}", "~reconstruct.samples"),
-    "figure6-lenet-5": ("reconstruct.target={size: 50%}", "reconstruct.compare.at=[60%]", "~reconstruct.samples"),
+    "figure6-lenet-5": ("reconstruct.compare.grid={conv2: [9], fc1: [20, 30], head: [120]}", "~reconstruct.samples"),
 }
 
 
@@ -107,6 +107,9 @@ def test_alexnet_is_planned(call, tmp_path):
     planned = call("reconstruct", CONFIGS / "reconstruct/table1-alexnet.yaml", "data.workers=0", "--dry-run")
     assert planned.status == 0, planned.err
     assert "4096×9216" in planned.out
+    # two classes: 61,100,840 parameters less 998 rows of 4,096 weights and a bias
+    whole = 4 * (61_100_840 - 998 * 4097)
+    assert f"the network takes {whole:,} bytes at 32 bits a number; 39% of it are {int(0.39 * whole):,}" in planned.out
     assert "256" in planned.out  # the maps that the first linear layer reads
 
 

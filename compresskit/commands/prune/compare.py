@@ -145,7 +145,7 @@ def add_comparison(current: Session, result: Result, trials: Sequence[list[Compa
     ordered = {line: sorted(points) for line, points in lines.items()}
     goal = several[0][0].setting.options.target.goal
     left = f"{'weights' if goal == 'sparsity' else goal} left, % of the original"
-    comparison(current.folder.path / "comparison.png", ordered, f"test {metric}", left)
+    comparison(current.folder.path / "comparison.png", {f"test {metric}": ordered}, left)
     ratios_by_setting(current.folder.path / "comparison-ratios.png", gone, kind)
     _draw_layers(current.folder.path, several)
 

@@ -3,20 +3,25 @@
 import itertools
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from compresskit.commands.reconstruct.section import ReconstructAndRetrain
+from compresskit.commands.reconstruct.section import Compare, ReconstructAndRetrain
 from compresskit.commands.result import Table
 from compresskit.passes.reconstruct.network import Reconstruction
 from compresskit.passes.reconstruct.options import Backward, GroupLasso, Reconstruct, Target
+from compresskit.training.tasks.evaluation import FIVE
+
+SPARSE_ROWS = "largest weights, sparse rows"
+Images = Literal["test", "training"]  # that a metric was measured on
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting: what was asked, its share of the raw size, its test metrics, what layers keep and lose."""
+    """One setting: what was asked, its share of the raw size, its metrics on test images and on as many training ones,
+    what layers keep and lose."""
 
     selection: str
     chaining: str
@@ -24,12 +29,15 @@ class Point:
     asked: str
     size: float
     metrics: dict[str, float]
+    training: dict[str, float]
     kept: dict[str, int]
     unexplained: dict[str, float]
 
     @property
     def line(self) -> str:
         """The line of the plot that it lies on."""
+        if self.selection == SPARSE_ROWS:
+            return self.selection
         return f"{self.selection}, {self.chaining}{'' if self.debias else ', not debiased'}"
 
 
@@ -47,34 +55,56 @@ class Comparison:
         return cls([Point(**point) for point in plain["points"]])
 
     def add(
-        self, setting: ReconstructAndRetrain, metrics: dict[str, float], found: Reconstruction, size: float
+        self,
+        setting: ReconstructAndRetrain,
+        metrics: dict[str, float],
+        training: dict[str, float],
+        found: Reconstruction,
+        size: float,
     ) -> None:
         kept = {row.name: row.kept for row in found.rows}
         unexplained = {row.name: row.unexplained for row in found.rows}
         chosen = setting.chosen_selection.kind
-        point = Point(chosen, setting.chaining, setting.debias, _asked(setting), size, metrics, kept, unexplained)
-        self.points.append(point)
+        how = (chosen, setting.chaining, setting.debias, _asked(setting))
+        self.points.append(Point(*how, size, metrics, training, kept, unexplained))
+
+
+def rivals_at(settings: Sequence[ReconstructAndRetrain]) -> list[str]:
+    """The sizes at which sparse rows are asked for, each once."""
+    asked = [
+        s.target.size for s in settings if s.compare is not None and s.compare.sparse_rows and s.target is not None
+    ]
+    return list(dict.fromkeys(size for size in asked if isinstance(size, str)))
 
 
 def table(trials: Sequence[Comparison]) -> Table:
     """A row for each setting, one value a trial."""
-    metric = next(iter(trials[0].points[0].metrics))
-    columns = ("selection", "chaining", "debiased", "asked", "size", f"test {metric}", "kept")
+    shown = shown_metrics(trials[0].points[0].metrics)
+    measured = (*(f"test {metric}" for metric in shown), f"training {shown[0]}")
+    columns = ("selection", "chaining", "debiased", "asked", "size", *measured, "kept")
     rows: list[tuple[Any, ...]] = []
     for several in _by_setting(trials):
         first = several[0]
-        values = tuple(point.metrics[metric] for point in several)
+        values = [tuple(point.metrics[metric] for point in several) for metric in shown]
+        values.append(tuple(point.training[shown[0]] for point in several))
         size = f"{statistics.fmean(point.size for point in several):.1%}"
-        rows.append((first.selection, first.chaining, first.debias, first.asked, size, values, _widths(first.kept)))
+        rows.append((first.selection, first.chaining, first.debias, first.asked, size, *values, _widths(first.kept)))
     return Table("comparison, without factors and retraining; what layers keep is the first trial's", columns, rows)
 
 
-def lines(trials: Sequence[Comparison]) -> dict[str, list[tuple[float, float]]]:
-    """(share of the size, main test metric), means over trials, of the points on each line of the plot."""
+def shown_metrics(metrics: Mapping[str, float]) -> list[str]:
+    """The main one and, of many classes, the share of images whose class is among the first five."""
+    main, *others = metrics
+    return [main, *(metric for metric in others if metric == FIVE)]
+
+
+def lines(trials: Sequence[Comparison], images: Images) -> dict[str, list[tuple[float, float]]]:
+    """(share of the size, main metric), means over trials, of the points on each line of the plot."""
     found: dict[str, list[tuple[float, float]]] = {}
     for several in _by_setting(trials):
         size = statistics.fmean(point.size for point in several)
-        metric = statistics.fmean(next(iter(point.metrics.values())) for point in several)
+        metrics = [point.metrics if images == "test" else point.training for point in several]
+        metric = statistics.fmean(next(iter(found.values())) for found in metrics)
         found.setdefault(several[0].line, []).append((size, metric))
     return {name: sorted(points) for name, points in found.items()}
 
@@ -94,7 +124,7 @@ def combinations(options: ReconstructAndRetrain) -> tuple[list[ReconstructAndRet
         compare.selection or (options.chosen_selection.kind,),
         compare.chaining or (options.chaining,),
         compare.debias or (options.debias,),
-        compare.at or (None,),
+        _amounts(compare),
     ):
         try:
             changes = _amount(options, at) | {"selection": kinds[name], "chaining": chaining, "debias": debias}
@@ -105,21 +135,33 @@ def combinations(options: ReconstructAndRetrain) -> tuple[list[ReconstructAndRet
     return found, list(dict.fromkeys(impossible))
 
 
+def _amounts(compare: Compare) -> Sequence[float | str | dict[str, float | str] | None]:
+    """One after another, those of `at`, or of each point of the grid, by selector."""
+    if compare.grid:
+        return [dict(zip(compare.grid, amounts, strict=True)) for amounts in itertools.product(*compare.grid.values())]
+    return compare.at or (None,)
+
+
 def _group_lasso(options: Reconstruct) -> GroupLasso:
     return options.selection if isinstance(options.selection, GroupLasso) else GroupLasso()
 
 
-def _amount(options: ReconstructAndRetrain, at: float | str | None) -> dict[str, Any]:
+def _amount(options: ReconstructAndRetrain, at: float | str | dict[str, float | str] | None) -> dict[str, Any]:
     """The key that says how much is kept, with another value."""
     name = options.amount
     if at is None:
         return {}
+    if isinstance(at, dict):
+        return {name: {selector: _whole(name, amount) for selector, amount in at.items()}}
     if options.target is not None:
         changes: dict[str, Any] = {name: at}
         return {"target": Target(**changes)}
-    before = getattr(options, name)
-    value = int(at) if name == "keep" and not isinstance(at, str) else at
+    before, value = getattr(options, name), _whole(name, at)
     return {name: dict.fromkeys(before, value) if isinstance(before, dict) else value}
+
+
+def _whole(name: str, amount: float | str) -> float | str:
+    return int(amount) if name == "keep" and not isinstance(amount, str) else amount
 
 
 def _asked(options: ReconstructAndRetrain) -> str:

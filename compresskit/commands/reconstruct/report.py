@@ -76,7 +76,7 @@ def reconstruct_result(
     metric = next(iter(first.before.metrics))
     result = Result("reconstruct", current.recipe.name, current.folder.path, skipped=made.skipped)
     result.figures = _figures(current, trials)
-    result.tables = [_stages(trials, metric), _layers(trials)]
+    result.tables = [_stages(trials), _layers(trials)]
     if first.compared.points:
         result.tables.append(compare.table([trial.compared for trial in trials]))
     result.targets = _targets(options, trials)
@@ -93,7 +93,7 @@ def reconstruct_result(
         result.notes.append("a target was judged on training images; set `data.validation` for images of its own")
     result.details = {"trials": [_plain(trial) for trial in trials]}
     if current.group.is_main:
-        _finish(current, result, trials, metric)
+        _finish(current, options, result, trials, metric)
     return result
 
 
@@ -116,11 +116,15 @@ def plan_result(current: Session, network: fx.GraphModule, options: ReconstructA
     ]
     result.tables = [Table("layers to thin", columns, rows)]
     goal = (goal_of(options.target) if options.target is not None else None) or "size"
-    smallest = SizeModel(network, made, current.data.input_shape).smallest(goal, options.min_channels)
-    result.notes = [
-        f"with min_channels left everywhere, {smallest:.1%} of the {goal} remain",
-        "nothing was written",
-    ]
+    model = SizeModel(network, made, current.data.input_shape)
+    smallest = model.smallest(goal, options.min_channels)
+    result.notes = [f"with min_channels left everywhere, {smallest:.1%} of the {goal} remain", "nothing was written"]
+    if goal == "size":
+        whole = float(model.cost("size")(model.full)) / 8
+        told = f"the network takes {whole:,.0f} bytes at 32 bits a number"
+        if options.target is not None and options.target.size is not None:
+            told += f"; {options.target.size} of it are {int(share(options.target.size) * whole):,}"
+        result.notes.insert(0, told)
     return result
 
 
@@ -134,14 +138,17 @@ def _figures(current: Session, trials: list[ReconstructedTrial]) -> list[Figure]
     return rows
 
 
-def _stages(trials: list[ReconstructedTrial], metric: str) -> Table:
-    rows: list[tuple[Any, ...]] = [
-        ("original", tuple(t.before.metrics[metric] for t in trials)),
-        ("reconstructed", tuple(t.outcome.reconstructed[metric] for t in trials)),
+def _stages(trials: list[ReconstructedTrial]) -> Table:
+    stages = {
+        "original": [trial.before.metrics for trial in trials],
+        "reconstructed": [trial.outcome.reconstructed for trial in trials],
+        "retrained": [trial.retrained for trial in trials if trial.retrained is not None],
+    }
+    shown = compare.shown_metrics(trials[0].before.metrics)
+    rows = [
+        (stage, *(tuple(one[metric] for one in found) for metric in shown)) for stage, found in stages.items() if found
     ]
-    if trials[0].retrained is not None:
-        rows.append(("retrained", tuple(t.retrained[metric] for t in trials if t.retrained is not None)))
-    return Table("stages", ("", f"test {metric}"), rows)
+    return Table("stages", ("", *(f"test {metric}" for metric in shown)), rows)
 
 
 def _layers(trials: list[ReconstructedTrial]) -> Table:
@@ -199,7 +206,9 @@ def _targets(options: ReconstructAndRetrain, trials: list[ReconstructedTrial]) -
     return [Target(goal, text, f"{got:.2%}", got <= share(text) * (1 + 1e-9))]
 
 
-def _finish(current: Session, result: Result, trials: list[ReconstructedTrial], metric: str) -> None:
+def _finish(
+    current: Session, options: ReconstructAndRetrain, result: Result, trials: list[ReconstructedTrial], metric: str
+) -> None:
     """The best trial's net at the top of the folder, and the plots."""
     assert current.folder is not None
     if len(trials) > 1:
@@ -213,8 +222,10 @@ def _finish(current: Session, result: Result, trials: list[ReconstructedTrial], 
         chosen = {row.site: (row.kept, row.unexplained) for row in outcome.rows}
         trade_offs(current.folder.path / "trade-off.png", outcome.curves, chosen)
         if trials[0].compared.points:
-            lines = compare.lines([trial.compared for trial in trials])
-            comparison(current.folder.path / "comparison.png", lines, f"test {metric}")
+            found = [trial.compared for trial in trials]
+            panels = {f"{images} {metric}": compare.lines(found, images) for images in ("test", "training")}
+            grid = options.compare is not None and bool(options.compare.grid)
+            comparison(current.folder.path / "comparison.png", panels, joined=not grid)
 
 
 def _plain(trial: ReconstructedTrial) -> dict[str, Any]:

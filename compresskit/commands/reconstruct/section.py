@@ -1,5 +1,6 @@
 """The section `reconstruct` of a recipe: passes/reconstruct/options.py, with images, retraining and comparisons."""
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from annotated_types import Gt
@@ -15,9 +16,13 @@ class Compare:
     """Settings tried beside the one that is kept: every combination, without low-rank factors and retraining."""
 
     at: tuple[Annotated[float, Gt(0)] | str, ...] = ()  # in the place of lam, keep, error or the value of the target
+    # instead, amounts of lam, keep or error by selector, each with each: {conv2: [8, 12], fc1: [20, 30]}
+    grid: dict[str, tuple[Annotated[float, Gt(0)] | str, ...]] = field(default_factory=dict)
     chaining: tuple[Chaining, ...] = ()
     selection: tuple[Literal["backward", "group-lasso"], ...] = ()
     debias: tuple[bool, ...] = ()
+    # beside each size, the net with its least weights zero that takes as many bytes as compressed sparse rows
+    sparse_rows: bool = False
 
 
 @option
@@ -33,12 +38,23 @@ class ReconstructAndRetrain(Reconstruct):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for at in self.compare.at if self.compare is not None else ():
-            _check_amount(at, self.amount)
+        if self.compare is None:
+            return
+        if self.compare.grid and (self.compare.at or self.target is not None):
+            raise ValueError("compare.grid: it names amounts by layer; drop `compare.at`, and give lam, keep or error")
+        if self.compare.sparse_rows and (self.target is None or self.target.size is None):
+            raise ValueError("compare.sparse_rows: it compares at equal bytes; give target: {size: ...}")
+        for at in self.compare.at:
+            _check_amount("compare.at", at, self.amount)
+        for selector, amounts in self.compare.grid.items():
+            if not amounts:
+                raise ValueError(f"compare.grid: {selector} has no amounts; give one at least")
+            for at in amounts:
+                _check_amount(f"compare.grid, {selector}", at, self.amount)
 
 
-def _check_amount(at: float | str, amount: str) -> None:
-    """Raises ValueError if a value of `compare.at` cannot stand for the key `amount`."""
+def _check_amount(where: str, at: float | str, amount: str) -> None:
+    """Raises ValueError if a value cannot stand for the key `amount`."""
     if amount in GOALS:
         fits, form = isinstance(at, str) and 0 < share(at) < 1, "a share such as 40%"
     elif amount == "keep":
@@ -47,4 +63,4 @@ def _check_amount(at: float | str, amount: str) -> None:
     else:
         fits, form = not isinstance(at, str), "a number"
     if not fits:
-        raise ValueError(f"compare.at: {at!r} cannot stand for `{amount}`; give {form}")
+        raise ValueError(f"{where}: {at!r} cannot stand for `{amount}`; give {form}")

@@ -12,11 +12,12 @@ from torch import fx
 from compresskit.commands.figures import said
 from compresskit.commands.moments import gatherer
 from compresskit.commands.parents import MODEL
-from compresskit.commands.reconstruct.compare import Comparison, combinations
+from compresskit.commands.reconstruct.compare import SPARSE_ROWS, Comparison, Point, combinations, rivals_at
 from compresskit.commands.reconstruct.judge import judge_by, judging_split
 from compresskit.commands.reconstruct.report import Outcome, ReconstructedTrial, plan_result, reconstruct_result
 from compresskit.commands.reconstruct.section import ReconstructAndRetrain
 from compresskit.commands.reconstruct.sizes import sizes
+from compresskit.commands.reconstruct.sparse_rows import check_sparse_rows, sparse_rows
 from compresskit.commands.result import Result
 from compresskit.commands.session import (
     Arguments,
@@ -34,6 +35,7 @@ from compresskit.passes.reconstruct.budget import SizeModel, check_target
 from compresskit.passes.reconstruct.network import Reconstruction, reconstruct
 from compresskit.passes.reconstruct.readers import Plan, plan
 from compresskit.passes.reconstruct.targets import Judge, rules_of
+from compresskit.passes.shares import share
 from compresskit.storage.atomic import write_json
 from compresskit.storage.checkpoint import load
 
@@ -61,12 +63,15 @@ def _checked_plan(current: Session, network: fx.GraphModule, options: Reconstruc
     shape = current.data.input_shape
     made = plan(network, shape, options)
     if options.target is None:
-        rules_of(network, made, options)
+        for setting in (options, *combinations(options)[0]):
+            rules_of(network, made, setting)
         return made
     if options.target.accuracy_drop is not None and current.data.task != "classification":
         raise RecipeError("reconstruct.target.accuracy_drop: the recipe's data are numbers, no classes; give a size")
-    model = SizeModel(network, made, shape)
-    for setting in (options, *combinations(options)[0]):
+    model, settings = SizeModel(network, made, shape), combinations(options)[0]
+    for at in rivals_at(settings):
+        check_sparse_rows(network, shape, at)
+    for setting in (options, *settings):
         if setting.target is not None:
             check_target(model, setting.target, options.min_channels)
     return made
@@ -151,12 +156,25 @@ class _Work:
         whole = sizes(self._start.network, shape)
         for setting in settings[len(comparison.points) :]:
             found = self.reconstruct(setting)
-            metrics = self._current.evaluate(found.network)
-            share = sizes(found.network, shape)
-            comparison.add(setting, metrics, found, share.raw / whole.raw)
-            if self._current.group.is_main:
-                write_json(path, asdict(comparison))
+            metrics, training = self._measured(found.network)
+            comparison.add(setting, metrics, training, found, sizes(found.network, shape).raw / whole.raw)
+            self._keep(comparison, path)
+        for at in rivals_at(settings)[max(0, len(comparison.points) - len(settings)) :]:
+            sparse = sparse_rows(self._start.network, shape, share(at))
+            metrics, training = self._measured(sparse)
+            size = sizes(sparse, shape).csr / whole.raw
+            comparison.points.append(Point(SPARSE_ROWS, "", True, f"size {at}", size, metrics, training, {}, {}))
+            self._keep(comparison, path)
         return comparison
+
+    def _measured(self, network: fx.GraphModule) -> tuple[dict[str, float], dict[str, float]]:
+        """Metrics on the test images, and on as many training images."""
+        data = self._current.data
+        return self._current.evaluate(network), self._current.evaluate(network, data.train.sample(len(data.test)))
+
+    def _keep(self, comparison: Comparison, path: Path) -> None:
+        if self._current.group.is_main:
+            write_json(path, asdict(comparison))
 
 
 def _outcome(current: Session, found: Reconstruction, seed: int) -> Outcome:

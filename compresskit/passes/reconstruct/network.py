@@ -32,6 +32,7 @@ from compresskit.passes.reconstruct.readers import Plan, Site, plan
 from compresskit.passes.reconstruct.refitted import with_layers
 from compresskit.passes.reconstruct.selection import Curve, Rule
 from compresskit.passes.reconstruct.targets import Judge, Memory, Reached, reach, rules_of
+from compresskit.passes.reconstruct.uncentred import uncentred
 from compresskit.passes.reconstruct.workers import Start, Workers, silent
 from compresskit.shapes import Shape
 
@@ -107,6 +108,8 @@ def reconstruct(
     clock = _Clock()
     made = plan(network, input_shape, options)
     gather = _finite(clock.timed("moments", gather))
+    if not options.centred:
+        gather = uncentred(network, made, gather)
     with Workers(options.workers) as workers:
         if options.target is None:
             found = Reached(rules_of(network, made, options))

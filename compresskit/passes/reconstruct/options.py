@@ -81,6 +81,7 @@ class Reconstruct:
     # outputs that later layers still read count
     chaining: Chaining = "parallel"
     debias: bool = True  # least squares on the inputs kept; false leaves the group lasso's shrunken weights
+    centred: bool = True  # false: moments about zero, as the document has them, and the layers' own biases
     sampler: Literal["auto", "static", "dynamic"] = "auto"  # where several layers read the same activation
     input_sampler: bool = False  # thin the network's own input, too
     min_channels: Annotated[int, Ge(1)] = 1  # never keep fewer

@@ -85,7 +85,7 @@ def with_layers(network: fx.GraphModule, layers: Mapping[str, Layer]) -> fx.Grap
             module.weight.copy_(layer.weight.view_as(module.weight))
             if module.bias is not None:
                 module.bias.copy_(layer.bias)
-            else:
+            elif bool(layer.bias.any()):
                 _give_bias(network, name, layer.bias)
     return network
 

@@ -13,7 +13,7 @@ from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.reconstruct.alone import Divergence, loss_of, losses_alone
 from compresskit.passes.reconstruct.budget import SizeModel, goal_of, shared_out
 from compresskit.passes.reconstruct.chaining import Choosing, Draft, Fitting, completed, dead_atoms, masked, own_moments
-from compresskit.passes.reconstruct.options import Reconstruct
+from compresskit.passes.reconstruct.options import GroupLasso, Reconstruct
 from compresskit.passes.reconstruct.readers import Plan, summed
 from compresskit.passes.reconstruct.selection import Choice, Curve, Rule, rule_for
 from compresskit.passes.reconstruct.workers import Start, Workers
@@ -90,7 +90,7 @@ def reach(
 
     def chosen(counts: Sequence[int]) -> dict[str, Choice]:
         sites = zip(plan.sites, curves, counts, strict=True)
-        return {site.name: _at(curve, kept) for site, curve, kept in sites}
+        return {site.name: _at(curve, kept) for site, curve, kept in sites if kept in curve.kept}
 
     def built(counts: Sequence[int]) -> fx.GraphModule:
         nonlocal draft  # what the last one has in common with this one need not be fitted again
@@ -110,12 +110,32 @@ def reach(
         if judge is not None and candidates[1] != candidates[0]:
             counts = min(candidates, key=lambda found: judge.loss(built(found)))
         notes = []
+    if isinstance(options.chosen_selection, GroupLasso) and goal is not None:
+        counts = topped(curves, counts, model, goal, share(getattr(options.target, goal)))
     rules = {site.name: Rule(count=kept) for site, kept in zip(plan.sites, counts, strict=True)}
-    if not options.debias:  # the shrunken weights are those of a lambda
-        lams = [_at(curve, kept).lam for curve, kept in zip(curves, counts, strict=True)]
-        shrunken = {site.name: Rule(lam=lam) for site, lam in zip(plan.sites, lams, strict=True)}
-        return Reached(shrunken, {}, Draft(), notes)
-    return Reached(rules, chosen(counts), draft, notes)
+    known = chosen(counts)
+    if not options.debias:
+        if options.chaining != "parallel":  # whose moments are others, and so are the weights at any lambda
+            return Reached(rules, {}, Draft(), notes)
+        lams = {name: Rule(lam=choice.lam) for name, choice in known.items()}  # the shrunken weights are those of one
+        return Reached(rules | lams, {}, Draft(), notes)
+    return Reached(rules, known, draft, notes)
+
+
+def topped(curves: Sequence[Curve], counts: Sequence[int], model: SizeModel, goal: str, part: float) -> list[int]:
+    """The counts with more inputs, between the points of each curve, as far as the target has room for them.
+
+    A path of the group lasso has points at some lambdas only, and ends before it keeps all: that leaves room.
+    """
+    cost, limit, found = model.cost(goal), model.limit(goal, part), list(counts)
+    for place, curve in enumerate(curves):
+        above = min((kept for kept in curve.kept if kept > counts[place]), default=int(model.full[0, place]) + 1)
+        for count in range(counts[place] + 1, above):
+            more = torch.tensor([[*found[:place], count, *found[place + 1 :]]], dtype=torch.float64)
+            if float(cost(more)) > limit:
+                break
+            found[place] = count
+    return found
 
 
 def _curves(

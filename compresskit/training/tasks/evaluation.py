@@ -15,6 +15,7 @@ from compresskit.training.tasks.average_precision import DetectionTally
 from compresskit.training.tasks.own import OwnMetrics, OwnTally
 from compresskit.training.tasks.segmentation import SegmentationTally
 
+FIVE = "accuracy@5"
 Anchors = tuple[tuple[float, float], ...]
 
 
@@ -124,7 +125,7 @@ def evaluate(
 METRICS: dict[str, dict[str, Metric]] = {  # the first of a task is its main one
     "classification": {
         "accuracy": Metric(_correct, higher_is_better=True),
-        "accuracy@5": Metric(_among_five, higher_is_better=True, above=10),
+        FIVE: Metric(_among_five, higher_is_better=True, above=10),
         "loss": Metric(_cross_entropy),
     },
     "regression": {"mae": Metric(_absolute_error), "mse": Metric(_squared_error)},

@@ -1,18 +1,25 @@
 """Settings that a recipe's `compare` names, and their points behind an interruption."""
 
 import json
+import math
 from dataclasses import asdict
 
 import pytest
+import torch
+from torch import nn
 
 from compresskit.commands.reconstruct.compare import Comparison, Point, combinations, lines, table
 from compresskit.commands.reconstruct.section import Compare, ReconstructAndRetrain
+from compresskit.commands.reconstruct.sparse_rows import check_sparse_rows, sparse_rows
+from compresskit.errors import RecipeError
+from compresskit.graph.trace import trace
 from compresskit.passes.reconstruct.options import Backward, GroupLasso, Target
 
 
 def point(asked: str, accuracy: float, size: float, **changes) -> Point:
     settings = {"selection": "backward", "chaining": "parallel", "debias": True} | changes
-    return Point(**settings, asked=asked, size=size, metrics={"accuracy": accuracy}, kept={"a": 3}, unexplained={})
+    found = {"metrics": {"accuracy": accuracy}, "training": {"accuracy": accuracy + 0.05}}
+    return Point(**settings, asked=asked, size=size, **found, kept={"a": 3}, unexplained={})
 
 
 @pytest.mark.parametrize(
@@ -71,6 +78,46 @@ def test_trials_meet_in_one_row_and_one_mark():
     ]
     rows = table(trials).rows
     assert [row[3:6] for row in rows] == [("size 0", "39.0%", (0.9, 0.92)), ("size 1", "20.5%", (0.8, 0.7))]
-    (line,) = lines(trials).items()
-    assert line[0] == "backward, parallel"
-    assert [number for mark in line[1] for number in mark] == pytest.approx([0.205, 0.75, 0.39, 0.91], rel=1e-12)
+    assert [row[6] for row in rows] == [pytest.approx((0.95, 0.97)), pytest.approx((0.85, 0.75))]
+    for images, off in (("test", 0.0), ("training", 0.05)):
+        (line,) = lines(trials, images).items()
+        assert line[0] == "backward, parallel"
+        expected = [0.205, 0.75 + off, 0.39, 0.91 + off]
+        assert [number for mark in line[1] for number in mark] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_grid_is_every_amount_of_a_layer_with_every_other():
+    compare = Compare(grid={"a": (2.0, 3.0), "b": ("50%",)}, chaining=("parallel", "top-down"))
+    found, impossible = combinations(ReconstructAndRetrain(keep={"a": 1, "b": 1}, compare=compare))
+    assert [(s.chaining, s.keep) for s in found] == [
+        (way, {"a": count, "b": "50%"}) for way in ("parallel", "top-down") for count in (2, 3)
+    ]
+    assert impossible == []
+    with pytest.raises(ValueError, match=r"compare.grid: it names amounts by layer"):
+        ReconstructAndRetrain(target=Target(size="40%"), compare=Compare(grid={"a": (2.0,)}))
+    with pytest.raises(ValueError, match=r"compare.grid, a: 2.5 cannot stand for `keep`"):
+        ReconstructAndRetrain(keep=3, compare=Compare(grid={"a": (2.5,)}))
+    with pytest.raises(ValueError, match=r"compare.grid: a has no amounts"):
+        ReconstructAndRetrain(keep=3, compare=Compare(grid={"a": ()}))
+
+
+@pytest.mark.parametrize("part", [0.5, 0.2, 0.05])
+def test_sparse_rows_take_the_bytes_that_they_may(part):
+    """a (log2 n + 32) + m log2 n bits of m rows of n weights, a of them not zero; the largest stay."""
+    torch.manual_seed(0)
+    net = trace(nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 5)))
+    found = sparse_rows(net, (40,), part)
+    whole = 32 * sum(p.numel() for p in net.parameters())
+    kept = {name: int(weight.count_nonzero()) for name, weight in found.named_parameters()}
+
+    def bits(more: int) -> float:
+        rows = [(30, 40, kept["0.weight"] + more), (5, 30, kept["2.weight"])]
+        return sum(a * (math.log2(n) + 32) + m * math.log2(n) for m, n, a in rows) + 32 * 35
+
+    assert bits(0) <= part * whole < bits(1)
+    left = torch.cat([p[p != 0].abs() for n, p in found.named_parameters() if "weight" in n])
+    gone = torch.cat([p[found.get_parameter(n) == 0].abs() for n, p in net.named_parameters() if "weight" in n])
+    assert left.min() > gone.max()
+    check_sparse_rows(net, (40,), "5%")
+    with pytest.raises(RecipeError, match="1% of the bytes do not hold what sparse rows take without a single weight"):
+        check_sparse_rows(net, (40,), "1%")

@@ -120,7 +120,7 @@ def test_a_comparison_has_a_row_for_each_combination(trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     compare = (
         "reconstruct.compare={at: [40%], chaining: [parallel, top-down, bottom-up], selection: [backward, "
-        "group-lasso], debias: [true, false]}"
+        "group-lasso], debias: [true, false], sparse_rows: true}"
     )
     arguments = (
         "reconstruct",
@@ -135,7 +135,11 @@ def test_a_comparison_has_a_row_for_each_combination(trained, tmp_path):
     done = program(*arguments, cwd=tmp_path)
     assert done.status == 0, done.err
     (trial,) = report(tmp_path / "compared")["details"]["trials"]
-    assert len(trial["comparison"]) == 3 * 3
+    assert len(trial["comparison"]) == 3 * 3 + 1
+    sparse = trial["comparison"][-1]
+    assert (sparse["selection"], sparse["asked"]) == ("largest weights, sparse rows", "size 40%")
+    assert 0.399 < sparse["size"] <= 0.4
+    assert all(0 < point["training"]["accuracy"] <= 1 for point in trial["comparison"])
     assert "left out of the comparison: backward, debias false" in done.out
     assert (tmp_path / "compared/comparison.png").exists()
     for point in trial["comparison"]:

@@ -1,6 +1,7 @@
 """Reconstruction as a pass: what it gives equals least squares on samples, and the cut net equals the masked one."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,9 +48,9 @@ def images(kind, count=400):
     return [(x[: count // 2], None), (x[count // 2 :], None)]
 
 
-def run(kind, options, judge=None):
+def run(kind, options, judge=None, count=400):
     network = trace(make(kind))
-    loader = images(kind)
+    loader = images(kind, count)
 
     def gather(student, requests, teacher):
         sums = {request.name: request.zeros("cpu") for request in requests}
@@ -505,3 +506,38 @@ def test_float32_nets_stay_float32():
     loader = [(inputs.float(), None) for inputs, _ in images(Dense)]
     smaller, _ = reconstruct_model(network, loader, keep="50%", low_rank=LowRank(error=0.3))
     assert {p.dtype for p in smaller.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("chaining", ["parallel", "bottom-up", "top-down"])
+@pytest.mark.parametrize("debias", [True, False])
+def test_a_target_of_the_group_lasso_is_met_to_a_channel(chaining, debias):
+    """However few lambdas the path has, and for the moments of the chaining that is used."""
+    lasso = GroupLasso(solver=Newton(tol=1e-10), points=6)
+    options = Reconstruct(target=Target(params="70%"), selection=lasso, chaining=chaining, debias=debias)
+    network, found = run(Dense, options)
+    before, after = (count(net, INPUTS[Dense]).parameters for net in (network, found.network))
+    dearest = 5 * 9 + 12 * 16  # parameters of an input of fc1, the largest of all, with those that make it
+    assert 0 <= 0.7 * before - after <= dearest
+
+
+@pytest.mark.parametrize("chaining", ["parallel", "bottom-up", "top-down"])
+def test_uncentred_moments_are_least_squares_through_zero_and_keep_the_biases(chaining):
+    options = Reconstruct(keep={"fc1": "60%"}, layers=("fc1",), centred=False, chaining=chaining)
+    network, found = run(Plain, options, count=8000)  # more than 50 for each input, which need no ridge
+    x = torch.cat([inputs for inputs, _ in images(Plain, 8000)])
+    (row,) = found.rows
+    node = next(node for node in network.graph.nodes if node.target == "fc1")
+    inputs = capture(network, [node.args[0].name])(x)[0].detach().numpy()
+    layer = found.masked.get_submodule("fc1")
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    own = network.get_submodule("fc1")
+    np.testing.assert_allclose(bias, own.bias.detach().numpy(), atol=1e-12)
+    kept = np.abs(weight).sum(0) > 0
+    assert 0 < kept.sum() < len(kept)
+    target = inputs @ own.weight.detach().numpy().T
+    expected = np.linalg.lstsq(inputs[:, kept], target, rcond=None)[0].T
+    np.testing.assert_allclose(weight[:, kept], expected, rtol=1e-5, atol=1e-7)
+    lost = np.square(target - inputs[:, kept] @ expected.T).sum(1).mean()
+    assert row.error == pytest.approx(lost, rel=1e-5, abs=1e-12)
+    centred = run(Plain, replace(options, centred=True), count=8000)[1].rows[0]
+    assert centred.error <= row.error * (1 + 1e-9)

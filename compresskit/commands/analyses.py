@@ -176,7 +176,10 @@ def _landscapes(current: Session, result: Result, options: Landscape, models: Ma
         return
     drawn = _Drawn(current, options)
     surfaces = {name: drawn.surface(name, path) for name, path in models.items()}
-    metric = "loss" if "loss" in next(iter(surfaces.values())) else next(iter(next(iter(surfaces.values()))))
+    if options.drawn == "error":
+        for surface in surfaces.values():
+            surface["error"] = [[1 - value for value in row] for row in surface["accuracy"]]
+    metric = options.drawn if options.drawn in (first := next(iter(surfaces.values()))) else next(iter(first))
     rows: list[tuple[Any, ...]] = []
     for name, surface in surfaces.items():
         values = surface[metric]

@@ -14,7 +14,8 @@ from compresskit.commands.parents import MODEL, not_finite
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Progress, Session, Start, trial_folder
 from compresskit.commands.teacher import teacher_for
-from compresskit.errors import ConvergenceError
+from compresskit.commands.train.section import FreshTraining
+from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.channels.plain import plain_layers
 from compresskit.graph.masks import Masks
 from compresskit.storage.checkpoint import Checkpoint, save
@@ -120,6 +121,9 @@ def train_trials(current: Session, options: Training, start: Callable[[int], Sta
 def check_training(current: Session, network: fx.GraphModule, options: Training) -> int:
     """Steps of an epoch, if `network` can be trained so. Raises RecipeError or CheckpointError where it cannot."""
     teacher_for(current, network, options)
+    landscape = options.landscape if isinstance(options, FreshTraining) else None
+    if landscape is not None and landscape.drawn == "error" and current.data.task != "classification":
+        raise RecipeError(f"train.landscape.drawn: error is a classifier's; of {current.data.task} draw the loss")
     if options.layerwise_rates is not None and options.layerwise_rates.steers is not None:
         owners(network)
     return check(network, current.data, options, current.device, current.group, current.metrics)

@@ -6,7 +6,7 @@ from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from compresskit.numerics.kernel_density import NARROW, density
@@ -78,17 +78,19 @@ def landscapes(path: Path, surfaces: Mapping[str, Sequence[Sequence[float]]], ex
     """A panel a network: contours of `metric` over two directions, at the same levels in all, so that they compare.
 
     metric: one that is small where a net is good, and not negative. Levels grow by a constant factor, for corners are
-    often a hundred times as high as the basin; what is below a thousandth of the largest value is drawn as that.
+    often a hundred times as high as the basin; what is below a thousandth of the largest value is drawn as that. Those
+    of an error, a share, lie evenly.
     The trained net is the cross in the middle, the smallest value the dot. What is not finite stays white.
     """
     figure, panels = grid(len(surfaces), 4.4, 4)
     grids = [np.ma.masked_invalid(surface) for surface in surfaces.values()]
     smallest, largest = min(float(grid.min()) for grid in grids), max(float(grid.max()) for grid in grids)
     lowest = max(smallest, largest / 1000) or 1.0
-    levels = np.geomspace(lowest, largest if largest > lowest else 2 * lowest, 21)
+    spaced, norm = (np.linspace, Normalize()) if metric == "error" else (np.geomspace, LogNorm())
+    levels = spaced(lowest, largest if largest > lowest else 2 * lowest, 21)
     for panel, name, surface in zip(panels, surfaces, grids, strict=True):
         places = np.linspace(-extent, extent, len(surface))
-        filled = panel.contourf(places, places, np.ma.maximum(surface, lowest), levels=levels, norm=LogNorm())
+        filled = panel.contourf(places, places, np.ma.maximum(surface, lowest), levels=levels, norm=norm)
         row, column = np.unravel_index(surface.argmin(), surface.shape)
         panel.plot(0, 0, "r+", markersize=12)
         panel.plot(places[column], places[row], "r.")

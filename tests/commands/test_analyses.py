@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from compresskit.commands.analyses import by_quantity
@@ -73,6 +75,21 @@ def test_train_does_it_for_one_network(recipe, call):
     assert len(tables("run")) == 4
     assert not list(Path("run").glob("*.png"))
     assert len(json.loads(Path("run/landscape.json").read_text())["surfaces"]["net"]["loss"]) == 3
+
+
+def test_a_landscape_of_the_error_is_drawn_of_classifiers_alone(recipe, call, tmp_path):
+    changes = ("trials=1", "train.epochs=1", "~train.memorisation", "~train.gradient_confusion")
+    outcome = call("train", recipe, *changes, "train.landscape.drawn=error", "--out", "run")
+    assert outcome.status == 0, outcome.err
+    (table,) = [rows for title, rows in tables("run").items() if title.startswith("error around")]
+    surfaces = json.loads(Path("run/landscape.json").read_text())["surfaces"]["net"]
+    assert table[0][1] == pytest.approx(1 - surfaces["accuracy"][1][1])
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["inputs"], file["targets"] = np.zeros((40, 3), np.float32), np.zeros((40, 1), np.float32)
+    numbers = ("model={kind: mlp, widths: [4]}", "data={kind: arrays, path: data.h5, task: regression}")
+    refused = call("train", recipe, *changes, *numbers, "train.landscape.drawn=error", "--out", "other")
+    assert refused.status == 2
+    assert "train.landscape.drawn: error is a classifier's; of regression draw the loss" in refused.err
 
 
 def test_runs_on_corrupted_labels_measure_no_gradients(recipe, call):

@@ -56,3 +56,9 @@ def test_levels_of_a_landscape_grow_by_a_factor_from_a_thousandth(monkeypatch):
     levels = figure.axes[0].collections[0].levels
     np.testing.assert_allclose(levels[1:] / levels[:-1], 1000 ** (1 / 20), rtol=1e-12)
     assert levels[0] == pytest.approx(2e-3)
+
+
+def test_levels_of_an_error_lie_evenly(monkeypatch):
+    surface = [[0.1, 0.5, 0.9]] * 3
+    figure = drawn(monkeypatch, lambda: plots.landscapes("l.png", {"net": surface}, 1.0, "error"))
+    np.testing.assert_allclose(figure.axes[0].collections[0].levels, np.linspace(0.1, 0.9, 21))

@@ -1,6 +1,6 @@
 """The loss around a trained network, on a plane through its weights (Li et al. 2018)."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -18,6 +18,7 @@ class Landscape:
     points: Annotated[int, Ge(3)] = 21  # a side of the grid; odd, so that the trained net is its middle
     extent: Annotated[float, Gt(0)] = 1.0  # of each direction, both ways
     samples: Annotated[int, Gt(0)] = 1000  # training images, without augmentation
+    drawn: Literal["loss", "error"] = "loss"  # error: of a classifier, top-1, as the document draws it
 
     def __post_init__(self) -> None:
         if self.points % 2 == 0:

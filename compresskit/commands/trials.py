@@ -121,7 +121,8 @@ def train_trials(current: Session, options: Training, start: Callable[[int], Sta
 def check_training(current: Session, network: fx.GraphModule, options: Training) -> int:
     """Steps of an epoch, if `network` can be trained so. Raises RecipeError or CheckpointError where it cannot."""
     teacher_for(current, network, options)
-    landscape = options.landscape if isinstance(options, FreshTraining) else None
+    train: FreshTraining | None = current.recipe.train if current.verb in ("train", "expand") else None
+    landscape = train.landscape if train is not None else None
     if landscape is not None and landscape.drawn == "error" and current.data.task != "classification":
         raise RecipeError(f"train.landscape.drawn: error is a classifier's; of {current.data.task} draw the loss")
     if options.layerwise_rates is not None and options.layerwise_rates.steers is not None:

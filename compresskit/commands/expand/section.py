@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt
 
 from compresskit.options import option
-from compresskit.passes.expand.options import Expand, Rate
+from compresskit.passes.expand.options import Expand, Factors, First, Rate
 from compresskit.training.distillation import Distill
 from compresskit.training.options import Training
 
@@ -24,7 +24,8 @@ class Variant:
     rate: Rate | Literal["auto"] | dict[str, Rate] | None = None
     limit: Annotated[float, Gt(1)] | None = None
     layers: tuple[str, ...] | None = None
-    factors: Literal[2, 3] | None = None
+    factors: Factors | dict[str, Factors] | None = None
+    first: First | None = None
     mode: Literal["online", "sequential"] | None = None
     init: Literal["standard", "from_checkpoint", "nonlinear", "expandnet"] | None = None  # expandnet: see `train.init`
     distill: Distill | Literal["none"] | None = None  # in the place of `train.distill`

@@ -18,7 +18,7 @@ STAGES: tuple[Stage, ...] = ("expand", "train", "contract")
 
 @option
 class Variant:
-    """A network trained beside: what of `expand` is different."""
+    """A network trained beside: what of `expand` and of `train` is different."""
 
     strategy: str | None = None  # none: the compact net as it is
     rate: Rate | Literal["auto"] | dict[str, Rate] | None = None
@@ -29,6 +29,7 @@ class Variant:
     mode: Literal["online", "sequential"] | None = None
     init: Literal["standard", "from_checkpoint", "nonlinear", "expandnet"] | None = None  # expandnet: see `train.init`
     distill: Distill | Literal["none"] | None = None  # in the place of `train.distill`
+    train: Training | None = None  # keys of `train` that are different, such as {epochs: 90}; the others are as there
 
 
 @option

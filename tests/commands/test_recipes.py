@@ -111,11 +111,18 @@ def test_alexnet_is_planned(call, tmp_path):
 
 SHORT = ("trials=1", "train.epochs=1", "~train.schedule", "report.latency_repeats=1")
 CIFAR = ("data={kind: arrays, path: data.h5}",)
+
+
+def equal_time(name):
+    return f"expand.compare.{name}, equal time.train.epochs=2", f"~expand.compare.{name}, equal time.train.schedule"
+
+
 EXPANSIONS = {  # recipe: (changes that make it small, networks in its table)
     "table1-smallnet": (("expand.rate=1",), 12),
-    "table2-mobilenet": (("model.width=0.1", "expand.rate=1"), 2),
-    "table2-mobilenet-v2": (("model={kind: torchvision, name: mobilenet_v2, arguments: {width_mult: 0.1}}",), 2),
-    "table3-shufflenet": (("train.precision=float32", "expand.rate=1"), 2),
+    "table2-mobilenet": (("model.width=0.1", "expand.rate=1", *equal_time("MobileNet")), 3),
+    "table2-mobilenet-v2": (("model.width=0.1", "expand.rate=1", *equal_time("MobileNetV2")), 3),
+    "table3-mobilenet": (("model.width=0.1", "train.precision=float32", "expand.rate=1"), 5),
+    "table3-shufflenet": (("train.precision=float32", "train.batch_size=32", "expand.rate=1"), 5),
     "table6-complexity": ((), 10),
     "table7-memorisation": (("train.gradient_confusion.pairs=2", "train.landscape={points: 3, samples: 20}"), 4),
     "table8-initialisation": ((), 8),
@@ -133,15 +140,15 @@ PRINTED = {  # parameters in training, in the order of the table; see tests/pass
 
 def test_every_expansion_is_here():
     found = sorted(path.stem for path in (CONFIGS / "expand").glob("*.yaml"))
-    assert found == sorted([*EXPANSIONS, "table1-teacher", "table4-yolo-lite", "table5-unet"])
+    assert found == sorted([*EXPANSIONS, "table1-teacher", "table3-teacher", "table4-yolo-lite", "table5-unet"])
 
 
 @pytest.mark.parametrize("name", EXPANSIONS)
 def test_an_expansion_gives_its_table(call, tmp_path, name):
     classes(tmp_path / "data.h5", (3, 32, 32), 10)
-    if name == "table1-smallnet":
+    if name.startswith(("table1", "table3")):
         teacher = CONFIGS / "expand/table1-teacher.yaml"
-        trained = call("train", teacher, *CIFAR, *SHORT, "--out", "runs/table1-teacher")
+        trained = call("train", teacher, *CIFAR, *SHORT, "--out", f"runs/{name[:6]}-teacher")
         assert trained.status == 0, trained.err
     changes, networks = EXPANSIONS[name]
     done = call("expand", CONFIGS / "expand" / f"{name}.yaml", *CIFAR, *SHORT, *changes, "--out", "expanded")

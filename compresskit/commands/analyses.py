@@ -38,8 +38,9 @@ def analyse(
         add_rates(current, result, first, training.layerwise_rates)
         if current.folder is not None:
             draw_rates(current, current.folder.path, first, training.layerwise_rates)
-    if any(history.cosines for trials in histories.values() for history in trials):
-        _confusion(current, result, histories)
+    measured = {name: trials for name, trials in histories.items() if trials[0].cosines}
+    if measured:
+        _confusion(current, result, measured)
     train: FreshTraining | None = current.recipe.train
     if current.verb != "finetune" and train is not None and train.landscape is not None:
         _landscapes(current, result, train.landscape, models)

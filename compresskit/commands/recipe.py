@@ -20,6 +20,7 @@ from compresskit.errors import RecipeError
 from compresskit.models.registry import MODELS
 from compresskit.options import option
 from compresskit.recipes.hints import Kinds, keys_of, kinds, option_class
+from compresskit.recipes.inheritance import over
 from compresskit.recipes.load import Values, load_typed
 from compresskit.recipes.texts import FileName, Size, bytes_of
 from compresskit.recipes.yaml_reader import Node
@@ -103,7 +104,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, verb: str = "", re
         if "model" in values:
             _write_out_model(values["model"])
 
-    return load_typed(Recipe, path, overrides, verb=verb, require=require, complete=complete)
+    return load_typed(Recipe, path, overrides, verb=verb, require=require, complete=complete, inherit=_inherit)
 
 
 def variant(path: Path, overrides: Sequence[str], changes: Changes, where: str, *, verb: str = "") -> Recipe:
@@ -116,6 +117,18 @@ def variant(path: Path, overrides: Sequence[str], changes: Changes, where: str, 
         return load_recipe(path, [*overrides, *texts], verb=verb)
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from error
+
+
+def _inherit(values: Values) -> None:
+    """Entries of `expand.compare` say what they change of `train`."""
+    train, section = values.get("train"), values.get("expand")
+    entries = section.value.get("compare") if section and isinstance(section.value, dict) else None
+    if train is None or not isinstance(train.value, dict) or entries is None or not isinstance(entries.value, dict):
+        return
+    base = Node({key: node for key, node in train.value.items() if key in keys_of(Training)}, train.line)
+    for entry in entries.value.values():
+        if isinstance(entry.value, dict) and "train" in entry.value:
+            entry.value["train"] = over(base, entry.value["train"])
 
 
 def _write_out_model(model: Node) -> None:

@@ -130,12 +130,16 @@ class _Builder:
         names = head.split(".")
         if not colon or names[0] not in value:
             return self._problem(text, node, key)
+        section = node
         for name in names:
             node = node.value.get(name, node) if isinstance(node.value, dict) else node
+        if node.inherited and not section.inherited:  # what the section itself says does not go with it
+            return self._problem(text, section, key)
         return self._problem(rest, node, (*key, *names))
 
     def _problem(self, text: str, node: Node, key: Key) -> Any:
-        self.problems.append(Problem(text, node.line, key))
+        if not node.inherited:  # else it is told where it stands
+            self.problems.append(Problem(text, node.line, key))
         return _INVALID
 
 

@@ -22,11 +22,13 @@ def load_typed(
     verb: str = "",
     require: Sequence[str] = (),
     complete: Callable[[Values], None] = lambda values: None,
+    inherit: Callable[[Values], None] = lambda values: None,
 ) -> T:
     """The `schema` instance that the file at `path` describes, once the overrides are applied.
 
     require: sections that `verb` needs. complete: called on the values before and after the overrides, to write out
-    what is short for something else. Raises RecipeError with one line for each mistake.
+    what is short for something else. inherit: called on them last, where one section takes from another what it leaves
+    out. Raises RecipeError with one line for each mistake.
     """
     try:
         root, problems = read_yaml(read_text(path))
@@ -39,6 +41,7 @@ def load_typed(
     complete(root.value)
     problems += apply_overrides(root, overrides)
     complete(root.value)
+    inherit(root.value)
     for section in [section for section in require if section not in root.value]:
         problems.append(Problem(f"the recipe has no '{section}' section, which 'compresskit {verb}' needs"))
     instance, found = build(schema, root)

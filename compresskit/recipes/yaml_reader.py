@@ -20,10 +20,14 @@ Scalar = str | int | float | bool | None
 
 @dataclass
 class Node:
-    """A value of a recipe and the line it stands on; line None: it came from the command line."""
+    """A value of a recipe and the line it stands on; line None: it came from the command line.
+
+    inherited: it is that of another section, where its mistakes are told.
+    """
 
     value: "Scalar | dict[str, Node] | list[Node]"
     line: int | None = None
+    inherited: bool = False
 
     def plain(self) -> Any:
         """The value without lines: dicts, lists and scalars."""

@@ -115,35 +115,52 @@ def test_alexnet_is_planned(call, tmp_path):
 
 SHORT = ("trials=1", "train.epochs=1", "~train.schedule", "report.latency_repeats=1")
 CIFAR = ("data={kind: arrays, path: data.h5}",)
+
+
+def equal_time(name):
+    return f"expand.compare.{name}, equal time.train.epochs=2", f"~expand.compare.{name}, equal time.train.schedule"
+
+
 EXPANSIONS = {  # recipe: (changes that make it small, networks in its table)
     "table1-smallnet": (("expand.rate=1",), 12),
-    "table2-mobilenet": (("model.width=0.1", "expand.rate=1"), 2),
-    "table2-mobilenet-v2": (("model={kind: torchvision, name: mobilenet_v2, arguments: {width_mult: 0.1}}",), 2),
-    "table3-shufflenet": (("train.precision=float32", "expand.rate=1"), 2),
-    "table6-complexity": ((), 11),
+    "table2-mobilenet": (("model.width=0.1", "expand.rate=1", *equal_time("MobileNet")), 3),
+    "table2-mobilenet-v2": (("model.width=0.1", "expand.rate=1", *equal_time("MobileNetV2")), 3),
+    "table3-mobilenet": (("model.width=0.1", "train.precision=float32", "expand.rate=1"), 5),
+    "table3-shufflenet": (("train.precision=float32", "train.batch_size=32", "expand.rate=1"), 5),
+    "table6-complexity": ((), 10),
     "table7-memorisation": (("train.gradient_confusion.pairs=2", "train.landscape={points: 3, samples: 20}"), 4),
     "table8-initialisation": ((), 8),
     "table9-rates": ((), 7),
 }
 
+PRINTED = {  # parameters in training, in the order of the table; see tests/passes/expand/test_tables.py
+    "table6-complexity": [
+        *(653250, 150346, 339402, 675914, 1742154),
+        *(562954, 2171554, 8578066, 237722, 2070098),
+    ],
+    "table9-rates": [186982, 66186, 37912, 42810, 48428, 54766, 87318],
+}
+
 
 def test_every_expansion_is_here():
     found = sorted(path.stem for path in (CONFIGS / "expand").glob("*.yaml"))
-    assert found == sorted([*EXPANSIONS, "table1-teacher", "table4-yolo-lite", "table5-unet"])
+    assert found == sorted([*EXPANSIONS, "table1-teacher", "table3-teacher", "table4-yolo-lite", "table5-unet"])
 
 
 @pytest.mark.parametrize("name", EXPANSIONS)
 def test_an_expansion_gives_its_table(call, tmp_path, name):
     classes(tmp_path / "data.h5", (3, 32, 32), 10)
-    if name == "table1-smallnet":
+    if name.startswith(("table1", "table3")):
         teacher = CONFIGS / "expand/table1-teacher.yaml"
-        trained = call("train", teacher, *CIFAR, *SHORT, "--out", "runs/table1-teacher")
+        trained = call("train", teacher, *CIFAR, *SHORT, "--out", f"runs/{name[:6]}-teacher")
         assert trained.status == 0, trained.err
     changes, networks = EXPANSIONS[name]
     done = call("expand", CONFIGS / "expand" / f"{name}.yaml", *CIFAR, *SHORT, *changes, "--out", "expanded")
     assert done.status == 0, done.err
     found = json.loads((tmp_path / "expanded/report.json").read_text())["details"]["networks"]
     assert len(found) == networks
+    if name in PRINTED:
+        assert [trials[0]["trained"]["parameters"] for trials in found.values()] == PRINTED[name]
     assert all(trial["differing predictions"] in (0, None) for trials in found.values() for trial in trials)
     assert (tmp_path / "expanded/training-curves.png").exists()
 

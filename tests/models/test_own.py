@@ -160,6 +160,25 @@ def test_smallnet_is_that_of_expandnets_table_9():
         SmallNet().build((64,), 10)
 
 
+def test_smallnet_with_a_fourth_convolution_is_that_of_expandnets_table_6():
+    net = SmallNet(channels=(8, 16, 32, 64)).build((3, 32, 32), 10)
+    assert sum(p.numel() for p in net.parameters()) == 150346  # 150.35 thousand
+    assert net.fc1.weight.shape == (64, 256)
+    assert output(net, (3, 32, 32)) == (2, 10)
+    with pytest.raises(RecipeError, match="smallnet takes images of 16 x 16 and more"):
+        SmallNet(channels=(8, 16, 32, 64)).build((3, 8, 8), 10)
+
+
+def test_smallnet_keeps_its_layers_names_whatever_its_widths():
+    names = [name for name, _ in SmallNet().build((3, 32, 32), 10).named_children()]
+    assert names[-5:] == ["pool3", "flatten", "fc1", "act4", "head"]
+    wide = SmallNet(channels=(4,), hidden=(6, 5)).build((1, 9, 8), 3)
+    assert [name for name, _ in wide.named_children()][4:] == ["flatten", "fc1", "act2", "fc2", "act3", "head"]
+    assert [tuple(layer.weight.shape) for layer in (wide.fc1, wide.fc2, wide.head)] == [(6, 64), (5, 6), (3, 5)]
+    linear = SmallNet(hidden=()).build((3, 32, 32), 10)
+    assert linear.head.weight.shape == (10, 512)
+
+
 def test_mobilenet_has_the_documented_size():
     net = MobileNet().build((3, 224, 224), 1000)
     assert sum(p.numel() for p in net.parameters()) == 4_231_976  # 4.2 million (Howard et al. 2017, Table 6)

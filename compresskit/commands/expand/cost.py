@@ -10,10 +10,11 @@ from compresskit.passes.expand.rates import StepCost
 BYTES = 4  # of a float32
 
 
-def add_costs(result: Result, costs: Mapping[str, StepCost], states: int) -> None:
+def add_costs(result: Result, costs: Mapping[str, StepCost], states: Mapping[str, int]) -> None:
     """A row for each expanded network, and a note for each whose step costs more than its limit.
 
-    states: numbers that the optimiser keeps of a parameter; with the parameter and its gradient they are its memory.
+    states: numbers that each network's optimiser keeps of a parameter; with the parameter and its gradient they are its
+    memory.
     """
     if not costs:
         return
@@ -32,7 +33,7 @@ def add_costs(result: Result, costs: Mapping[str, StepCost], states: int) -> Non
             cost.products,
             cost.times,
             cost.parameters,
-            BYTES * (2 + states) * cost.parameters / 1e6,
+            BYTES * (2 + states[name]) * cost.parameters / 1e6,
         )
         for name, cost in costs.items()
     ]

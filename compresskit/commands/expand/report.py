@@ -2,19 +2,20 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from compresskit.commands.analyses import analyse
 from compresskit.commands.expand.cost import add_costs
-from compresskit.commands.expand.section import ExpandAndTrain
+from compresskit.commands.expand.settings import Setting
 from compresskit.commands.figures import Figures, compared
 from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result, Table, by
 from compresskit.commands.session import Session
 from compresskit.commands.trials import BEST, best_trial
 from compresskit.graph.counting import Counts
+from compresskit.options import changed
 from compresskit.passes.expand.network import Expansion
 from compresskit.passes.expand.rates import StepCost
 from compresskit.plots.training import training_curves
@@ -42,21 +43,23 @@ class ExpandedTrial:
     reloaded: float = 0.0
 
 
-def expand_result(current: Session, options: ExpandAndTrain, settings: Mapping[str, Sequence[ExpandedTrial]]) -> Result:
-    """settings: the recipe's own network first."""
+def expand_result(
+    current: Session, asked: Sequence[Setting], settings: Mapping[str, Sequence[ExpandedTrial]]
+) -> Result:
+    """settings: trials of the networks that were asked for by name, the recipe's own first."""
     assert current.folder is not None
-    trials = next(iter(settings.values()))
+    trials = settings[asked[0].name]
     result = Result("expand", current.recipe.name, current.folder.path)
     contracted = trials[0].difference is not None
     before = [trial.trained for trial in trials] if contracted else []
     batch = current.recipe.report.latency_batch
     result.figures = compared(before, [trial.final for trial in trials], batch, current.device)
     if trials[0].history is not None:
-        result.tables.append(_networks(settings))
+        result.tables.append(_networks(asked, settings))
     _add_factors(result, trials[0].expansion)
     result.checks = _checks(settings)
     result.notes = _notes(current, trials, contracted=contracted)
-    add_costs(result, costs_of({name: found[0].expansion for name, found in settings.items()}), _states(current))
+    add_costs(result, costs_of({name: found[0].expansion for name, found in settings.items()}), _states(asked))
     result.details = {"networks": {name: [_plain(trial) for trial in found] for name, found in settings.items()}}
     if current.group.is_main:
         _finish(current, settings)
@@ -67,15 +70,18 @@ def expand_result(current: Session, options: ExpandAndTrain, settings: Mapping[s
 
 
 def plan_result(
-    current: Session, result: Result, expansions: Mapping[str, Expansion | None], networks: Mapping[str, Counts]
+    result: Result,
+    asked: Sequence[Setting],
+    expansions: Mapping[str, Expansion | None],
+    networks: Mapping[str, Counts],
 ) -> Result:
     """The dry run's, with what would be expanded and how, and the networks that would be trained."""
     _add_factors(result, next(iter(expansions.values())))
-    add_costs(result, costs_of(expansions), _states(current))
+    add_costs(result, costs_of(expansions), _states(asked))
     if len(networks) > 1:
         columns = ("network", "parameters in training", "MACs, factors one by one")
         rows: list[tuple[Any, ...]] = [(name, found.parameters, found.macs) for name, found in networks.items()]
-        result.tables.append(Table("networks to train", columns, rows))
+        result.tables.append(_with_changes(Table("networks to train", columns, rows), asked))
     return result
 
 
@@ -84,8 +90,17 @@ def costs_of(expansions: Mapping[str, Expansion | None]) -> dict[str, StepCost]:
     return {name: found.cost for name, found in expansions.items() if found is not None and found.cost is not None}
 
 
-def _states(current: Session) -> int:
-    return current.recipe.train.optimizer.states if current.recipe.train is not None else 0
+def _states(asked: Sequence[Setting]) -> dict[str, int]:
+    return {one.name: one.training.optimizer.states if one.training else 0 for one in asked}
+
+
+def _with_changes(table: Table, asked: Sequence[Setting]) -> Table:
+    """With what is trained otherwise than `train` says, if anything is."""
+    changes = [", ".join(changed(one.training, asked[0].training)) if one.training else "" for one in asked]
+    if not any(changes):
+        return table
+    rows = [(*row, text) for row, text in zip(table.rows, changes, strict=True)]
+    return replace(table, columns=(*table.columns, "changes in training"), rows=rows)
 
 
 def _add_factors(result: Result, expansion: Expansion | None) -> None:
@@ -121,7 +136,7 @@ def _add_factors(result: Result, expansion: Expansion | None) -> None:
     result.skipped |= expansion.skipped
 
 
-def _networks(settings: Mapping[str, Sequence[ExpandedTrial]]) -> Table:
+def _networks(asked: Sequence[Setting], settings: Mapping[str, Sequence[ExpandedTrial]]) -> Table:
     """A row for each network that was trained, one value a trial (Tables 1, 6 and 9 of the document)."""
     metric = next(iter(next(iter(settings.values()))[0].final.metrics))
     accuracy = (f"test {metric}, last", f"test {metric}, best epoch")
@@ -139,7 +154,7 @@ def _networks(settings: Mapping[str, Sequence[ExpandedTrial]]) -> Table:
                 statistics.median(seconds),
             )
         )
-    return Table("networks trained", columns, rows)
+    return _with_changes(Table("networks trained", columns, rows), asked)
 
 
 def _checks(settings: Mapping[str, Sequence[ExpandedTrial]]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt
 
 from compresskit.options import option
-from compresskit.passes.expand.options import Expand, Rate
+from compresskit.passes.expand.options import Expand, Factors, First, Rate
 from compresskit.training.distillation import Distill
 from compresskit.training.options import Training
 
@@ -18,16 +18,18 @@ STAGES: tuple[Stage, ...] = ("expand", "train", "contract")
 
 @option
 class Variant:
-    """A network trained beside: what of `expand` is different."""
+    """A network trained beside: what of `expand` and of `train` is different."""
 
     strategy: str | None = None  # none: the compact net as it is
     rate: Rate | Literal["auto"] | dict[str, Rate] | None = None
     limit: Annotated[float, Gt(1)] | None = None
     layers: tuple[str, ...] | None = None
-    factors: Literal[2, 3] | None = None
+    factors: Factors | dict[str, Factors] | None = None
+    first: First | None = None
     mode: Literal["online", "sequential"] | None = None
     init: Literal["standard", "from_checkpoint", "nonlinear", "expandnet"] | None = None  # expandnet: see `train.init`
     distill: Distill | Literal["none"] | None = None  # in the place of `train.distill`
+    train: Training | None = None  # keys of `train` that are different, such as {epochs: 90}; the others are as there
 
 
 @option

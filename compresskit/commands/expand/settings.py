@@ -48,8 +48,7 @@ class Setting:
 def settings(recipe: Recipe) -> list[Setting]:
     """The recipe's own, then those of `compare`. Raises RecipeError where one contradicts itself or another."""
     options: ExpandAndTrain = recipe.section("expand")
-    training = None if recipe.train is None else narrowed(Training, recipe.train)
-    own = Setting(describe(options), "", narrowed(Expand, options), training)
+    own = Setting(describe(options), "", narrowed(Expand, options), _training(recipe))
     found = [own, *(_varied(own, name, variant) for name, variant in options.compare.items())]
     for one in found[1:]:
         same = [other.name for other in found if one.folder == other.folder or one.name == other.name]
@@ -70,7 +69,7 @@ def start_of(current: Session, setting: Setting, trial: int) -> tuple[Start, Exp
     if setting.expand is None:
         return start, None
     with setting.named():
-        found = _expanded(current, start.network, _with_init(current, setting.expand), current.recipe.seed + trial)
+        found = _expanded(current, setting, start.network, current.recipe.seed + trial)
     if setting.contracted:
         return replace(start, network=contract(found.network)), None
     return replace(start, network=found.network), found
@@ -81,14 +80,20 @@ def expandnet_start(current: Session, trial: int) -> Start:
     if current.recipe.expand is None:
         raise RecipeError("train.init: expandnet starts from the net that the section `expand` describes; add it")
     options = replace(narrowed(Expand, current.recipe.expand), init="standard")
-    setting = Setting("expandnet", "", options, None, contracted=True)
+    setting = Setting("expandnet", "", options, _training(current.recipe), contracted=True)
     return start_of(current, setting, trial)[0]
 
 
-def _expanded(current: Session, network: fx.GraphModule, options: Expand, seed: int) -> Expansion:
+def _training(recipe: Recipe) -> Training | None:
+    return None if recipe.train is None else narrowed(Training, recipe.train)
+
+
+def _expanded(current: Session, setting: Setting, network: fx.GraphModule, seed: int) -> Expansion:
     """With the rates that `auto` chooses, and what a step of training costs, where there is one."""
+    assert setting.expand is not None
+    options = _with_init(current, setting.expand)
     counts = count(network, current.data.input_shape)
-    batch = _batch(current)
+    batch = _batch(current, setting.training)
     left: dict[str, str] = {}
     if options.rate == "auto":
         if batch is None:
@@ -116,9 +121,8 @@ def _expanded(current: Session, network: fx.GraphModule, options: Expand, seed: 
     return replace(found, skipped=found.skipped | left, cost=cost)
 
 
-def _batch(current: Session) -> int | None:
+def _batch(current: Session, train: Training | None) -> int | None:
     """Samples of a process for which products are formed once."""
-    train = current.recipe.train
     if train is None:
         return None
     parts = train.accumulate if train.compile else 1
@@ -145,12 +149,11 @@ def _with_init(current: Session, options: Expand) -> Expand:
 def _varied(own: Setting, name: str, variant: Variant) -> Setting:
     given = {key.name: getattr(variant, key.name) for key in fields(Variant)}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    distill = changes.pop("distill", None)
-    training = own.training
+    training, distill = changes.pop("train", own.training), changes.pop("distill", None)
     if distill is not None and training is not None:
         training = replace(training, distill=None if distill == "none" else distill)
     where, folder = f"expand.compare.{name}", slug(name)
-    if all(value is None for value in given.values()):
+    if not changes and distill is None and training == own.training:
         raise RecipeError(f"{where}: it says nothing that differs from `expand`; give one of {', '.join(given)}")
     if not folder:
         raise RecipeError(f"{where}: a name needs a letter or a digit, for its folder; rename it")

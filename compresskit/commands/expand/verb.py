@@ -1,7 +1,7 @@
 """`compresskit expand`: trains a compact net as an expanded one, and multiplies it back."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
                 with setting.named():
                     check_training(current, networks[setting.name], training)
         if arguments.dry_run:
-            return _plan(current, options, networks, {name: found for name, (_, found) in starts.items()})
+            return _plan(current, asked, networks, {name: found for name, (_, found) in starts.items()})
         current = with_folder(current)
         assert current.folder is not None
         if current.group.is_main:
@@ -52,7 +52,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
             setting.name: [_run_trial(current, options, setting, trial) for trial in range(current.recipe.trials)]
             for setting in asked
         }
-        result = expand_result(current, options, trials)
+        result = expand_result(current, asked, trials)
         if (noise := _memorisation(current, options)) is not None:
             result.tables.append(memorise(current, noise, {s.name: partial(_afresh, setting=s) for s in asked}))
         return result
@@ -125,16 +125,16 @@ def _start(current: Session, setting: Setting, options: ExpandAndTrain, trial: i
 
 def _plan(
     current: Session,
-    options: ExpandAndTrain,
+    asked: Sequence[Setting],
     networks: Mapping[str, fx.GraphModule],
     expansions: Mapping[str, Expansion | None],
 ) -> Result:
     """Networks by name, the recipe's own first."""
     result = Result("expand", f"{current.recipe.name} (dry run)", notes=["nothing was written"])
-    if "train" in options.stages:
+    if "train" in current.recipe.section("expand").stages:
         result = plan_training(current, next(iter(networks.values())), current.recipe.section("train"))
     counts = {name: count(network, current.data.input_shape) for name, network in networks.items()}
-    return plan_result(current, result, expansions, counts)
+    return plan_result(result, asked, expansions, counts)
 
 
 def _run_trial(current: Session, options: ExpandAndTrain, setting: Setting, trial: int) -> ExpandedTrial:

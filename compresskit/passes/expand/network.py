@@ -1,7 +1,7 @@
 """Networks whose layers are products of factors, and back."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 
 from compresskit.errors import RecipeError
 from compresskit.graph.layers.expanded import Branch, Expanded, Layer
-from compresskit.graph.selectors import select
 from compresskit.graph.trace import trace
 from compresskit.machine import total_memory
 from compresskit.numerics.expansion.balance import balanced
@@ -20,7 +19,7 @@ from compresskit.numerics.expansion.fit import fit_factors
 from compresskit.numerics.expansion.solve import carrier, orthonormal, solve_factors
 from compresskit.passes.expand.options import Expand
 from compresskit.passes.expand.rates import StepCost
-from compresskit.passes.expand.sites import fitting, layer_shape, unfit
+from compresskit.passes.expand.sites import by_name, fitting, layer_shape, selected, unfit
 from compresskit.passes.expand.strategies import STRATEGIES, LayerShape, Unfit
 
 EXACT = 1e-5  # relative error of a product, beyond which factors do not start from the trained layer
@@ -66,18 +65,19 @@ def expand(
     expanded raises RecipeError; one that a pattern found is skipped, with the reason. Raises RecipeError if none is
     left. progress: told how many layers of how many are done, since factors of trained ones can take a while to find.
     """
-    network = copy.deepcopy(network)
-    rates = _rates(network, options)
+    network, options = copy.deepcopy(network), by_name(network, options)
+    if not isinstance(options.rate, dict):
+        raise RecipeError("expand.rate: auto weighs the steps of a training; choose rates with passes.expand.rates")
     rows, skipped = [], {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        names = _selected(network, options.layers, "layers")
+        names = selected(network, options.layers, "layers")
         for done, name in enumerate(names):
             progress(done, len(names))
             try:
-                if name not in rates:
+                if name not in options.rate:
                     raise Unfit("no selector of `rate` names it")
-                expanded, row = _expanded(network, name, options, rates[name])
+                expanded, row = _expanded(network, name, options, options.rate[name])
             except Unfit as reason:
                 if name in options.layers:
                     raise RecipeError(f"expand: {name}: {reason}") from reason
@@ -140,26 +140,9 @@ def contract_model(model: nn.Module) -> nn.Module:
     return contract(model if isinstance(model, fx.GraphModule) else trace(model))
 
 
-def _rates(network: fx.GraphModule, options: Expand) -> Mapping[str, float]:
-    """By layer; of several selectors that mean a layer the last one counts."""
-    if options.rate == "auto":
-        raise RecipeError("expand.rate: auto weighs the steps of a training; choose rates with passes.expand.rates")
-    if not isinstance(options.rate, dict):
-        return dict.fromkeys(_selected(network, options.layers, "layers"), options.rate)
-    by_selector = options.rate.items()
-    return {name: rate for selector, rate in by_selector for name in _selected(network, [selector], "rate")}
-
-
-def _selected(network: fx.GraphModule, selectors: Sequence[str], key: str) -> list[str]:
-    try:
-        return select(network, selectors)
-    except RecipeError as error:
-        raise RecipeError(f"expand.{key}: {error}") from error
-
-
 def _expanded(network: fx.GraphModule, name: str, options: Expand, rate: float) -> tuple[Expanded, ExpandedLayer]:
     """By the first strategy that can write the layer. Raises Unfit with the reason of the last that was tried."""
-    shape = layer_shape(network, name)
+    shape = layer_shape(network, name, options)
     reason = unfit(shape, options)
     for strategy in fitting(shape, options):
         try:
@@ -175,7 +158,7 @@ def _written(
     """The layer as one strategy writes it. Raises Unfit."""
     layer = network.get_submodule(name)
     assert isinstance(layer, Layer)
-    branches = STRATEGIES[strategy].branches(shape, rate, options.factors)
+    branches = STRATEGIES[strategy].branches(shape, rate)
     _check_memory(name, shape, branches)
     expanded = Expanded(
         type(layer).__name__,
@@ -253,7 +236,7 @@ def _start_from(expanded: Expanded, layer: Layer) -> float:
         error = float((expanded.contracted()[0] - layer.weight).norm()) / (scale or 1.0)
     if error > max(EXACT, 4 * torch.finfo(layer.weight.dtype).eps):
         remedy = (
-            "use cl, or a higher rate unless it reads images, whose channels the first factor keeps"
+            "use cl, or a higher rate, and first: expand if it reads images, whose channels the first factor keeps"
             if carrier(expanded.kernel_shapes()[0]) is None
             else "use a rate of 1 or more"
         )

@@ -8,6 +8,8 @@ from compresskit.options import option
 from compresskit.passes.expand.strategies import STRATEGIES
 
 Rate = Annotated[float, Gt(0)]
+Factors = Literal[2, 3]
+First = Literal["keep", "expand"]
 
 
 @option
@@ -22,7 +24,10 @@ class Expand:
     limit: Annotated[float, Gt(1)] = 1.5
     # names, re:PATTERN, "@conv", "@conv3x3", "@linear"; those that fit are expanded
     layers: tuple[str, ...] = ("re:.*",)
-    factors: Literal[2, 3] = 2  # matrices of a linear layer
+    # matrices of a linear layer; or {selector: matrices}, and linear layers that none names are left
+    factors: Factors | dict[str, Factors] = 2
+    # of a convolution that reads images: keep: its first factor keeps their channels; expand: it has `rate` times them
+    first: First = "keep"
     # online: the factors are multiplied at each step and one layer runs; sequential: they run one after another.
     mode: Literal["online", "sequential"] | None = None  # Default: online, where the factors are linear
     nonlinear: bool = False  # ReLU between factors: a net that cannot be contracted, only lend its weights (`init`)

@@ -9,7 +9,7 @@ from compresskit.graph.layers.expanded import kernel_shapes
 from compresskit.graph.selectors import select
 from compresskit.numerics.expansion.composition import cost
 from compresskit.passes.expand.options import Expand
-from compresskit.passes.expand.sites import fitting, layer_shape, unfit
+from compresskit.passes.expand.sites import by_name, fitting, layer_shape, unfit
 from compresskit.passes.expand.strategies import STRATEGIES, LayerShape, Unfit
 
 LARGEST, SMALLEST, STEP = 4.0, 1.0, 0.25  # the document's rate; below 1 no trained layer has factors
@@ -49,7 +49,7 @@ def product_macs(shape: LayerShape, options: Expand, rate: float) -> int:
     reason = unfit(shape, options)
     for strategy in fitting(shape, options):
         try:
-            branches = STRATEGIES[strategy].branches(shape, rate, options.factors)
+            branches = STRATEGIES[strategy].branches(shape, rate)
         except Unfit as found:
             reason = found
         else:
@@ -68,10 +68,10 @@ def auto_rates(
     limit - 1 times the sum of `macs`. Each layer takes in proportion to its own macs what a rate of 4 does not exceed;
     what one leaves the others take. A layer for which a rate of 1 takes more is left alone.
     """
-    shapes, left = {}, {}
+    shapes, left, options = {}, {}, by_name(network, options)
     for name in select(network, options.layers):
         try:
-            shapes[name] = layer_shape(network, name)
+            shapes[name] = layer_shape(network, name, options)
             product_macs(shapes[name], options, SMALLEST)
         except Unfit as reason:
             shapes.pop(name, None)
@@ -93,7 +93,8 @@ def auto_rates(
 
 def rate_below(network: fx.GraphModule, options: Expand, names: Sequence[str], budget: float) -> float | None:
     """The largest rate for all these layers, in steps of 0.05, whose products take at most `budget`, or None."""
-    shapes = [layer_shape(network, name) for name in names]
+    options = by_name(network, options)
+    shapes = [layer_shape(network, name, options) for name in names]
 
     def total(number: int) -> int:
         return sum(product_macs(shape, options, number / 20) for shape in shapes)

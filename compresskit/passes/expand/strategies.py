@@ -6,18 +6,23 @@ from typing import Protocol
 
 from compresskit.graph.layers.expanded import Branch, Factor
 
-IMAGE_CHANNELS = (1, 3)  # of images: their first factor is not widened (Table 9 counts parameters so)
+IMAGE_CHANNELS = (1, 3)  # of images
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """inputs, outputs: of one group. taps: () for a linear layer."""
+    """inputs, outputs: of one group. taps: () for a linear layer.
+
+    keeps_image: whether it reads the network's input, and its first factor is to keep an image's channels. factors:
+    matrices of a linear layer, None where none are asked for.
+    """
 
     inputs: int
     outputs: int
     groups: int
     taps: tuple[int, ...]
-    reads_input: bool  # the network's own
+    keeps_image: bool
+    factors: int | None = 2
 
 
 class Unfit(Exception):
@@ -29,7 +34,7 @@ class Strategy(Protocol):
 
     linear: bool
 
-    def branches(self, shape: LayerShape, rate: float, factors: int) -> tuple[Branch, ...]: ...
+    def branches(self, shape: LayerShape, rate: float) -> tuple[Branch, ...]: ...
 
 
 class ConvolutionalLayers:
@@ -37,7 +42,7 @@ class ConvolutionalLayers:
 
     linear = False
 
-    def branches(self, shape: LayerShape, rate: float, factors: int) -> tuple[Branch, ...]:
+    def branches(self, shape: LayerShape, rate: float) -> tuple[Branch, ...]:
         one = (1,) * len(shape.taps)
         return (
             (
@@ -56,7 +61,7 @@ class ConvolutionalKernels:
 
     linear = False
 
-    def branches(self, shape: LayerShape, rate: float, factors: int) -> tuple[Branch, ...]:
+    def branches(self, shape: LayerShape, rate: float) -> tuple[Branch, ...]:
         length = (max(shape.taps) - 1) // 2
         if any(taps % 2 == 0 for taps in shape.taps) or length < 2:
             kernel = "x".join(map(str, shape.taps))
@@ -71,9 +76,11 @@ class FullyConnected:
 
     linear = True
 
-    def branches(self, shape: LayerShape, rate: float, factors: int) -> tuple[Branch, ...]:
+    def branches(self, shape: LayerShape, rate: float) -> tuple[Branch, ...]:
+        if shape.factors is None:
+            raise Unfit("no selector of `factors` names it")
         between: list[Factor] = [(_scaled(rate, shape.inputs), ())]
-        if factors == 3:
+        if shape.factors == 3:
             between.append((_scaled(rate, shape.outputs), ()))
         return ((*between, (shape.outputs, ())),)
 
@@ -86,7 +93,7 @@ class AsymmetricBranches:
 
     linear = False
 
-    def branches(self, shape: LayerShape, rate: float, factors: int) -> tuple[Branch, ...]:
+    def branches(self, shape: LayerShape, rate: float) -> tuple[Branch, ...]:
         if sum(taps > 1 for taps in shape.taps) < 2:
             raise Unfit("acnet takes kernels with several taps along two sides at least; use cl")
         if any(taps % 2 == 0 for taps in shape.taps):
@@ -107,7 +114,7 @@ def _width(shape: LayerShape, rate: float) -> int:
 
 
 def _first_width(shape: LayerShape, rate: float) -> int:
-    if shape.reads_input and shape.groups * shape.inputs in IMAGE_CHANNELS:
+    if shape.keeps_image and shape.groups * shape.inputs in IMAGE_CHANNELS:
         return shape.groups * shape.inputs
     return shape.groups * _scaled(rate, shape.inputs)
 

@@ -83,11 +83,28 @@ class Cosine:
             return _ramp(step, warm, self.warmup_start)
         if self.by == "epoch":
             step = (step // steps_per_epoch + 1) * steps_per_epoch
-        t = (step - warm) / (epochs * steps_per_epoch - warm)
+        t = _passed(step, warm, epochs * steps_per_epoch)
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * t)) / 2
 
 
-Schedule = Constant | Step | MultiStep | Cosine
+@option
+class Linear:
+    """The rate falls along a line from the end of the warm-up to the end of the run, at each step."""
+
+    kind: Literal["linear"] = "linear"
+    final: Annotated[float, Ge(0), Le(1)] = 0.0  # share of the rate that the line ends at
+    warmup: Epochs = 0.0  # epochs in which the rate rises linearly
+    warmup_start: Start = 0.01  # share of the rate at the first step of the warm-up
+
+    def __call__(self, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """Factor of the rate at `step`, counted from 0: 1 - (1 - final) t, t in [0, 1] (ShuffleNet, section 4)."""
+        warm = self.warmup * steps_per_epoch
+        if step < warm:
+            return _ramp(step, warm, self.warmup_start)
+        return 1 - (1 - self.final) * _passed(step, warm, epochs * steps_per_epoch)
+
+
+Schedule = Constant | Step | MultiStep | Cosine | Linear
 
 
 def _ramp(step: int, warm: float, start: float) -> float:
@@ -95,9 +112,15 @@ def _ramp(step: int, warm: float, start: float) -> float:
     return 1.0 if step >= warm else start + (1 - start) * step / warm
 
 
-SCHEDULES: dict[str, type[Constant] | type[Step] | type[MultiStep] | type[Cosine]] = {
+def _passed(step: int, warm: float, steps: int) -> float:
+    """Share of the steps behind the warm-up that lie before this one."""
+    return (step - warm) / (steps - warm)
+
+
+SCHEDULES: dict[str, type[Constant] | type[Step] | type[MultiStep] | type[Cosine] | type[Linear]] = {
     "constant": Constant,
     "step": Step,
     "multi-step": MultiStep,
     "cosine": Cosine,
+    "linear": Linear,
 }

@@ -206,6 +206,27 @@ def test_a_dry_run_shows_the_factors_and_writes_nothing(recipe, call, tmp_path):
     assert "│ alone " in outcome.out
 
 
+def test_an_entry_changes_the_training(recipe, call):
+    longer = "expand.compare.longer={strategy: none, train: {epochs: 3, gradient_confusion: {pairs: 2}}}"
+    adam = "expand.compare.adam={rate: 1, train: {optimizer: {kind: adam}, batch_size: 8}}"
+    planned = " ".join(call("expand", recipe, longer, adam, "--dry-run").out.split())
+    assert "changes in training" in planned
+    assert re.search(r"│ longer │ [\d,]+ │ [\d,]+ │ epochs 3, gradient_confusion pairs 2 +│", planned)
+    assert re.search(r"│ adam │ [\d,]+ │ [\d,]+ │ batch_size 8, optimizer adam +│", planned)
+    assert "adam: a step takes" in planned  # of batches of 8
+    assert "ck+fc, rate 2: a step takes" not in planned
+    done = call("expand", recipe, longer, adam, "train.epochs=1", "data.limit=128", "--out", "run")
+    assert done.status == 0, done.err
+    networks = json.loads(Path("run/report.json").read_text())["details"]["networks"]
+    assert [len(trials[0]["rows"]) for trials in networks.values()] == [1, 3, 1]
+    assert "cosines of gradients" in done.out  # of the one that measured them
+    (costs,) = [
+        table for table in json.loads(Path("run/report.json").read_text())["tables"] if "step" in table["title"]
+    ]
+    weights = {row[0]: row[-1] / row[-2] for row in costs["rows"]}
+    assert weights == {"ck+fc, rate 2": pytest.approx(12e-6), "adam": pytest.approx(16e-6)}  # bytes of a parameter
+
+
 def test_a_dry_run_of_a_batch_in_parts_takes_one_part(recipe, call):
     """A whole batch need not fit in memory. Equal samples have equal losses."""
     outputs = [
@@ -282,11 +303,16 @@ REFUSALS = {
     "expand.compare={'ck+fc, rate 2': {rate: 1}}": "would share a row or a folder; rename one",
     "expand.compare={'+': {rate: 1}}": "expand.compare.+: a name needs a letter or a digit",
     "expand.compare={x: {strategy: none, rate: 2, init: expandnet}}": "is the compact net, so rate, init mean nothing",
-    "expand.factors=7": "expand.factors: must be 2 or 3, given 7",
+    "expand.factors=7": "expand.factors: must be 2 or 3 or a mapping, given 7",
+    "expand.factors={fc1: 7}": "expand.factors.fc1: must be 2 or 3, given 7",
+    "expand.first=widen": "expand.first: must be 'keep' or 'expand', given 'widen'",
     "expand.layers=[]": "layers: none are named; name some, or leave the key out for all",
     "expand.rate={conv9: 2}": "expand.rate: layer selector 'conv9': no convolution or linear layer is named so",
     "expand.stages=[]": "stages: name one at least of expand, train, contract",
     "expand.compare={x: {}}": "expand.compare.x: it says nothing that differs from `expand`; give one of strategy",
+    "expand.compare={x: {train: {}}}": "expand.compare.x: it says nothing that differs from `expand`; give one of",
+    "expand.compare={x: {train: {monitor: map}}}": "expand.compare.x: monitor: map was given",
+    "expand.compare={x: {train: {epoch: 3}}}": "expand.compare.x.train.epoch: unknown key; did you mean 'epochs'?",
     "expand.compare={x: {strategy: ck, layers: [fc1]}}": "expand.compare.x: expand: fc1: ck is not for linear layers",
     "expand.compare={x: {distill: {kind: kd, teacher: zz}}}": "expand.compare.x: distill.teacher: zz: no such file",
     "expand.compare={x: {strategy: cc}}": "expand.compare.x: strategy: 'cc' was given",

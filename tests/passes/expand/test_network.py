@@ -159,16 +159,6 @@ def test_kernels_that_no_small_factors_give_are_left_and_listed():
     torch.testing.assert_close(found.network.eval()(x), net.eval()(x), rtol=1e-9, atol=1e-9)
 
 
-def test_parameters_are_those_of_table_9():
-    net = trace(SmallNet(kernel=7).build((3, 32, 32), 10))
-    counts = {}
-    for rate in (0.25, 0.5, 0.75, 1.0, 2.0, 4.0):
-        expanded = expand(net, Expand(strategy="ck", rate=rate)).network
-        counts[rate] = sum(p.numel() for p in expanded.parameters())
-    assert sum(p.numel() for p in net.parameters()) == 66186  # 66.19 thousand
-    assert counts == {0.25: 37912, 0.5: 42810, 0.75: 48428, 1.0: 54766, 2.0: 87318, 4.0: 186982}
-
-
 def test_factors_have_the_documents_widths(network):
     rows = {row.name: row for row in expand(network, Expand(strategy="ck+cl+fc", rate=2, factors=3)).layers}
     assert {name: row.strategy for name, row in rows.items()} == {
@@ -193,6 +183,36 @@ def test_rates_by_layer(network):
     assert found.skipped["grouped"] == "no selector of `rate` names it"
 
 
+def test_factors_by_layer(network):
+    found = expand(network, Expand(strategy="cl+fc", rate=2, factors={"@linear": 2, "fc": 3, "stem": 3}))
+    rows = {row.name: row.factors[0] for row in found.layers}
+    assert [len(rows[name]) for name in ("fc", "head")] == [3, 2]  # of several selectors the last one counts
+    assert rows["fc"] == ((24, 12), (12, 24), (6, 12))
+    found = expand(network, Expand(strategy="cl+fc", factors={"fc": 3}))
+    assert [row.name for row in found.layers] == ["stem", "depthwise", "grouped", "shortcut", "fc"]
+    assert found.skipped == {"head": "no selector of `factors` names it"}
+    found = expand(network, Expand(strategy="fc", layers=("re:(?!head).*",)))
+    assert [row.name for row in found.layers] == ["fc"]
+
+
+def test_the_first_factor_of_an_images_layer_is_as_wide_as_asked_for(network):
+    for strategy, taps in (("cl", 1), ("ck", 3)):
+        keeps, expands = (
+            expand(network, Expand(strategy=strategy, rate=2, first=first)).layers for first in ("keep", "expand")
+        )
+        assert keeps[0].factors[0][0] == (3, 3, taps, taps)
+        assert expands[0].factors[0][0] == (6, 3, taps, taps)
+        assert [row.factors for row in keeps[1:]] == [row.factors for row in expands[1:]]
+
+
+def test_a_wide_first_factor_lets_ck_start_from_a_trained_layer_of_images():
+    net = trace(SmallNet(kernel=5).build((3, 32, 32), 10)).double()
+    found = expand(net, Expand(strategy="ck", init="from_checkpoint", first="expand", rate=4))
+    assert [row.name for row in found.layers] == ["conv1", "conv2", "conv3"]
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(found.network.eval()(x), net.eval()(x), rtol=1e-9, atol=1e-9)
+
+
 def test_what_cannot_be_expanded_is_listed(network):
     found = expand(network, Expand(strategy="ck"))
     assert [row.name for row in found.layers] == ["stem", "grouped"]
@@ -211,6 +231,8 @@ def test_what_cannot_be_expanded_is_listed(network):
         ({"strategy": "fc", "layers": ("stem",)}, "expand: stem: fc is not for convolutions"),
         ({"strategy": "acnet", "layers": ("shortcut",)}, "expand: shortcut: acnet takes kernels with several taps"),
         ({"strategy": "ck", "layers": ("@linear",)}, "expand: no layer can be expanded by ck (fc: ck is not for"),
+        ({"strategy": "fc", "layers": ("head",), "factors": {"fc": 3}}, "expand: head: no selector of `factors` names"),
+        ({"strategy": "fc", "factors": {"fx": 3}}, "expand.factors: layer selector 'fx': no convolution or linear"),
         ({"layers": ("stam",)}, "'stam': no convolution or linear layer is named so; did you mean 'stem'"),
     ],
 )
@@ -293,7 +315,7 @@ def test_from_a_notebook():
 
 @pytest.mark.parametrize(("inputs", "groups", "kept"), [(1, 1, True), (3, 1, True), (3, 3, True), (4, 4, False)])
 def test_an_image_is_told_by_the_networks_input_not_by_a_groups(inputs, groups, kept):
-    shape = LayerShape(inputs // groups, 8, groups, (3, 3), reads_input=True)
-    ((first, *_),) = STRATEGIES["cl"].branches(shape, 2.0, 3)
+    shape = LayerShape(inputs // groups, 8, groups, (3, 3), keeps_image=True)
+    ((first, *_),) = STRATEGIES["cl"].branches(shape, 2.0)
     assert (first[0] == inputs) == kept
-    assert STRATEGIES["cl"].branches(replace(shape, reads_input=False), 2.0, 3)[0][0][0] == 2 * inputs
+    assert STRATEGIES["cl"].branches(replace(shape, keeps_image=False), 2.0)[0][0][0] == 2 * inputs

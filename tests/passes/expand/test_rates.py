@@ -42,7 +42,7 @@ def test_products_cost_what_torch_counts(network, strategy):
     found = expand(network, options)
     counted = forward_macs(found.network) - forward_macs(network)
     assert sum(layer.product_macs for layer in found.layers) == counted
-    assert counted == sum(product_macs(layer_shape(network, row.name), options, 1.75) for row in found.layers)
+    assert counted == sum(product_macs(layer_shape(network, row.name, options), options, 1.75) for row in found.layers)
 
 
 def test_a_training_step_costs_three_times_its_forward_pass():
@@ -74,10 +74,10 @@ def test_auto_stays_below_the_limit_and_leaves_no_layer_that_would_fit(network, 
     next_steps = []
     for name, rate in rates.items():
         if rate < max(RATES):
-            shape = layer_shape(network, name)
+            shape = layer_shape(network, name, options)
             next_steps.append(product_macs(shape, options, rate + 0.25) - product_macs(shape, options, rate))
     for name in left:
-        next_steps.append(product_macs(layer_shape(network, name), options, 1.0))
+        next_steps.append(product_macs(layer_shape(network, name, options), options, 1.0))
     equal = Counter(tuple(network.get_submodule(name).weight.shape) for name in [*rates, *left])
     assert not next_steps or spent + max(equal.values()) * max(next_steps) > budget  # equal layers rise together
 
@@ -110,7 +110,7 @@ def test_the_rate_below_a_budget_is_the_largest(network, budget):
     rate = rate_below(network, options, names, budget)
 
     def total(r):
-        return sum(product_macs(layer_shape(network, name), options, r) for name in names)
+        return sum(product_macs(layer_shape(network, name, options), options, r) for name in names)
 
     assert rate is not None
     assert total(rate) <= budget < total(rate + 0.05)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from compresskit.training.optimization.schedules import SCHEDULES, Constant, Cosine, MultiStep, Step
+from compresskit.training.optimization.schedules import SCHEDULES, Constant, Cosine, Linear, MultiStep, Step
 from compresskit.training.options import Training
 
 STEPS, EPOCHS = 5, 8
@@ -33,7 +33,7 @@ def test_warmup_rises_linearly_to_the_schedule_without_it(kind):
     warm = SCHEDULES[kind](warmup=1.5, warmup_start=0.2, **SETTINGS.get(kind, {}))
     ramp = [0.2 + 0.8 * step / 7.5 for step in range(8)]
     assert factors(warm)[:8] == pytest.approx(ramp, rel=1e-12)
-    if kind != "cosine":  # whose curve starts where the warm-up ends
+    if kind not in ("cosine", "linear"):  # whose curve starts where the warm-up ends
         assert factors(warm)[8:] == factors(plain)[8:]
 
 
@@ -61,18 +61,28 @@ def test_cosine_equals_torchs():
     assert factors(Cosine(final=0.1)) == pytest.approx(expected, rel=1e-10)  # torch's is a recursion
 
 
+def test_linear_equals_torchs():
+    total = STEPS * EPOCHS
+    expected = torchs(lambda o: lr_scheduler.LinearLR(o, 1.0, end_factor=0.1, total_iters=total), every=1)
+    assert factors(Linear(final=0.1)) == pytest.approx(expected, rel=1e-10)  # torch's is a recursion
+    expected = torchs(lambda o: lr_scheduler.PolynomialLR(o, total_iters=total), every=1)
+    assert factors(Linear()) == pytest.approx(expected, rel=1e-10)
+
+
 def test_warmup_equals_torchs():
     expected = torchs(lambda o: lr_scheduler.LinearLR(o, start_factor=0.01, total_iters=10), every=1)
     assert factors(Constant(warmup=2)) == pytest.approx(expected, rel=1e-10)  # torch's is a recursion
 
 
-def test_cosine_ends_at_its_final_share_after_any_warmup():
+@pytest.mark.parametrize("curve", [Cosine, Linear])
+def test_ends_at_its_final_share_after_any_warmup(curve):
     for warmup in (0, 3):
-        assert Cosine(final=0.25, warmup=warmup)(STEPS * EPOCHS, STEPS, EPOCHS) == pytest.approx(0.25, abs=1e-15)
+        assert curve(final=0.25, warmup=warmup)(STEPS * EPOCHS, STEPS, EPOCHS) == pytest.approx(0.25, abs=1e-15)
 
 
-def test_cosine_is_halfway_down_in_the_middle_of_what_the_warmup_leaves():
-    assert Cosine(warmup=2)(5 * STEPS, STEPS, EPOCHS) == pytest.approx(0.5, abs=1e-15)
+@pytest.mark.parametrize("curve", [Cosine, Linear])
+def test_is_halfway_down_in_the_middle_of_what_the_warmup_leaves(curve):
+    assert curve(warmup=2)(5 * STEPS, STEPS, EPOCHS) == pytest.approx(0.5, abs=1e-15)
 
 
 def test_milestones_must_rise():

@@ -128,7 +128,9 @@ EXPANSIONS = {  # recipe: (changes that make it small, networks in its table)
     "table3-mobilenet": (("model.width=0.1", "train.precision=float32", "expand.rate=1"), 5),
     "table3-shufflenet": (("train.precision=float32", "train.batch_size=32", "expand.rate=1"), 5),
     "table6-complexity": ((), 10),
-    "table7-memorisation": (("train.gradient_confusion.pairs=2", "train.landscape={points: 3, samples: 20}"), 4),
+    "figure3-training": (("train.gradient_confusion.pairs=2",), 4),
+    "figure4-landscapes": (("train.landscape={points: 3, samples: 20, drawn: error}",), 4),
+    "table7-memorisation": ((), 4),
     "table8-initialisation": ((), 8),
     "table9-rates": ((), 7),
 }

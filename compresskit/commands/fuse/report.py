@@ -133,7 +133,7 @@ def _training(trials: list[FusedTrial]) -> list[Table]:
         epochs = step.epochs or 0
         beside = [(step.baselines[name].epochs, step.baselines[name].epochs * share) for name in names]
         rows.append((step.widths, epochs, paid, *(number for pair in beside for number in pair)))
-    columns = ["fused, epochs in all", "cost", *(text for n in names for text in (f"{_FROM[n]}, epochs", "cost"))]
+    columns = [f"{who}, {what}" for who in ("fused", *(_FROM[n] for n in names)) for what in ("epochs in all", "cost")]
     title = "training, first trial; cost in epochs of the net that was fused, by multiply-adds"
     return [Table(title, ("network", *columns), rows)]
 

@@ -6,7 +6,7 @@
 
 The file is one of MATLAB (5 to 7.3), HDF5 or NPZ, as sets for channel charting are published: complex channels
 (N, antennas) or (N, antennas, subcarriers), or real features (N, ...), which are kept as they are; and positions (N, 2)
-or (N, 3). Where samples are the last axis of either, as in MATLAB's (antennas, N), they are found by their number.
+or (N, 3). Where samples are another axis than the first, as in (antennas, N), it is found by its length.
 
     inputs float32 (N, features)    targets float32 (N, 2): metres, the first two coordinates
 

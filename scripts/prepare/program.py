@@ -50,7 +50,7 @@ def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace, h5p
             work(options, file)
         print(_told(options.out))
     except CompresskitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).split(), file=sys.stderr)  # HDF5 breaks lines
         return error.exit_status
     except KeyboardInterrupt:
         print(f"stopped; {options.out} was not written", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -12,9 +13,11 @@ import torchvision
 import yaml
 from PIL import Image
 
+from tests.forked.start import python
 from tests.scenes import draw, write_cityscapes, write_voc_detection
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 RANDOM = np.random.default_rng(0)
 
 
@@ -25,18 +28,22 @@ def classes(path: Path, shape: tuple[int, ...], count: int) -> None:
             file[f"{group}/targets"] = np.arange(images) % count
 
 
-def positions(path: Path) -> None:
-    with h5py.File(path, "w") as file:
-        inputs = RANDOM.normal(size=(120, 32)).astype(np.float32)
-        file["inputs"], file["targets"] = inputs, inputs[:, :2] * 100
+def made(script: str) -> Callable[[Path], None]:
+    """The made set of a script that prepares data."""
+
+    def write(path: Path) -> None:
+        done = python(SCRIPTS / script, "--synthetic", "--samples", "96", "--out", path)
+        assert done.returncode == 0, done.stderr
+
+    return write
 
 
 TABLES = {  # recipe: (how its data are made, override that reads them, steps of its fusing)
     "table1-cifar10": (lambda path: classes(path, (3, 32, 32), 10), "data={kind: arrays, path: data.h5}", 2),
     "table2-fashion-mnist": (lambda path: classes(path, (1, 28, 28), 10), "data={kind: arrays, path: data.h5}", 3),
-    "table3-har": (lambda path: classes(path, (9, 128), 6), "data.path=data.h5", 1),
-    "table4-speech-commands": (lambda path: classes(path, (1, 40, 98), 5), "data.path=data.h5", 1),
-    "table5-positioning": (positions, "data.path=data.h5", 2),
+    "table3-har": (made("prepare_har.py"), "data.path=data.h5", 1),
+    "table4-speech-commands": (made("prepare_speech_commands.py"), "data.path=data.h5", 1),
+    "table5-positioning": (made("prepare_positioning.py"), "data.path=data.h5", 2),
 }
 
 

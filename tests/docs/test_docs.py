@@ -54,7 +54,8 @@ def tiny(recipe: Any) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder as a reader's, with the shipped recipes in it, made small."""
+    """A folder as a reader's, with the scripts and the shipped recipes in it, these made small."""
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     for path in (ROOT / "configs").rglob("*.yaml"):
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)

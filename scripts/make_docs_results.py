@@ -36,6 +36,7 @@ def add(run: Path, name: str) -> Path:
     """Keeps what pages are made from. Raises OSError where `run` has no report."""
     report, made = (json.loads((run / file).read_text()) for file in ("report.json", "run.json"))
     kept = {key: report[key] for key in KEPT} | {"recipe": made["made_of"]}
+    kept["recipe"].get("data", {}).pop("root", None)  # a place on one machine
     path = PAGES / "raw" / f"{name}.json"
     path.write_text(json.dumps(kept, indent=1) + "\n")
     return path

@@ -68,7 +68,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         planned.tables += isometries.plan() if isometries is not None else []
         return planned
     with ExitStack() as own:
-        folder = (arguments.held or own).enter_context(_folder(arguments, recipe, source))
+        folder = (arguments.held or own).enter_context(_folder(arguments, recipe, source, isometries))
         return _measured(folder, source, recipe, device, progress, alike, isometries)
 
 
@@ -197,15 +197,16 @@ def _of_epoch(source: Source, path: Path) -> list[Weight]:
 
 
 @contextmanager
-def _folder(arguments: Arguments, recipe: Recipe, source: Source) -> Iterator[RunFolder]:
-    plain = recipe.plain()
+def _folder(arguments: Arguments, recipe: Recipe, source: Source, isometries: Isometries | None) -> Iterator[RunFolder]:
+    plain, path = recipe.plain(), source.path
+    own = () if path is None else in_folder(path) if path.is_dir() else (path,)
     with open_run_folder(
         arguments.out or Path("runs") / f"{recipe.name}-spectra",
         "spectra",
         plain,
         force=arguments.force,
         resume=arguments.resume,
-        inputs=() if source.path is None else (in_folder(source.path) if source.path.is_dir() else (source.path,)),
+        inputs=(*own, *(isometries.inputs if isometries is not None else ())),
     ) as folder:
         folder.write_text("recipe.yaml", to_yaml(plain))
         yield folder

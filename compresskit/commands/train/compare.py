@@ -54,7 +54,7 @@ def cells(current: Session) -> list[Cell]:
     grid: Grid | None = current.recipe.section("train").compare
     if grid is None:
         return []
-    found = [_cell(current, grid, row, column) for row in grid.rows for column in grid.columns or ("",)]
+    found = [_cell(current, grid, row, column) for row in grid.rows for column in grid.changes_of_columns or ("",)]
     folders = [cell.folder for cell in found]
     if twice := [cell.name for cell in found if folders.count(cell.folder) > 1]:
         raise RecipeError(f"train.compare: {' and '.join(twice)} would share a folder; rename one")
@@ -63,7 +63,7 @@ def cells(current: Session) -> list[Cell]:
 
 def _cell(current: Session, grid: Grid, row: str, column: str) -> Cell:
     name = name_of_cell(row, column)
-    changes = grid.rows[row] | grid.columns.get(column, {}) | grid.cells.get(name, {})
+    changes = grid.rows[row] | grid.changes_of_columns.get(column, {}) | grid.cells.get(name, {})
     for key in changes:
         allowed = any(key == section or key.startswith(f"{section}.") for section in SECTIONS)
         if not allowed or key.startswith(("train.compare", "train.memorisation")):

@@ -189,6 +189,23 @@ def test_one_cell_may_differ_from_its_row_and_column(call, compared):
     refused(wrong, 2, "train.compare.cells", "'SAO' is none of 'Dense, N = 4', 'Dense, N = 3'")
 
 
+def test_columns_of_a_list_are_crossed(call, compared):
+    columns = (
+        "train.compare.columns=[{N = 4: {}, N = 3: {model.widths: [64, 32, 32]}}, "
+        "{short: {train.epochs: 1}, tanh: {model.activation: tanh, train.epochs: 1}}]"
+    )
+    rows = ("~train.compare.rows.Lost", "~train.compare.rows.GMP-T")
+    cells = "train.compare.cells={'Dense, N = 3, tanh': {model.widths: [64, 16]}}"
+    assert call("train", compared, SELECTED, columns, *rows, cells, "--out", "out").status == 0
+    (found,) = [table for table in report("out")["tables"] if table["title"] == "test accuracy"]
+    assert found["columns"] == ["network", "N = 4, short", "N = 4, tanh", "N = 3, short", "N = 3, tanh"]
+    networks = {name: load(Path(f"out/compare/dense/{name}/model.pt")) for name in ("n-4-tanh", "n-3-short")}
+    assert networks["n-4-tanh"].model["activation"] == "tanh"
+    assert len(networks["n-4-tanh"].model["widths"]) == 4
+    assert networks["n-3-short"].model["widths"] == [64, 32, 32]
+    assert load(Path("out/compare/dense/n-3-tanh/model.pt")).model["widths"] == [64, 16]
+
+
 def test_a_comparison_without_columns(call, compared):
     assert call("train", compared, "~train.compare.columns", "~train.compare.rows.Lost", "--out", "out").status == 0
     (found,) = [table for table in report("out")["tables"] if table["title"] == "test accuracy"]

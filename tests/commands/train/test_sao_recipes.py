@@ -11,14 +11,15 @@ from tests.commands.prune.test_verb import table
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "sao"
 CNN = {  # recipe: columns that are left out, rows of its grid
-    "table8-cifar10-tanh": (("N = 128", "N = 256", "N = 512", "N = 768"), 13),
-    "table8-cifar10-relu": (("N = 128", "N = 256", "N = 512", "N = 768"), 13),
+    "table8-cifar10-tanh": (("0.N = 128", "0.N = 256", "0.N = 512", "0.N = 768", "1.W = 128", "1.W = 256"), 26),
+    "table8-cifar10-relu": (("0.N = 128", "0.N = 256", "0.N = 512", "0.N = 768", "1.W = 128", "1.W = 256"), 26),
     "table9-cinic10": (("N = 16", "N = 32", "N = 128"), 9),
     "table10-cifar100": (("N = 16", "N = 32"), 9),
     "table11-lipconvnet": (("N = 10", "N = 15"), 14),
     "table12-cinic10": (("N = 16", "N = 32"), 9),
 }
 OTHERS = ["figure11-isometry", "table6-singular-values", "table7-mnist", "table7-short"]
+METHODS = ("SAO", "LMP-S", "RG-S", "RG-N", "RG-U")  # LMP-T is masked after a training
 MINI = ("data={kind: mnist-mini, limit: 300}", "report.latency_repeats=1")
 
 
@@ -41,6 +42,12 @@ def colours(tmp_path):
     return "data={kind: arrays, path: data.h5, augment: {flip: true, crop: 4, auto: cifar10}}"
 
 
+def kept_of(listed: str, network: str) -> int:
+    """Parameters in its row of the table."""
+    (line,) = (line for line in listed.splitlines() if f" {network} " in line)
+    return int(line.split("│")[2].replace(",", ""))
+
+
 @pytest.mark.parametrize("name", CNN)
 def test_networks_of_a_column_can_be_trained(call, colours, name):
     """The first column, all rows: masks, layouts and ways of drawing fit the layers."""
@@ -50,6 +57,10 @@ def test_networks_of_a_column_can_be_trained(call, colours, name):
     assert outcome.status == 0, outcome.err
     _, _, listed = outcome.out.partition("trained beside")
     assert sum(line.startswith("│") for line in listed.splitlines()) == rows
+    if name.startswith("table8"):
+        for width in (32, 64):
+            sparse = {method: kept_of(listed, f"1 - 4/W, {method}, N = 32, W = {width}") for method in METHODS}
+            assert len(set(sparse.values())) == 1, sparse  # as many weights, whatever the width
     if name.startswith("table11"):
         assert "soc" in outcome.out
         assert "eco" in outcome.out

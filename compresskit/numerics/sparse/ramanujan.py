@@ -103,6 +103,14 @@ def of_density(outputs: int, inputs: int, density: float) -> int:
     return number
 
 
+def nearest(outputs: int, inputs: int, density: float) -> int:
+    """Number of blocks whose density comes nearest to this one; of two as near, to nine digits, the greater number.
+
+    Densities of such masks are 1 / g for the common divisors g of both sides.
+    """
+    return min(reversed(divisors(gcd(outputs, inputs))), key=lambda g: round(abs(1 / g - density), 9))
+
+
 def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 

@@ -132,6 +132,41 @@ def test_grouped_after_training(call, recipe):
     assert load(Path("out/model.pt")).network.get_submodule("fc3").weight.numel() == 32 * 4
 
 
+LENET = """\
+model: lenet-300-100
+data: {kind: mnist-mini, limit: 200}
+train: {epochs: 1, batch_size: 50, init: {kind: sao, sparsity: 90%}}
+report: {latency_repeats: 1}
+"""
+NEAREST = [
+    ("train.init.nearest=true", "train.layout=grouped"),
+    ("train.init=kaiming", "train.mask={kind: ramanujan, sparsity: 90%, nearest: true}"),
+    ("train.init=kaiming", "train.mask={kind: ramanujan, sparsity: 90%, nearest: true, when: after}"),
+]
+
+
+@pytest.mark.parametrize("changes", NEAREST, ids=["init", "before", "after"])
+def test_a_sparsity_that_does_not_divide_is_met_as_nearly_as_can_be(call, tmp_path, changes):
+    """300 x 784 has common divisors to 4 alone, 100 x 300 has 10."""
+    (tmp_path / "lenet.yaml").write_text(LENET)
+    refused(call("train", "lenet.yaml"), 2, "train.init: fc1", "cannot be had", "nearest: true")
+    outcome = call("train", "lenet.yaml", *changes, "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert table("out", "sparsity as near as can be") == {
+        "fc1": [1, "90.00%", "75.00%"],
+        "fc2": [1, "90.00%", "90.00%"],
+    }
+    (note,) = [note for note in report("out")["notes"] if note.startswith("nearest:")]
+    assert note.startswith("nearest: of the 265,200 weights of these layers 90.00% were to go, and 76.70% went")
+    checkpoint = load(Path("out/model.pt"))
+    network = checkpoint.network
+    left = sum(
+        int(checkpoint.masks.get(f"{fc}.weight", network.get_submodule(fc).weight).count_nonzero())
+        for fc in ("fc1", "fc2")
+    )
+    assert left == 300 * 784 // 4 + 100 * 300 // 10
+
+
 COMPARE = """\
   compare:
     rows:

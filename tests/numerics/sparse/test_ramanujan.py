@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compresskit.numerics.orthogonal.matrices import orthogonal
-from compresskit.numerics.sparse.ramanujan import blocks, divisors, expansion, of_degree, of_density
+from compresskit.numerics.sparse.ramanujan import blocks, divisors, expansion, nearest, of_degree, of_density
 
 SIDES = [(8, 8, 4), (4, 8, 2), (8, 4, 2), (6, 12, 3), (12, 6, 6), (256, 256, 64), (5, 5, 1)]
 
@@ -140,3 +140,18 @@ def test_number_of_blocks_by_density():
 
 def test_divisors():
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
+
+
+@pytest.mark.parametrize("density", [1.0, 0.7, 0.5, 0.3, 0.25, 0.2, 0.1, 1 / 64, 1e-4])
+@pytest.mark.parametrize(("outputs", "inputs"), [(300, 784), (100, 300), (256, 256), (12, 18), (7, 9), (1, 5)])
+def test_nearest_is_the_nearest_of_all_numbers_of_blocks(outputs, inputs, density):
+    """Tried one by one, in integers and hundredths of a millionth."""
+    possible = [g for g in range(1, min(outputs, inputs) + 1) if outputs % g == 0 and inputs % g == 0]
+    found = nearest(outputs, inputs, density)
+    best = min(abs(1 / g - density) for g in possible)
+    assert found == max(g for g in possible if abs(1 / g - density) < best + 1e-8)
+
+
+def test_nearest_takes_the_sparser_of_two():
+    assert nearest(10, 10, 1 - 0.85) == 10  # 15 % lie between 10 % and 20 %, and 1 - 0.85 a little above
+    assert nearest(4, 4, 0.375) == 4

@@ -50,6 +50,8 @@ class SpectraOfNetwork(Spectra):
     # what the table is sorted by; network: the order of the layers
     sort: Literal["network", "alpha", "rand_distance", "stable_rank", "entropy", "spectral_norm", "norm"] = "alpha"
     cka: CKA | None = None  # needs data; {} takes its defaults
+    # eigenvalues of the graphs of masks and of layers in groups, with the bound of Ramanujan graphs
+    graphs: bool = False
     isometry: IsometryOfNetworks | None = None  # needs data; {} takes its defaults
     input_shape: tuple[Annotated[int, Gt(0)], ...] = (3, 224, 224)  # of the recipe's model, if there are no data
     outputs: Annotated[int, Gt(0)] = 1000  # of the recipe's model, if there are no data

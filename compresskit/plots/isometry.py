@@ -1,6 +1,7 @@
 """Singular values of Jacobians by depth and of one layer, and which inputs reach which outputs."""
 
 from collections.abc import Mapping
+from math import nan
 from pathlib import Path
 from textwrap import shorten
 
@@ -29,6 +30,22 @@ def by_depth(path: Path, networks: Mapping[str, NetworkIsometry]) -> None:
             panel.plot(*zip(*points, strict=True), style, marker=marker, color=f"C{number % 10}", label=name)
         panel.set(xlabel="layer", ylabel=f"{what} of the singular values")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _scale(panel)
+        panel.grid(alpha=0.3)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    save(figure, path)
+
+
+def by_column(path: Path, cells: Mapping[tuple[str, str], NetworkIsometry]) -> None:
+    """Mean and variance of the singular values of the whole network for each column, a line a row (SAO, Fig. 11)."""
+    rows, columns = (list(dict.fromkeys(place[part] for place in cells)) for part in (0, 1))
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for panel, what in zip(figure.subplots(1, 2), ("mean", "variance"), strict=True):
+        for number, row in enumerate(rows):
+            values = [getattr(cells[row, column].end, what) if (row, column) in cells else nan for column in columns]
+            style = ("-", "--", ":")[number // 10 % 3]
+            panel.plot(columns, values, style, marker=".", color=f"C{number % 10}", label=row)
+        panel.set(ylabel=f"{what} of the singular values")
         _scale(panel)
         panel.grid(alpha=0.3)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)

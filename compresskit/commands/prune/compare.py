@@ -17,6 +17,7 @@ from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Session
 from compresskit.errors import RecipeError
 from compresskit.options import named
+from compresskit.passes.prune.mask_options import OF_WEIGHTS
 from compresskit.plots.comparison import comparison
 from compresskit.plots.prune import ratios_by_setting
 from compresskit.storage.run_folder import slug
@@ -144,7 +145,7 @@ def add_comparison(current: Session, result: Result, trials: Sequence[list[Compa
         gone.setdefault(same[0].setting.line, {})[same[0].setting.at] = same[0].ratios
     ordered = {line: sorted(points) for line, points in lines.items()}
     goal = several[0][0].setting.options.target.goal
-    left = f"{'weights' if goal == 'sparsity' else goal} left, % of the original"
+    left = f"{'weights' if goal in OF_WEIGHTS else goal} left, % of the original"
     comparison(current.folder.path / "comparison.png", {f"test {metric}": ordered}, left)
     ratios_by_setting(current.folder.path / "comparison-ratios.png", gone, kind)
     _draw_layers(current.folder.path, several)

@@ -15,11 +15,14 @@ from compresskit.commands.prune.stages import PruneStep, Retrained, changes, kin
 from compresskit.commands.result import Figure, Format, Result, Table, Target
 from compresskit.commands.session import Session
 from compresskit.passes.prune.channels import Pruner
+from compresskit.passes.prune.mask_options import OF_WEIGHTS
 from compresskit.passes.prune.masks import ROUNDING, Masker
 from compresskit.plots.prune import ratios_by_layer
 from compresskit.training.tasks.evaluation import METRICS
 
-_UNITS = {"params": "parameters", "macs": "MACs", "channels": "channels", "latency": "ms", "sparsity": "weights"}
+_UNITS = {"params": "parameters", "macs": "MACs", "channels": "channels", "latency": "ms"} | dict.fromkeys(
+    OF_WEIGHTS, "weights"
+)
 _SHOWN = 3  # layers of a group
 
 
@@ -153,7 +156,7 @@ def _target(options: Options, trials: list[PrunedTrial]) -> Target:
 
     def said(value: float) -> str:
         number = f"{value:,.4g}" if goal == "latency" else f"{math.floor(value * (1 + ROUNDING)):,}"
-        if goal == "sparsity":
+        if goal in OF_WEIGHTS:
             return f"{1 - value / whole:.2%} zeros, {number} weights left"
         return f"{number} {unit} ({value / whole:.2%})"
 

@@ -1,7 +1,7 @@
 """The section `prune` of a recipe: passes/prune/options.py or mask_options.py, with steps, retraining, comparisons."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
@@ -84,8 +84,9 @@ def _check_pruning(options: "PruneAndRetrain | MaskAndRetrain") -> None:
     if not any(asdict(compare).values()):
         raise ValueError("compare: it names nothing; list values under at, criterion or budget, or leave it out")
     for at in compare.at:
+        given: dict[str, Any] = {target.goal: at}
         try:
-            type(target)(**{target.goal: at})
+            type(target)(**given)
         except ValueError as error:
             raise ValueError(f"compare.at: {error}") from error
     if compare.layerwise_rates and options.retrain is None:

@@ -138,7 +138,7 @@ class _Work:
 
 
 def _at(options: Options, limit: float, whole: float) -> Options:
-    """The same with another limit for what is left of `whole`."""
+    """The same step with another limit for what is left of `whole`; a comparison is of the first target's goal."""
     if isinstance(options, MaskAndRetrain):
-        return replace(options, target=options.target.at(limit, whole))
+        return replace(options, target=options.target.at(limit, whole), compare=None)
     return replace(options, target=options.target.at(limit))

@@ -41,13 +41,12 @@ class Measured:
         return sum(p < SIGNIFICANT for p in self.p_values)
 
 
-def plan_table(plans: Mapping[str, Plan]) -> Table:
-    """The Jacobians that will be looked at."""
-    rows: list[tuple[Any, ...]] = []
-    for name, plan in plans.items():
-        for part in plan.parts:
-            rows.append((name, part.name, *_planned(plan, part.sides), *_planned(plan, part.depth)))
-        rows.append((name, OUTPUT, "", "", *_planned(plan, plan.end)))
+def plan_table(name: str, plan: Plan) -> Table:
+    """The Jacobians of a network that will be looked at."""
+    rows: list[tuple[Any, ...]] = [
+        (name, part.name, *_planned(plan, part.sides), *_planned(plan, part.depth)) for part in plan.parts
+    ]
+    rows.append((name, OUTPUT, "", "", *_planned(plan, plan.end)))
     return Table("isometry", ("network", "layer", "Jacobian", "how", "by depth", "how"), rows)
 
 

@@ -32,8 +32,10 @@ class CKA:
 class IsometryOfNetworks(Isometry):
     """Jacobians of the network, and of others beside it, in one report."""
 
-    # networks looked at beside, by a name for the tables: changes of the recipe, {train.init: sao}
-    compare: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # networks looked at beside, by a name for the tables: changes of the recipe, {train.init: sao}, as training would
+    # start them; or a model.pt or the folder of a run, runs/x, as it is
+    compare: dict[str, dict[str, Any] | str] = field(default_factory=dict)
+    grid: str | None = None  # folder of a run of `train.compare`: all of its trained networks are looked at, too
 
     def __post_init__(self) -> None:
         for name in self.compare:
@@ -48,6 +50,8 @@ class SpectraOfNetwork(Spectra):
     # what the table is sorted by; network: the order of the layers
     sort: Literal["network", "alpha", "rand_distance", "stable_rank", "entropy", "spectral_norm", "norm"] = "alpha"
     cka: CKA | None = None  # needs data; {} takes its defaults
+    # eigenvalues of the graphs of masks and of layers in groups, with the bound of Ramanujan graphs
+    graphs: bool = False
     isometry: IsometryOfNetworks | None = None  # needs data; {} takes its defaults
     input_shape: tuple[Annotated[int, Gt(0)], ...] = (3, 224, 224)  # of the recipe's model, if there are no data
     outputs: Annotated[int, Gt(0)] = 1000  # of the recipe's model, if there are no data

@@ -14,6 +14,7 @@ from compresskit.commands.parents import in_folder
 from compresskit.commands.recipe import Recipe, load_recipe
 from compresskit.commands.result import Result
 from compresskit.commands.session import Arguments, Counter, Progress, Start, device_kind, load_data
+from compresskit.commands.spectra.graphs import Graphs
 from compresskit.commands.spectra.isometry import Isometries
 from compresskit.commands.spectra.report import plan_result, spectra_result
 from compresskit.commands.spectra.section import SpectraOfNetwork
@@ -63,13 +64,15 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         Similarity(source.network, options.cka, data, device) if options.cka is not None and data is not None else None
     )
     isometries = _isometries(source, arguments, recipe, data, device)
+    of_masks = Graphs(source.network, source.weights, source.masks) if options.graphs else None
+    parts = [part for part in (alike, of_masks, isometries) if part is not None]
     if arguments.dry_run:
         planned = plan_result(source.title, source.weights, source.others, options)
         planned.tables += isometries.plan() if isometries is not None else []
         return planned
     with ExitStack() as own:
-        folder = (arguments.held or own).enter_context(_folder(arguments, recipe, source))
-        return _measured(folder, source, recipe, device, progress, alike, isometries)
+        folder = (arguments.held or own).enter_context(_folder(arguments, recipe, source, isometries))
+        return _measured(folder, source, recipe, device, progress, parts)
 
 
 def _measured(
@@ -78,8 +81,7 @@ def _measured(
     recipe: Recipe,
     device: torch.device,
     progress: Progress,
-    alike: "Similarity | None",
-    isometries: Isometries | None,
+    parts: Sequence[Similarity | Graphs | Isometries],
 ) -> Result:
     options: SpectraOfNetwork = recipe.section("spectra")
 
@@ -92,10 +94,8 @@ def _measured(
     history = {epoch: take(_of_epoch(source, path), f"epoch {epoch}")[0] for epoch, path in source.epochs.items()}
     result = spectra_result(source.title, folder.path, found, source.others | reasons, options, history)
     _write(folder, found, history)
-    if alike is not None:
-        alike.measure(folder, progress, result, drawn=recipe.report.plots)
-    if isometries is not None:
-        isometries.measure(folder, progress, result, drawn=recipe.report.plots)
+    for part in parts:
+        part.measure(folder, progress, result, drawn=recipe.report.plots)
     if recipe.report.plots:
         densities(folder.path / "densities.png", found)
         alphas(folder.path / "alpha-by-depth.png", found)
@@ -197,15 +197,16 @@ def _of_epoch(source: Source, path: Path) -> list[Weight]:
 
 
 @contextmanager
-def _folder(arguments: Arguments, recipe: Recipe, source: Source) -> Iterator[RunFolder]:
-    plain = recipe.plain()
+def _folder(arguments: Arguments, recipe: Recipe, source: Source, isometries: Isometries | None) -> Iterator[RunFolder]:
+    plain, path = recipe.plain(), source.path
+    own = () if path is None else in_folder(path) if path.is_dir() else (path,)
     with open_run_folder(
         arguments.out or Path("runs") / f"{recipe.name}-spectra",
         "spectra",
         plain,
         force=arguments.force,
         resume=arguments.resume,
-        inputs=() if source.path is None else (in_folder(source.path) if source.path.is_dir() else (source.path,)),
+        inputs=(*own, *(isometries.inputs if isometries is not None else ())),
     ) as folder:
         folder.write_text("recipe.yaml", to_yaml(plain))
         yield folder

@@ -25,7 +25,10 @@ DIVERGED = "diverged"
 
 @dataclass(frozen=True)
 class Cell:
-    """One network of the grid. session: that of a recipe of its own. own: whether it is the network of the run."""
+    """One network of the grid. folder: in that of the run. session: that of a recipe of its own.
+
+    own: whether it is the network of the run.
+    """
 
     row: str
     column: str
@@ -51,7 +54,7 @@ def cells(current: Session) -> list[Cell]:
     grid: Grid | None = current.recipe.section("train").compare
     if grid is None:
         return []
-    found = [_cell(current, grid, row, column) for row in grid.rows for column in grid.columns or ("",)]
+    found = [_cell(current, grid, row, column) for row in grid.rows for column in grid.changes_of_columns or ("",)]
     folders = [cell.folder for cell in found]
     if twice := [cell.name for cell in found if folders.count(cell.folder) > 1]:
         raise RecipeError(f"train.compare: {' and '.join(twice)} would share a folder; rename one")
@@ -60,7 +63,7 @@ def cells(current: Session) -> list[Cell]:
 
 def _cell(current: Session, grid: Grid, row: str, column: str) -> Cell:
     name = name_of_cell(row, column)
-    changes = grid.rows[row] | grid.columns.get(column, {}) | grid.cells.get(name, {})
+    changes = grid.rows[row] | grid.changes_of_columns.get(column, {}) | grid.cells.get(name, {})
     for key in changes:
         allowed = any(key == section or key.startswith(f"{section}.") for section in SECTIONS)
         if not allowed or key.startswith(("train.compare", "train.memorisation")):
@@ -68,15 +71,19 @@ def _cell(current: Session, grid: Grid, row: str, column: str) -> Cell:
                 f"train.compare, {name}: it changes {key}; rows and columns change keys of `model`, `train` and "
                 "`data.augment`, such as model.depth or train.init, but no comparison or memorisation"
             )
-    folder = "/".join(slug(part) for part in (row, column) if part)
-    if not all(folder.split("/")):
+    if not all(slug(part) for part in (row, column) if part):
         raise RecipeError(f"train.compare, {name}: a name needs a letter or a digit, for its folder; rename it")
     overrides = (*current.arguments.changes, "~train.compare")
     recipe = variant(current.arguments.recipe, overrides, changes, f"train.compare, {name}", verb="train")
     session = replace(current, recipe=recipe)
     if recipe.data != current.recipe.data:
         session = replace(session, data=load_data(recipe, current.progress))
-    return Cell(row, column, folder, session, _plain(recipe) == _plain(current.recipe))
+    return Cell(row, column, folder_of_cell(row, column), session, _plain(recipe) == _plain(current.recipe))
+
+
+def folder_of_cell(row: str, column: str) -> str:
+    """Where in the run's folder a cell is trained, unless it is the network of the run."""
+    return "/".join((FOLDER, *(slug(part) for part in (row, column) if part)))
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -117,7 +124,7 @@ def _train(current: Session, cell: Cell, own: Result, train: Callable[[Session],
     if cell.own:
         return own
     assert current.folder is not None
-    path = current.folder.path / FOLDER / cell.folder
+    path = current.folder.path / cell.folder
     current.group.in_main(lambda: path.mkdir(parents=True, exist_ok=True))
     current.progress.log(f"compare: {cell.name}")
     try:

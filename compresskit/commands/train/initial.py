@@ -1,6 +1,7 @@
 """Where a new network starts: the recipe's model, with the weights, masks and layout that `train` gives it."""
 
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 
@@ -17,11 +18,22 @@ from compresskit.passes.prune.masks import Masker
 
 
 @dataclass(frozen=True)
+class Nearest:
+    """A layer of so many weights whose mask is the nearest that can be: the shares that were to be kept, and are."""
+
+    name: str
+    weights: int
+    asked: float
+    kept: float
+
+
+@dataclass(frozen=True)
 class InitialStart(Start):
-    """drawn: layers that `train.init` has drawn. others: layers that it names no way for."""
+    """drawn: layers that `train.init` has drawn. others: layers that it names no way for. nearest: see there."""
 
     drawn: list[DrawnLayer] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    nearest: list[Nearest] = field(default_factory=list)
 
 
 def initial_start(recipe: Recipe, data: DataSet, device: torch.device, trial: int) -> InitialStart:
@@ -59,6 +71,8 @@ def prepared(start: InitialStart, options: FreshTraining, data: DataSet, seed: i
     if options.mask is not None:
         start = replace(start, masks=_masks(start, options, data, seed))
         apply_masks(start.network, start.masks)
+        if isinstance(options.mask, RamanujanTraining) and options.mask.nearest:
+            start = replace(start, nearest=_nearest_masks(start.masks, options.mask))
     return start if options.layout == "masked" else _grouped(start)
 
 
@@ -68,7 +82,24 @@ def _drawn(recipe: Recipe, data: DataSet, trial: int) -> InitialStart:
         return InitialStart(network)
     ways = init if isinstance(init, tuple) else (init,)
     found = initialise(network, ways, data.input_shape, recipe.seed + trial)
-    return InitialStart(found.network, masks=found.masks, drawn=found.layers, others=found.others)
+    nearest = [
+        Nearest(layer.name, prod(layer.shape), layer.asked, layer.degrees[1] / layer.shape[1])
+        for layer in found.layers
+        if layer.asked is not None
+    ]
+    return InitialStart(found.network, masks=found.masks, drawn=found.layers, others=found.others, nearest=nearest)
+
+
+def _nearest_masks(masks: Masks, options: RamanujanTraining) -> list[Nearest]:
+    return [
+        Nearest(
+            parameter.removesuffix(".weight"),
+            mask.numel(),
+            options.asked(*mask.shape[:2]),
+            float(mask.sum()) / mask.numel(),
+        )
+        for parameter, mask in masks.items()
+    ]
 
 
 def _masks(start: InitialStart, options: FreshTraining, data: DataSet, seed: int) -> Masks:

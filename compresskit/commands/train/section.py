@@ -1,6 +1,7 @@
 """The section `train` of a recipe: training/options.py, with how a new network starts, and networks beside it."""
 
 from dataclasses import field
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Lt
@@ -56,15 +57,28 @@ class Grid:
 
     # SAO: {train.init: {kind: sao, degree: 4}}; keys of `model`, `train` and `data.augment`
     rows: dict[str, dict[str, Any]]
-    columns: dict[str, dict[str, Any]] = field(default_factory=dict)  # N = 200: {model.depth: 200}
+    # N = 200: {model.depth: 200}; of a list of such mappings each column of one with each of the next
+    columns: dict[str, dict[str, Any]] | tuple[dict[str, dict[str, Any]], ...] = field(default_factory=dict)
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)  # of one alone: "SAO, N = 200": {train.epochs: 20}
 
     def __post_init__(self) -> None:
         if not self.rows:
             raise ValueError("rows: name one at least")
-        names = [name_of_cell(row, column) for row in self.rows for column in self.columns or ("",)]
+        names = [name_of_cell(row, column) for row in self.rows for column in self.changes_of_columns or ("",)]
         if strange := [name for name in self.cells if name not in names]:
             raise ValueError(f"cells: {strange[0]!r} is none of {', '.join(map(repr, names))}")
+
+    @property
+    def changes_of_columns(self) -> dict[str, dict[str, Any]]:
+        """By name; those of several mappings are joined, `N = 200, W = 64`, and later ones count where keys meet."""
+        axes = self.columns if isinstance(self.columns, tuple) else (self.columns,)
+        found: dict[str, dict[str, Any]] = {}
+        for columns in product(*(axis.items() for axis in axes)):
+            changes: dict[str, Any] = {}
+            for _, more in columns:
+                changes |= more
+            found[", ".join(name for name, _ in columns)] = changes
+        return found
 
 
 def name_of_cell(row: str, column: str) -> str:

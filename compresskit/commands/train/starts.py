@@ -25,6 +25,7 @@ def checked_start(current: Session) -> InitialStart:
             raise RecipeError("train.memorisation: of a net that is masked after training; leave one of them out")
         later = _prepared(current, replace(start, network=copy.deepcopy(start.network)), 0)
         check_training(current, later.network, narrowed(Training, options))
+        start = replace(start, nearest=later.nearest)
     return start
 
 

@@ -103,6 +103,14 @@ def of_density(outputs: int, inputs: int, density: float) -> int:
     return number
 
 
+def nearest(outputs: int, inputs: int, density: float) -> int:
+    """Number of blocks whose density comes nearest to this one; of two as near, to nine digits, the greater number.
+
+    Densities of such masks are 1 / g for the common divisors g of both sides.
+    """
+    return min(reversed(divisors(gcd(outputs, inputs))), key=lambda g: round(abs(1 / g - density), 9))
+
+
 def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
@@ -135,18 +143,52 @@ class Expansion:
         return self.second <= self.bound * (1 + 1e-9)
 
 
+@dataclass(frozen=True)
+class Graph:
+    """Of a mask. sides: (m, n) outputs and inputs.
+
+    degrees: (c, d), means of the outputs that an input feeds and of the inputs that an output sees.
+    eigenvalues: (m + n,) float64, the largest first. regular: whether all of a side have the same degree.
+    """
+
+    sides: tuple[int, int]
+    degrees: tuple[float, float]
+    eigenvalues: Tensor
+    regular: bool
+
+    @property
+    def kept(self) -> float:
+        """Share of all edges that there could be."""
+        return self.degrees[0] / self.sides[0]
+
+    @property
+    def expansion(self) -> Expansion:
+        """With the means as degrees where it is not regular; its largest eigenvalue comes once then."""
+        first, tolerance = float(self.eigenvalues[0]), 1e-9 * float(self.eigenvalues[0])
+        others = self.eigenvalues[self.eigenvalues < first - tolerance]
+        second = max(0.0, float(others[0])) if len(others) else 0.0
+        bound = sum(sqrt(max(degree - 1, 0)) for degree in self.degrees)
+        return Expansion(first, int((self.eigenvalues >= first - tolerance).sum()), second, bound)
+
+
+def graph(mask: Tensor) -> Graph:
+    """Of a mask (outputs, inputs) bool: eigenvalues are the singular values of the mask, their negatives, and |m - n|
+    zeros. Source: SAO, equation (7), section V-A and Figure 7.
+    """
+    seen, fed = mask.sum(1), mask.sum(0)
+    values = torch.linalg.svdvals(mask.double())
+    eigenvalues = torch.cat([values, values.new_zeros(abs(mask.shape[0] - mask.shape[1])), -values.flip(0)])
+    regular = len(seen.unique()) == 1 and len(fed.unique()) == 1
+    degrees = float(fed.double().mean()), float(seen.double().mean())
+    return Graph((mask.shape[0], mask.shape[1]), degrees, eigenvalues, regular)
+
+
 def expansion(mask: Tensor) -> Expansion:
-    """Of a mask (outputs, inputs) whose rows have d ones each and whose columns c; by its singular values.
+    """Of a mask (outputs, inputs) whose rows have d ones each and whose columns c.
 
     Raises ValueError for a mask that is not so regular. Source: SAO, equation (7) and section IV-A.
     """
-    inputs_seen, outputs_fed = mask.sum(1), mask.sum(0)
-    if len(inputs_seen.unique()) > 1 or len(outputs_fed.unique()) > 1:
+    found = graph(mask)
+    if not found.regular:
         raise ValueError("the mask is not regular: its rows, or its columns, differ in what they keep")
-    d, c = int(inputs_seen[0]), int(outputs_fed[0])
-    values = torch.linalg.svdvals(mask.double())
-    first = float(values[0])
-    tolerance = 1e-9 * first
-    others = values[values < first - tolerance]
-    second = float(others[0]) if len(others) else 0.0
-    return Expansion(first, int((values >= first - tolerance).sum()), second, sqrt(c - 1) + sqrt(d - 1))
+    return found.expansion

@@ -33,7 +33,8 @@ _ALL = ("re:.*",)
 class DrawnLayer:
     """shape: of the weight. degrees: c and d, outputs an input feeds and inputs an output sees; () if dense.
 
-    expansion: of the mask's graph; None if dense.
+    expansion: of the mask's graph; None if dense. asked: share of the weights that was to be kept, where the nearest
+    that can be was taken.
     """
 
     name: str
@@ -41,6 +42,7 @@ class DrawnLayer:
     shape: Shape
     degrees: tuple[int, ...] = ()
     expansion: Expansion | None = None
+    asked: float | None = None
 
 
 @dataclass(frozen=True)
@@ -199,18 +201,19 @@ def _draw(found: Initialised, name: str, way: Way, generator: torch.Generator) -
     """Gives the layer its weight, and its mask where the way is a sparse one."""
     layer: Any = found.network.get_submodule(name)
     weight, shape = layer.weight, tuple(layer.weight.shape)
-    described: tuple[tuple[int, ...], Expansion | None]
+    described: tuple[tuple[int, ...], Expansion | None, float | None] = ((), None, None)
     if isinstance(way, Sparse):
         if _groups(layer) > 1:
             raise ValueError(f"it has {_groups(layer)} groups, so it is sparse already; name it under `dense`")
         where = way.blocks_for(shape, generator)
-        drawn, described = way.on(where, shape, generator), (where.degrees, found.expansion(where))
+        drawn = way.on(where, shape, generator)
+        described = (where.degrees, found.expansion(where), way.asked_of(shape) if way.nearest else None)
         found.masks[f"{name}.weight"] = _of_kernels(where.mask(), shape)
     else:
         each = (shape[0] // _groups(layer), *shape[1:])
         if _groups(layer) > 1 and getattr(way, "relu", False):
             way = _in_form(way, False)  # halves of channels would lie in different groups
-        drawn, described = torch.cat([way(each, generator) for _ in range(_groups(layer))]), ((), None)
+        drawn = torch.cat([way(each, generator) for _ in range(_groups(layer))])
     with torch.no_grad():
         weight.copy_(drawn)
         if layer.bias is not None:

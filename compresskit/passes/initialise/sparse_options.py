@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compresskit.numerics.orthogonal.fourier_kernels import explicit_kernel
 from compresskit.numerics.orthogonal.matrices import delta, orthogonal, unitary
-from compresskit.numerics.sparse.ramanujan import Arrangement, Blocks, blocks, of_degree, of_density
+from compresskit.numerics.sparse.ramanujan import Arrangement, Blocks, blocks, nearest, of_degree, of_density
 from compresskit.options import option
 from compresskit.passes.initialise.options import (
     DeltaOrthogonal,
@@ -41,6 +41,7 @@ class Regular:
     degree: Annotated[int, Ge(1)] | None = None  # the larger of c and d: neighbours of a node of the shorter side
     density: Amount | None = None  # share of the weights, or kernels, that is kept; 1 / whole number
     sparsity: Amount | None = None  # share that is not: 98.4375%, or 0.984375
+    nearest: bool = False  # where a layer's sides do not allow it, the nearest that they do, or dense; else refused
     dense: tuple[str, ...] | None = None  # selectors of layers that stay whole; default: first convolution, last linear
     arrangement: Arrangement = "shuffle"  # shuffle: inputs reach all outputs in the fewest layers; or random
 
@@ -52,24 +53,37 @@ class Regular:
 
         Raises ValueError where the layer cannot be made so sparse, with what is possible.
         """
+        density = self.asked(outputs, inputs, relu=relu)
         if not relu:
-            return blocks(outputs, inputs, self._number(outputs, inputs, self.degree), self.arrangement, generator)
+            number = self._number(outputs, inputs, self.degree, density)
+            return blocks(outputs, inputs, number, self.arrangement, generator)
         both = relu != "entry"
-        degree = self.degree if self.degree is None or not both else self.degree // 2
-        if outputs % 2 or (both and (inputs % 2 or (self.degree or 0) % 2)):
+        degree = None if self.nearest else self.degree
+        if outputs % 2 or (both and (inputs % 2 or (degree or 0) % 2)):
             raise ValueError(
                 f"relu: halves outputs, inputs and degree; {outputs}, {inputs}, {self.degree} are not all even"
             )
         half = (outputs // 2, inputs // 2 if both else inputs)
-        return blocks(*half, self._number(*half, degree), self.arrangement, generator).doubled(columns=both)
+        number = self._number(*half, degree // 2 if degree is not None and both else degree, density)
+        return blocks(*half, number, self.arrangement, generator).doubled(columns=both)
 
-    def _number(self, outputs: int, inputs: int, degree: int | None) -> int:
-        if degree is not None:
-            return of_degree(outputs, inputs, degree)
+    def _number(self, outputs: int, inputs: int, degree: int | None, density: float) -> int:
+        """Of blocks. Raises ValueError where it cannot be had, unless the nearest will do."""
+        if self.nearest:
+            return nearest(outputs, inputs, density)
+        try:
+            return of_density(outputs, inputs, density) if degree is None else of_degree(outputs, inputs, degree)
+        except ValueError as error:
+            raise ValueError(f"{error} (or take `nearest: true`)") from error
+
+    def asked(self, outputs: int, inputs: int, *, relu: Halves = False) -> float:
+        """Share of the weights that a layer is to keep, whether it can or not."""
+        if self.degree is not None:
+            return self.degree / max(outputs // 2 if relu == "entry" else outputs, inputs)
         amount = self.density if self.density is not None else self.sparsity
         assert amount is not None
         part = share(amount) if isinstance(amount, str) else amount
-        return of_density(outputs, inputs, part if self.density is not None else 1 - part)
+        return part if self.density is not None else 1 - part
 
 
 @option
@@ -89,6 +103,10 @@ class Sparse(Scaled, Regular):
 
     def blocks_for(self, shape: Shape, generator: torch.Generator) -> Blocks:
         return self.blocks(shape[0], shape[1], generator)
+
+    def asked_of(self, shape: Shape) -> float:
+        """Share of the weights that a layer of this shape is to keep."""
+        return self.asked(shape[0], shape[1])
 
     def on(self, where: Blocks, shape: Shape, generator: torch.Generator) -> Tensor:
         raise NotImplementedError
@@ -139,6 +157,9 @@ class SparseOrthogonal(Sparse):
 
     def blocks_for(self, shape: Shape, generator: torch.Generator) -> Blocks:
         return self.blocks(shape[0], shape[1], generator, relu=self.relu)
+
+    def asked_of(self, shape: Shape) -> float:
+        return self.asked(shape[0], shape[1], relu=self.relu)
 
     def matrix(self, where: Blocks, generator: torch.Generator, *, is_complex: bool = False) -> Tensor:
         """(outputs, inputs) with an orthogonal, or unitary, matrix in each block."""

@@ -1,6 +1,8 @@
 """What a recipe's `prune` section says of masks: criteria, budgets and targets for single weights and kernels."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from math import prod
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
@@ -11,7 +13,8 @@ from compresskit.options import option
 from compresskit.passes.prune.budgets import Budget, Global
 from compresskit.passes.shares import Amount, only_one, share
 
-GOALS = ("sparsity", "params", "macs")
+GOALS = ("sparsity", "degree", "params", "macs")
+OF_WEIGHTS = ("sparsity", "degree")  # of the weights of the layers that are masked
 
 
 @option
@@ -44,6 +47,8 @@ class MaskTarget:
     """How much of the network is left: one of these. Only weights that are not masked count."""
 
     sparsity: Amount | None = None  # zeros among the weights of the layers, 90% or 0.9
+    # as many weights, or kernels, as sao keeps of the layers with this degree: the share follows their width
+    degree: Annotated[int, Ge(1)] | None = None
     params: Amount | None = None  # parameters that are not zero, of the whole network: a share of all, or a number
     macs: Amount | None = None  # multiply-accumulates by weights that are not zero
 
@@ -51,13 +56,21 @@ class MaskTarget:
         only_one(self, GOALS)
         if self.sparsity is not None and not isinstance(self.sparsity, str) and not self.sparsity < 1:
             raise ValueError(f"sparsity: {self.sparsity} is no share below 1; write it as 0.9, or as 90%")
+        if self.degree is not None and (isinstance(self.degree, str) or self.degree % 1):
+            raise ValueError(f"degree: {self.degree} is no whole number of neighbours; write it as 4")
 
     @property
     def goal(self) -> str:
         return next(name for name in GOALS if getattr(self, name) is not None)
 
-    def limit(self, whole: float) -> float:
-        """What may be left of `whole`: weights of the layers, parameters or multiply-accumulates."""
+    def limit(self, whole: float, shapes: Iterable[tuple[int, ...]]) -> float:
+        """What may be left of `whole`: weights of the layers, parameters or multiply-accumulates.
+
+        shapes: (outputs, inputs, *taps) of the weights of the layers. A regular graph of degree k keeps k of the
+        longer side for each node of the shorter one. Source: SAO, section IV-A.
+        """
+        if self.degree is not None:
+            return float(sum(min(self.degree, max(shape[:2])) * min(shape[:2]) * prod(shape[2:]) for shape in shapes))
         amount = getattr(self, self.goal)
         part = share(amount) if isinstance(amount, str) else float(amount)
         if self.goal == "sparsity":
@@ -65,8 +78,9 @@ class MaskTarget:
         return part * whole if isinstance(amount, str) else part
 
     def at(self, limit: float, whole: float) -> "MaskTarget":
-        """The same goal with another limit."""
-        return MaskTarget(**{self.goal: 1 - limit / whole if self.goal == "sparsity" else limit})
+        """The same goal, or a sparsity in the place of a degree, with another limit."""
+        given: dict[str, Any] = {"sparsity": 1 - limit / whole} if self.goal in OF_WEIGHTS else {self.goal: limit}
+        return MaskTarget(**given)
 
 
 @option

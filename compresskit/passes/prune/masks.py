@@ -17,7 +17,7 @@ from compresskit.graph.weights import Weight, chosen, parameter_of, weights_of
 from compresskit.numerics.pruning.masks import of_units, units_left
 from compresskit.numerics.pruning.ratios import counts
 from compresskit.passes.prune.budgets import Floats, Weighed, first
-from compresskit.passes.prune.mask_options import Masking
+from compresskit.passes.prune.mask_options import OF_WEIGHTS, Masking
 from compresskit.shapes import Shape
 
 ROUNDING = 1e-9  # relative, of a limit that is a share
@@ -77,7 +77,7 @@ class Masker:
         self.layers = [self._layer(name, generator) for name in names]
         self.whole, self._fixed = self._sizes()
         self.now = self._size([len(layer.order) for layer in self.layers])
-        self.asked = options.target.limit(self.whole)
+        self.asked = options.target.limit(self.whole, [tuple(layer.weight.shape) for layer in self.layers])
         self.least = self._size(self._kept(np.ones(len(self.layers))))
         if not self._fits(self.least) or self.asked >= self.now:
             raise RecipeError(
@@ -89,7 +89,8 @@ class Masker:
     @property
     def unit(self) -> str:
         """Of the sizes."""
-        return {"sparsity": "weights", "params": "parameters", "macs": "MACs"}[self._options.target.goal]
+        goal = self._options.target.goal
+        return "weights" if goal in OF_WEIGHTS else {"params": "parameters", "macs": "MACs"}[goal]
 
     def mask(self) -> Masked:
         """Chooses what becomes zero."""
@@ -154,7 +155,7 @@ class Masker:
         """Of the network without masks, and of what stays whatever is masked here."""
         goal = self._options.target.goal
         own = {layer.parameter for layer in self.layers}
-        if goal == "sparsity":
+        if goal in OF_WEIGHTS:
             return float(sum(layer.weight.numel() for layer in self.layers)), 0.0
         whole = kept(self._counts, {})
         others = {name: mask for name, mask in self._masks.items() if name not in own}

@@ -129,7 +129,10 @@ def test_refusals(call, recipe, trained):
         "is no share below 1",
     )
     refused(
-        call("prune", recipe, "prune.target={latency: 2}", *source), 2, "latency", "allowed: sparsity, params, macs"
+        call("prune", recipe, "prune.target={latency: 2}", *source),
+        2,
+        "latency",
+        "allowed: sparsity, degree, params, macs",
     )
     refused(call("prune", recipe, "prune.min_channels=3", *source), 2, "prune.min_channels: unknown key")
     refused(
@@ -164,3 +167,21 @@ def test_masks_are_compared(call, recipe, trained):
         == load(Path("out/model.pt")).masks.keys()
     )
     refused(call("prune", recipe, "prune.compare={at: [1.5]}", "-c", trained / "runs/net-train"), 2, "no share below 1")
+
+
+def test_a_degree_is_compared_with_others(call, recipe, trained):
+    """4 x 1 and 8 x 4 kernels of 9 weights and a wide head of 10 outputs: so many for each node of the shorter side."""
+    recipe.write_text(RECIPE + "prune: {kind: weights, target: {degree: 2}, compare: {at: [2, 3]}}\n")
+    outcome = call("prune", recipe, "-c", trained / "runs/net-train", "--out", "out", "--json")
+    assert outcome.status == 0, outcome.err
+    masks = load(Path("out/model.pt")).masks
+    assert sum(int(mask.sum()) for mask in masks.values()) == (2 * 1 + 2 * 4) * 9 + 2 * 10
+    (target,) = json.loads(outcome.out)["targets"]
+    assert target["name"] == "degree"
+    assert "110 weights left" in target["got"]
+    compared = load(Path("out/compare/degree-3.0-as-the-section-says/model.pt")).masks
+    assert sum(int(mask.sum()) for mask in compared.values()) == (3 * 1 + 3 * 4) * 9 + 3 * 10
+    refused(
+        call("prune", recipe, "prune.target.degree=1", "prune.compare.at=[50%]", "-c", trained / "runs/net-train"),
+        *(2, "compare.at", "whole number"),
+    )

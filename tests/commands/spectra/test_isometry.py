@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,9 @@ def test_large_jacobians_are_estimated_and_said_to_be(call, recipe):
 
 def test_a_dry_run_shows_the_jacobians_and_writes_nothing(call, net, tmp_path):
     outcome = call("spectra", net, "spectra.isometry.exact=16", "--dry-run", "--json")
-    _, planned = json.loads(outcome.out)["tables"]
+    _, planned, beside = json.loads(outcome.out)["tables"]
+    assert beside["rows"][0] == ["net", "the recipe"]
+    assert beside["rows"][1] == ["wide", 'the recipe with {"model.widths": [32, 32]}']
     assert planned["rows"][0] == ["net", "fc1", "24×784", "estimated", "24×784", "estimated"]
     assert planned["rows"][4] == ["net", "output", "", "", "10×784", "exact"]
     assert [path.name for path in tmp_path.iterdir()] == ["net.yaml"]
@@ -218,9 +221,120 @@ def test_starts_that_cannot_be_looked_at(call, tmp_path, overrides, words):
     refused(call("spectra", "sao.yaml", *overrides), 2, *words)
 
 
+GRID = """\
+model: {kind: fnn, depth: 4}
+data: {kind: mnist-mini, limit: 200, validation: 50}
+train:
+  epochs: 1
+  batch_size: 50
+  init: {kind: sao, degree: 4, gain: 1.1}
+  layout: grouped
+  compare:
+    rows:
+      Dense: {train.init: {kind: orthogonal, gain: 1.1}, train.layout: masked}
+      GMP-T / all:
+        train.init: {kind: orthogonal, gain: 1.1}
+        train.mask: {kind: weights, target: {sparsity: 90%}, dense: [head], when: after}
+        train.layout: masked
+      SAO: {}
+    columns: {N = 4: {}, N = 3: {model.depth: 3}}
+spectra:
+  isometry: {images: 2, start: fc3}
+report: {latency_repeats: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with grid.yaml and the trained networks of its comparison in runs/grid."""
+    folder = tmp_path_factory.mktemp("grid")
+    (folder / "grid.yaml").write_text(GRID)
+    done = program("train", "grid.yaml", "--out", "runs/grid", cwd=folder)
+    assert done.status == 0, done.err
+    return folder
+
+
+def test_trained_networks_are_compared_by_their_checkpoints(call, grid, tmp_path):
+    """Each as if it alone were looked at, with its masks."""
+    cells = {"dense": "dense/n-4", "gmp": "gmp-t-all/n-4"}
+    compare = {name: str(grid / "runs/grid/compare" / cell) for name, cell in cells.items()}
+    compare["file"] = str(grid / "runs/grid/compare/dense/n-4/model.pt")
+    recipe = grid / "grid.yaml"
+    command = ("spectra", recipe, "-c", grid / "runs/grid", f"spectra.isometry.compare={json.dumps(compare)}")
+    planned = call(*command, "--dry-run", "--json")
+    assert planned.status == 0, planned.err
+    (names,) = (one for one in json.loads(planned.out)["tables"] if one["title"] == "isometry: networks")
+    assert names["rows"][1] == ["dense", compare["dense"]]
+    outcome = call(*command, "--out", "out")
+    assert outcome.status == 0, outcome.err
+    arrays = arrays_of("out")
+    for name, cell in cells.items():
+        alone = call("spectra", recipe, "-c", grid / "runs/grid/compare" / cell, "--out", name)
+        assert alone.status == 0, alone.err
+        for layer in ("fc4", "output"):
+            np.testing.assert_array_equal(arrays[f"{name}/{layer}/depth"], arrays_of(name)[f"grid/{layer}/depth"])
+        assert rows("out")[name, "fc4"]["disconnected"] == rows(name)["grid", "fc4"]["disconnected"]
+    np.testing.assert_array_equal(arrays["file/output/depth"], arrays["dense/output/depth"])
+    assert int(rows("out")["gmp", "fc3"]["disconnected"]) > 0
+    assert not any("as training would start" in note for note in report("out")["notes"])
+    inside = call(*command, "--out", grid / "runs/grid/compare/dense")
+    refused(inside, 1, "it holds the input")
+
+
+def test_a_grid_of_trained_networks_is_looked_at_by_one_command(call, grid, monkeypatch):
+    drawn: list[dict] = []
+    monkeypatch.setattr("compresskit.commands.spectra.isometry.by_column", lambda _, cells: drawn.append(cells))
+    outcome = call("spectra", grid / "grid.yaml", f"spectra.isometry.grid={grid / 'runs/grid'}", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    names = [f"{row}, {column}" for row in ("Dense", "GMP-T _ all", "SAO") for column in ("N = 4", "N = 3")]
+    assert [row[0] for row in table("out", "isometry: output by input")] == ["grid", *names]
+    ends = arrays_of("out")
+    (cells,) = drawn
+    assert {f"{row}, {column}".replace("/", "_") for row, column in cells} == set(names)
+    for (row, column), one in cells.items():
+        values = ends[f"{row}, {column}".replace("/", "_") + "/output/depth"]
+        np.testing.assert_array_equal(one.end.values.cpu().numpy(), values)
+    alone = call("spectra", grid / "grid.yaml", "-c", grid / "runs/grid/compare/dense/n-3", "--out", "alone")
+    assert alone.status == 0, alone.err
+    np.testing.assert_array_equal(ends["Dense, N = 3/output/depth"], arrays_of("alone")["grid/output/depth"])
+    layers = [layer for name, layer in rows("out") if name == "SAO, N = 3"]
+    assert layers[:2] == ["fc1", "fc2"]
+    assert ", ".join(names) + " as its checkpoint has it" in " ".join(report("out")["notes"])
+
+
+def test_a_cell_that_diverged_is_left_out(call, grid, tmp_path):
+    shutil.copytree(grid / "runs/grid", "run")
+    Path("run/compare/dense/n-3/model.pt").unlink()
+    outcome = call("spectra", grid / "grid.yaml", "spectra.isometry.grid=run", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert Path("out/isometry-grid.png").stat().st_size > 1000
+    assert "Dense, N = 3" not in {row[0] for row in table("out", "isometry: output by input")}
+
+
+def test_checkpoints_that_cannot_be_compared(call, grid, trained, tmp_path):
+    key, recipe = "spectra.isometry", grid / "grid.yaml"
+    refused(call("spectra", recipe, f"{key}.compare={{x: no-run}}"), 1, f"{key}.compare.x: no-run", "no such file")
+    (tmp_path / "empty").mkdir()
+    refused(call("spectra", recipe, f"{key}.compare={{x: empty}}"), 1, f"{key}.compare.x: empty", "no model.pt")
+    refused(call("spectra", recipe, f"{key}.grid=empty"), 1, f"{key}.grid: empty", "no run of `train.compare`")
+    alone = trained / "runs/net-train"
+    refused(call("spectra", recipe, f"{key}.grid={alone}"), 1, f"{key}.grid", "no run of `train.compare`")
+    refused(call("spectra", recipe, f"{key}.compare={{x: {alone}}}"), 2, f"{key}.compare.x: start", "'fc3'")
+    named = f"{key}.compare={{'SAO, N = 4': {alone}}}"
+    refused(
+        call("spectra", recipe, named, "~spectra.isometry.start", f"{key}.grid={grid / 'runs/grid'}"),
+        *(2, f"{key}.grid: 'SAO, N = 4'", "rename"),
+    )
+    np.savez("a.npz", inputs=np.ones((20, 1, 12, 12), np.float32), targets=np.arange(20) % 10)
+    other = call("spectra", recipe, "data={kind: arrays, path: a.npz}", f"{key}.compare={{x: {alone}}}")
+    assert other.status == 1
+    assert f"error: {key}.compare.x: {alone}" in other.err
+    assert "made for classification of inputs (1, 28, 28)" in other.err
+
+
 def test_a_trained_net_beside_untrained_ones_is_said_to_be_one(call, net, tmp_path):
     assert program("train", net, "train={epochs: 1, batch_size: 64}", "--quiet", cwd=tmp_path).status == 0
-    said = "isometry: net is as its checkpoint has it, trained, and wide, relu as training would start it"
+    said = "isometry: net as its checkpoint has it, trained, and wide, relu as training would start it"
     notes = {}
     for name, source in {"trained": ("-c", "runs/net-train"), "fresh": ()}.items():
         assert call("spectra", net, *source, "--out", name, "--quiet").status == 0

@@ -132,6 +132,41 @@ def test_grouped_after_training(call, recipe):
     assert load(Path("out/model.pt")).network.get_submodule("fc3").weight.numel() == 32 * 4
 
 
+LENET = """\
+model: lenet-300-100
+data: {kind: mnist-mini, limit: 200}
+train: {epochs: 1, batch_size: 50, init: {kind: sao, sparsity: 90%}}
+report: {latency_repeats: 1}
+"""
+NEAREST = [
+    ("train.init.nearest=true", "train.layout=grouped"),
+    ("train.init=kaiming", "train.mask={kind: ramanujan, sparsity: 90%, nearest: true}"),
+    ("train.init=kaiming", "train.mask={kind: ramanujan, sparsity: 90%, nearest: true, when: after}"),
+]
+
+
+@pytest.mark.parametrize("changes", NEAREST, ids=["init", "before", "after"])
+def test_a_sparsity_that_does_not_divide_is_met_as_nearly_as_can_be(call, tmp_path, changes):
+    """300 x 784 has common divisors to 4 alone, 100 x 300 has 10."""
+    (tmp_path / "lenet.yaml").write_text(LENET)
+    refused(call("train", "lenet.yaml"), 2, "train.init: fc1", "cannot be had", "nearest: true")
+    outcome = call("train", "lenet.yaml", *changes, "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert table("out", "sparsity as near as can be") == {
+        "fc1": [1, "90.00%", "75.00%"],
+        "fc2": [1, "90.00%", "90.00%"],
+    }
+    (note,) = [note for note in report("out")["notes"] if note.startswith("nearest:")]
+    assert note.startswith("nearest: of the 265,200 weights of these layers 90.00% were to go, and 76.70% went")
+    checkpoint = load(Path("out/model.pt"))
+    network = checkpoint.network
+    left = sum(
+        int(checkpoint.masks.get(f"{fc}.weight", network.get_submodule(fc).weight).count_nonzero())
+        for fc in ("fc1", "fc2")
+    )
+    assert left == 300 * 784 // 4 + 100 * 300 // 10
+
+
 COMPARE = """\
   compare:
     rows:
@@ -187,6 +222,23 @@ def test_one_cell_may_differ_from_its_row_and_column(call, compared):
     assert load(Path("out/compare/dense/n-4/model.pt")).network.get_submodule("fc2").weight.shape == (32, 64)
     wrong = call("train", compared, "train.compare.cells={SAO: {train.epochs: 1}}")
     refused(wrong, 2, "train.compare.cells", "'SAO' is none of 'Dense, N = 4', 'Dense, N = 3'")
+
+
+def test_columns_of_a_list_are_crossed(call, compared):
+    columns = (
+        "train.compare.columns=[{N = 4: {}, N = 3: {model.widths: [64, 32, 32]}}, "
+        "{short: {train.epochs: 1}, tanh: {model.activation: tanh, train.epochs: 1}}]"
+    )
+    rows = ("~train.compare.rows.Lost", "~train.compare.rows.GMP-T")
+    cells = "train.compare.cells={'Dense, N = 3, tanh': {model.widths: [64, 16]}}"
+    assert call("train", compared, SELECTED, columns, *rows, cells, "--out", "out").status == 0
+    (found,) = [table for table in report("out")["tables"] if table["title"] == "test accuracy"]
+    assert found["columns"] == ["network", "N = 4, short", "N = 4, tanh", "N = 3, short", "N = 3, tanh"]
+    networks = {name: load(Path(f"out/compare/dense/{name}/model.pt")) for name in ("n-4-tanh", "n-3-short")}
+    assert networks["n-4-tanh"].model["activation"] == "tanh"
+    assert len(networks["n-4-tanh"].model["widths"]) == 4
+    assert networks["n-3-short"].model["widths"] == [64, 32, 32]
+    assert load(Path("out/compare/dense/n-3-tanh/model.pt")).model["widths"] == [64, 16]
 
 
 def test_a_comparison_without_columns(call, compared):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compresskit.numerics.orthogonal.matrices import orthogonal
-from compresskit.numerics.sparse.ramanujan import blocks, divisors, expansion, of_degree, of_density
+from compresskit.numerics.sparse.ramanujan import blocks, divisors, expansion, graph, nearest, of_degree, of_density
 
 SIDES = [(8, 8, 4), (4, 8, 2), (8, 4, 2), (6, 12, 3), (12, 6, 6), (256, 256, 64), (5, 5, 1)]
 
@@ -140,3 +140,51 @@ def test_number_of_blocks_by_density():
 
 def test_divisors():
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
+
+
+@pytest.mark.parametrize("density", [1.0, 0.7, 0.5, 0.3, 0.25, 0.2, 0.1, 1 / 64, 1e-4])
+@pytest.mark.parametrize(("outputs", "inputs"), [(300, 784), (100, 300), (256, 256), (12, 18), (7, 9), (1, 5)])
+def test_nearest_is_the_nearest_of_all_numbers_of_blocks(outputs, inputs, density):
+    """Tried one by one, in integers and hundredths of a millionth."""
+    possible = [g for g in range(1, min(outputs, inputs) + 1) if outputs % g == 0 and inputs % g == 0]
+    found = nearest(outputs, inputs, density)
+    best = min(abs(1 / g - density) for g in possible)
+    assert found == max(g for g in possible if abs(1 / g - density) < best + 1e-8)
+
+
+def test_nearest_takes_the_sparser_of_two():
+    assert nearest(10, 10, 1 - 0.85) == 10  # 15 % lie between 10 % and 20 %, and 1 - 0.85 a little above
+    assert nearest(4, 4, 0.375) == 4
+
+
+@pytest.mark.parametrize("sides", [(6, 6), (4, 9), (9, 4), (1, 5)])
+def test_graphs_of_any_mask(sides):
+    """Eigenvalues of the whole adjacency matrix; means for degrees; the second one of all that differ."""
+    mask = torch.rand(sides, generator=torch.Generator().manual_seed(1)) < 0.5
+    found, dense = graph(mask), mask.double().numpy()
+    m, n = sides
+    adjacency = np.block([[np.zeros((m, m)), dense], [dense.T, np.zeros((n, n))]])
+    values = np.sort(np.linalg.eigvalsh(adjacency))[::-1]
+    np.testing.assert_allclose(found.eigenvalues.numpy(), values, atol=1e-12)
+    c, d = dense.sum() / n, dense.sum() / m
+    assert found.degrees == pytest.approx((c, d))
+    assert found.kept == pytest.approx(dense.mean())
+    assert not found.regular
+    one = found.expansion
+    assert (one.first, one.second) == pytest.approx((values[0], max(v for v in values if v < values[0] - 1e-9)))
+    assert one.components == 1
+    assert one.bound == pytest.approx(sqrt(max(c - 1, 0)) + sqrt(max(d - 1, 0)))
+
+
+def test_a_ring_is_no_ramanujan_graph_for_long():
+    """2-regular: of n + n nodes in one ring the eigenvalues are 2 cos(pi k / n), the bound is 2."""
+    mask = torch.eye(9, dtype=torch.bool) | torch.eye(9, dtype=torch.bool).roll(1, 1)
+    found = graph(mask)
+    rings = sorted((2 * np.cos(np.pi * k / 9) for k in range(18)), reverse=True)
+    np.testing.assert_allclose(found.eigenvalues.numpy(), rings, atol=1e-12)
+    assert found.regular
+    assert found.expansion.is_ramanujan
+    joined = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4)).bool()
+    joined[0, 0], joined[4, 4], joined[0, 4], joined[4, 0] = False, False, True, True  # two blocks, barely connected
+    assert graph(joined).regular
+    assert not graph(joined).expansion.is_ramanujan

@@ -349,7 +349,10 @@ REFUSED = [
     (SAO(degree=4, layers=("last",)), "train.init: every layer that sao names stays dense; set `dense: []`"),
     (SAO(degree=4), "train.init: same: sao is for linear layers; name sao-delta or sao-eco for convolutions; wider:"),
     (Orthogonal(relu=True), "first: relu: is of linear layers; name delta-orthogonal for convolutions"),
-    (SAODelta(degree=3), "same: degree 3 does not divide 8, the longer side; possible are 1, 2, 4, 8; wider: "),
+    (
+        SAODelta(degree=3),
+        "same: degree 3 does not divide 8, the longer side; possible are 1, 2, 4, 8 (or take `nearest: true`); wider: ",
+    ),
     (SAODelta(sparsity=0.9), "a density of 0.1 (sparsity 0.9) cannot be had; the nearest are 0.125 (sparsity 0.875)"),
     (SAODelta(degree=4, dense=("last",)), "first: with degree 4 a node of the longer side, 8, would have 3 / 2 neigh"),
     (SAODelta(degree=3, relu=True), "same: relu: halves outputs, inputs and degree; 8, 8, 3 are not all even"),
@@ -443,3 +446,65 @@ def test_layers_that_are_called_twice():
         with pytest.raises(RecipeError, match=text):
             initialise(trace(Twice()).double(), [way], (4, 4, 4), 0)
     assert initialise(trace(Twice()).double(), [DeltaOrthogonal()], (4, 4, 4), 0).layers[0].name == "conv"
+
+
+NEAREST = [  # goal, and its share of a layer's weights that stays
+    ({"sparsity": "90%"}, lambda m, n: 0.1),
+    ({"sparsity": 0.7}, lambda m, n: 0.3),
+    ({"density": "40%"}, lambda m, n: 0.4),
+    ({"degree": 5}, lambda m, n: 5 / max(m, n)),
+    ({"degree": 100}, lambda m, n: 100 / max(m, n)),
+]
+
+
+def nearest_of(kind, goal):
+    """The way on layers that it is for; their sides are 8 and 16, the others' 3 and 6."""
+    names = {"sao": ("fc", "square", "last")}.get(kind, ("first", "same", "wider", "narrower"))
+    return INITIALISATIONS[kind](nearest=True, layers=names, dense=(), **goal)
+
+
+@pytest.mark.parametrize(("goal", "asked"), NEAREST)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(INITIALISATIONS[kind], Sparse)])
+def test_every_layer_has_the_nearest_sparsity_of_a_regular_mask(kind, goal, asked):
+    """Of all numbers of blocks; and orthogonal ways are orthogonal on it, as they are where the sides divide."""
+    found = initialise(layers(), [nearest_of(kind, goal)], SIZE, 0)
+    assert len(found.layers) == (3 if kind == "sao" else 4)
+    for layer in found.layers:
+        outputs, inputs = layer.shape[:2]
+        mask, wanted = found.masks[f"{layer.name}.weight"], asked(outputs, inputs)
+        shares = [1 / g for g in range(1, outputs + 1) if outputs % g == 0 and inputs % g == 0]
+        assert layer.asked == pytest.approx(wanted)
+        assert abs(float(mask.double().mean()) - wanted) == pytest.approx(min(abs(one - wanted) for one in shares))
+        assert layer.expansion.is_ramanujan
+        module = found.network.get_submodule(layer.name)
+        assert not module.weight[~mask].any()
+        if kind.startswith("sao"):
+            values = singular_values(module, inputs, 0 if kind == "sao" else 8)
+            assert (values - 1).abs().max() < 1e-6
+
+
+def test_nearest_leaves_alone_what_divides():
+    for goal in ({"degree": 4}, {"sparsity": "75%"}):
+        one, other = (
+            initialise(layers(), [SAO(layers=("fc", "square"), nearest=nearest, **goal)], SIZE, 0)
+            for nearest in (False, True)
+        )
+        assert all(torch.equal(one.masks[name], other.masks[name]) for name in one.masks)
+        assert torch.equal(one.network.fc.weight, other.network.fc.weight)
+
+
+@pytest.mark.parametrize("relu", [True, "entry"])
+def test_nearest_with_the_form_for_relu(relu):
+    """The mask of a half is the nearest: of 9 x 12, then of 6 x 9, or 6 x 18 as an entry. A degree may be odd."""
+    network = trace(nn.Sequential(nn.Linear(12, 18), nn.ReLU(), nn.Linear(18, 12), nn.ReLU(), nn.Linear(12, 5)))
+    way = SAO(degree=3, nearest=True, dense=("4",), relu=relu)
+    first, second, _ = initialise(network.double(), [way], (12,), 0).layers
+    assert (first.asked, second.asked) == (3 / 12, 3 / 18)  # the first layer has the form of an entry, anyway
+    assert first.degrees == (6, 4)
+    assert second.degrees == ((4, 6) if relu is True else (2, 3))
+
+
+def test_nearest_masks_for_weights_that_are_there():
+    masks = regular_masks(layers(), Ramanujan(sparsity="90%", nearest=True, layers=("wider", "last"), dense=()), 0)
+    shares = {name: float(mask.double().mean()) for name, mask in masks.items()}
+    assert shares == {"wider.weight": 1 / 8, "last.weight": 1 / 2}

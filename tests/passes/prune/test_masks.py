@@ -11,6 +11,8 @@ from compresskit.graph.counting import count
 from compresskit.graph.masks import apply_masks, kept
 from compresskit.graph.trace import trace
 from compresskit.numerics.pruning.masks import units_left
+from compresskit.passes.initialise.network import regular_masks
+from compresskit.passes.initialise.sparse_options import Ramanujan
 from compresskit.passes.prune.budgets import BUDGETS, Global, Uniform
 from compresskit.passes.prune.mask_options import MASK_CRITERIA, Mask, MaskTarget, RandomWeights
 from compresskit.passes.prune.masks import Masked, Masker
@@ -66,6 +68,19 @@ def test_uniform_keeps_the_largest_of_each_layer(net):
         weight, mask = net.get_parameter(name).detach().abs(), found.masks[name]
         assert abs(int(mask.sum()) - 0.2 * mask.numel()) <= 1
         assert float(weight[mask].min()) > float(weight[~mask].max())
+
+
+@pytest.mark.parametrize("kind", ["weights", "kernels"])
+def test_a_degree_leaves_what_a_regular_graph_has(kind):
+    """As many as masks of that degree, counted in them; a layer that has fewer stays whole."""
+    torch.manual_seed(0)
+    network = trace(nn.Sequential(*[nn.Conv2d(*sides, 3, padding=1) for sides in ((3, 8), (8, 16), (16, 8))]))
+    regular = regular_masks(network, Ramanujan(degree=4, dense=("0",)), 0)
+    given = options(kind, target=MaskTarget(degree=4), dense=("0",), budget=Uniform())
+    found = masked(network, given)
+    assert sum(int(found.masks[name].sum()) for name in regular) == sum(int(mask.sum()) for mask in regular.values())
+    few = masked(network, options(kind, target=MaskTarget(degree=8), budget=Uniform()))
+    assert few.asked == 3 * 8 * 9 + 2 * 8 * 8 * 9  # outputs x inputs of the first, and half of the others
 
 
 def test_kernels_stay_or_go_whole(net):

@@ -18,6 +18,7 @@ from compresskit.data.oddities import shortened
 from compresskit.data.reading.regular import reading, regular
 from compresskit.data.reading.voc import listed
 from compresskit.errors import DataError
+from compresskit.numerics.boxes import as_difficult
 from compresskit.options import option
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ HUE = 0.1  # darknet's hue
 class VocDetection(AnySet):
     """Images with boxes: root/VOCdevkit/VOC{year}/{JPEGImages,Annotations,ImageSets/Main}, as torchvision reads them.
 
-    Images are stretched to size x size. Objects that the annotations call difficult are left out of training and of
-    evaluation. Each part is served in a fixed random order (by split_seed), so that its first images are a fair sample.
+    Images are stretched to size x size. Objects that the annotations call difficult are left out of training; in
+    evaluation map@voc07 alone knows them. Each part is served in a fixed random order (by split_seed), so that its
+    first images are a fair sample.
     """
 
     kind: Literal["voc-detection"] = "voc-detection"
@@ -76,7 +78,8 @@ class VocDetection(AnySet):
         """The set; annotations are read now, images when they are served.
 
         Targets are (N, boxes, 5) float32: class, centre x and y, width and height as fractions of the image; rows of
-        class -1 fill up images with fewer boxes than the fullest. Raises DataError if files lack or label_noise is set.
+        class -1 fill up images with fewer boxes than the fullest, and in what is not augmented difficult objects of
+        class c follow as -2 - c. Raises DataError if files lack or label_noise is set.
         """
         if self.label_noise:
             raise DataError("data.label_noise: it replaces labels of whole images; leave it out for detection")
@@ -85,7 +88,7 @@ class VocDetection(AnySet):
         kept, held = partition(len(train), self)
         notes = self._looked_at(train, test)
         rows = max(1, *(len(objects) for part in (train, test) for objects in part.objects))
-        plain, augmented = Pipeline(self._plain(), rows), Pipeline(self._augmented(), rows)
+        plain, augmented = Pipeline(self._plain(), rows), Pipeline(self._augmented(), rows, difficult=False)
         normalization = Normalization(self.mean, self.std)
         splits = (
             FileSplit(train.take(kept), normalization, self.workers, plain, augmented),
@@ -107,7 +110,8 @@ class VocDetection(AnySet):
 
     def _looked_at(self, train: "Boxed", test: "Boxed") -> tuple[str, ...]:
         """Notes on classes without an object. Raises DataError where no part has any: names that do not fit."""
-        counts = [torch.cat(part.objects)[:, 0].long().bincount(minlength=len(self.classes)) for part in (train, test)]
+        labels = [torch.cat(part.objects)[:, 0].long() for part in (train, test)]
+        counts = [found[found >= 0].bincount(minlength=len(self.classes)) for found in labels]
         for name, found in zip(("train", "test"), counts, strict=True):
             if not found.any():
                 raise DataError(
@@ -144,7 +148,10 @@ class VocDetection(AnySet):
 
 @dataclass(frozen=True)
 class Boxed:
-    """Images of a part. objects: of each image (objects, 5) float32, class, left, top, right and bottom in pixels."""
+    """Images of a part. objects: of each image (objects, 5) float32, class, left, top, right and bottom in pixels.
+
+    Difficult ones are behind the others, with the class that `as_difficult` gives them.
+    """
 
     folder: Path
     paths: list[str]
@@ -165,13 +172,16 @@ class Boxed:
 
 
 class Pipeline:
-    """Transforms an image with its objects; the result has `rows` rows of class, centre x and y, width and height."""
+    """Transforms an image with its objects; the result has `rows` rows of class, centre x and y, width and height.
 
-    def __init__(self, transforms: "list[v2.Transform]", rows: int) -> None:
+    difficult: False leaves out difficult objects.
+    """
+
+    def __init__(self, transforms: "list[v2.Transform]", rows: int, *, difficult: bool = True) -> None:
         from torchvision.transforms import v2
 
         self._transform = v2.Compose([*transforms, v2.SanitizeBoundingBoxes(), v2.PILToTensor()])
-        self._rows = rows
+        self._rows, self._difficult = rows, difficult
 
     def __str__(self) -> str:
         return f"{self._transform} {self._rows}"
@@ -180,6 +190,8 @@ class Pipeline:
         """uint8 (3, height, width) and float32 (rows, 5). objects: see Boxed; those cut away are dropped."""
         from torchvision import tv_tensors
 
+        if not self._difficult:
+            objects = objects[objects[:, 0] >= 0]
         canvas = (image.height, image.width)
         # boxes may reach beyond the image (in files that count pixels from 0, by one), which torchvision would drop
         edges = objects[:, 1:].clamp(min=0).minimum(torch.tensor([*canvas[::-1], *canvas[::-1]]))
@@ -193,7 +205,7 @@ class Pipeline:
 
 
 def objects(path: str, classes: Sequence[str]) -> Tensor:
-    """The objects of an annotation file that are of these classes and not difficult, as in Boxed.
+    """The objects of an annotation file that are of these classes, as in Boxed.
 
     VOC counts pixels from 1 and names the last one that is inside; here the edges are lines between pixels, from 0.
     Raises DataError for a file that cannot be read.
@@ -201,10 +213,12 @@ def objects(path: str, classes: Sequence[str]) -> Tensor:
     regular(path)
     with reading(path, "VOC's annotations"):
         entries = ElementTree.parse(path).getroot().iter("object")
-        found = [entry for entry in entries if entry.findtext("difficult", "0").strip() != "1"]
-        named = [(entry.findtext("name", "").strip(), entry) for entry in found]
-        rows = [(classes.index(name), *_edges(entry)) for name, entry in named if name in classes]
-    return torch.tensor(rows, dtype=torch.float32).view(-1, 5)
+        named = [(entry.findtext("name", "").strip(), entry) for entry in entries]
+        kept = [(classes.index(name), entry) for name, entry in named if name in classes]
+        rows = [(entry.findtext("difficult", "0").strip() == "1", label, *_edges(entry)) for label, entry in kept]
+    found = torch.tensor(rows, dtype=torch.float32).view(-1, 6)
+    difficult = found[:, 0] == 1
+    return torch.cat([found[~difficult, 1:], as_difficult(found[difficult, 1:])])
 
 
 def _edges(entry: ElementTree.Element) -> tuple[float, ...]:

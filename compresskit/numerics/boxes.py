@@ -8,6 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+DIFFICULT = -2.0  # class 0 of an object that is difficult, -3 class 1, ...: no truth, nor padding, which is -1
+
+
+def as_difficult(objects: Tensor) -> Tensor:
+    """Objects (..., 5), class and box, with the class c written as DIFFICULT - c, or back again."""
+    return torch.cat([DIFFICULT - objects[..., :1], objects[..., 1:]], -1)
+
 
 class Predictions(NamedTuple):
     """Of N images with P boxes each. Box p = (anchor * rows + row) * columns + column."""

@@ -12,7 +12,7 @@ from compresskit.training.optimization.optimizers import SGD, Optimizer
 from compresskit.training.optimization.schedules import Cosine, Schedule
 from compresskit.training.tasks.losses import Loss
 
-Metric = Literal["accuracy", "accuracy@5", "loss", "mae", "mse", "miou", "recall", "precision", "map"]
+Metric = Literal["accuracy", "accuracy@5", "loss", "mae", "mse", "miou", "recall", "precision", "map", "map@voc07"]
 
 
 @option

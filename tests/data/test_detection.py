@@ -80,6 +80,26 @@ def test_difficult_objects_and_other_classes_are_left_out(tmp_path):
     assert len(expected) > 1
 
 
+def test_difficult_objects_follow_in_what_is_evaluated_alone(tmp_path):
+    """Class c as -2 - c, behind the others; training never sees them, and the validation split does."""
+    for part in ("trainval", "test"):
+        write_voc_detection(tmp_path, SCENES, part, difficult=(0, 1, 2))
+    data = options(tmp_path, crop=False, validation=8).load(seed=0)
+    hard = sorted(-2.0 - label for scene in SCENES for label, *_ in scene.boxes if label < 3)
+    assert len(hard) > 2
+    _, targets = served(data.test)
+    labels = targets[..., 0]
+    assert sorted(labels[labels < -1].tolist()) == hard
+    for rows in targets:
+        known = rows[rows[:, 0] != -1]
+        assert (known[:, 1:] > 0).all()
+        assert not (known[:-1, 0] < 0).logical_and(known[1:, 0] >= 0).any()
+    parts = [served(split)[1][..., 0] for split in (data.validation, data.train)]
+    assert all((labels < -1).any() for labels in parts)
+    assert sorted(torch.cat([labels[labels < -1] for labels in parts]).tolist()) == hard
+    assert not (served(data.train, seed=0)[1][..., 0] < -1).any()
+
+
 def test_flips_move_the_boxes(root):
     data = options(root, crop=False, colour=False).load(seed=0)
     found = by_image(*served(data.train, seed=0))

@@ -20,6 +20,7 @@ from compresskit.passes.expand.network import Expansion
 from compresskit.passes.expand.rates import StepCost
 from compresskit.plots.training import training_curves
 from compresskit.training.loop import ON_TEST_SET, History
+from compresskit.training.tasks.evaluation import shown_metrics
 
 EXPANDED = "expanded.pt"
 
@@ -138,17 +139,17 @@ def _add_factors(result: Result, expansion: Expansion | None) -> None:
 
 def _networks(asked: Sequence[Setting], settings: Mapping[str, Sequence[ExpandedTrial]]) -> Table:
     """A row for each network that was trained, one value a trial (Tables 1, 6 and 9 of the document)."""
-    metric = next(iter(next(iter(settings.values()))[0].final.metrics))
-    accuracy = (f"test {metric}, last", f"test {metric}, best epoch")
-    columns = ("network", *accuracy, "parameters in training", "MACs, factors one by one", "seconds an epoch")
+    shown = shown_metrics(next(iter(settings.values()))[0].final.metrics)
+    measured = [f"test {metric}, {epoch}" for metric in shown for epoch in ("last", "best epoch")]
+    columns = ("network", *measured, "parameters in training", "MACs, factors one by one", "seconds an epoch")
     rows: list[tuple[Any, ...]] = []
     for name, trials in settings.items():
         seconds = [row["seconds"] for trial in trials if trial.history for row in trial.history.rows]
+        figures = [(trial.final.metrics, trial.best) for trial in trials]
         rows.append(
             (
                 name,
-                tuple(trial.final.metrics[metric] for trial in trials),
-                tuple(trial.best[metric] for trial in trials),
+                *(tuple(both[epoch][metric] for both in figures) for metric in shown for epoch in (0, 1)),
                 trials[0].trained.parameters,
                 trials[0].trained.macs,
                 statistics.median(seconds),

@@ -71,6 +71,8 @@ def start_of(current: Session, setting: Setting, trial: int) -> tuple[Start, Exp
     with setting.named():
         found = _expanded(current, setting, start.network, current.recipe.seed + trial)
     if setting.contracted:
+        if setting.expand.norms:
+            raise RecipeError("expandnet: acnet-bn would leave a net without its batch norms; use another strategy")
         return replace(start, network=contract(found.network)), None
     return replace(start, network=found.network), found
 
@@ -143,6 +145,11 @@ def _with_init(current: Session, options: Expand) -> Expand:
             "`weights`"
         )
     keeps = bool(current.inputs) and options.init is None and not options.nonlinear
+    if keeps and options.norms:
+        raise RecipeError(
+            "expand.strategy: acnet-bn has batch norms, with which no branches are what was trained; use acnet, or set "
+            "expand.init: standard to draw them afresh"
+        )
     return replace(options, init="from_checkpoint") if keeps else options
 
 

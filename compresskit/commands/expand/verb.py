@@ -116,6 +116,8 @@ def _start(current: Session, setting: Setting, options: ExpandAndTrain, trial: i
     nonlinear = any(layer.nonlinear for layer in layers.values())
     if options.mode == "online" and nonlinear:
         raise RecipeError(f"expand.mode: online multiplies the factors, and those of {start.path} are nonlinear")
+    if options.mode == "online" and any(layer.norms for layer in layers.values()):
+        raise RecipeError(f"expand.mode: the branches of {start.path} have batch norms, which run one by one; drop it")
     if options.mode is not None:
         set_factors(start.network, mode=options.mode, nonlinear=nonlinear)
     if "contract" in options.stages:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from compresskit.commands.reconstruct.section import Compare, ReconstructAndRetr
 from compresskit.commands.result import Table
 from compresskit.passes.reconstruct.network import Reconstruction
 from compresskit.passes.reconstruct.options import Backward, GroupLasso, Reconstruct, Target
-from compresskit.training.tasks.evaluation import FIVE
+from compresskit.training.tasks.evaluation import shown_metrics
 
 SPARSE_ROWS = "largest weights, sparse rows"
 Images = Literal["test", "training"]  # that a metric was measured on
@@ -90,12 +90,6 @@ def table(trials: Sequence[Comparison]) -> Table:
         size = f"{statistics.fmean(point.size for point in several):.1%}"
         rows.append((first.selection, first.chaining, first.debias, first.asked, size, *values, _widths(first.kept)))
     return Table("comparison, without factors and retraining; what layers keep is the first trial's", columns, rows)
-
-
-def shown_metrics(metrics: Mapping[str, float]) -> list[str]:
-    """The main one and, of many classes, the share of images whose class is among the first five."""
-    main, *others = metrics
-    return [main, *(metric for metric in others if metric == FIVE)]
 
 
 def lines(trials: Sequence[Comparison], images: Images) -> dict[str, list[tuple[float, float]]]:

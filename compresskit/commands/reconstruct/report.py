@@ -22,7 +22,7 @@ from compresskit.passes.reconstruct.readers import Plan
 from compresskit.passes.shares import share
 from compresskit.plots.comparison import comparison
 from compresskit.plots.reconstruct import trade_offs
-from compresskit.training.tasks.evaluation import METRICS
+from compresskit.training.tasks.evaluation import METRICS, shown_metrics
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _stages(trials: list[ReconstructedTrial]) -> Table:
         "reconstructed": [trial.outcome.reconstructed for trial in trials],
         "retrained": [trial.retrained for trial in trials if trial.retrained is not None],
     }
-    shown = compare.shown_metrics(trials[0].before.metrics)
+    shown = shown_metrics(trials[0].before.metrics)
     rows = [
         (stage, *(tuple(one[metric] for one in found) for metric in shown)) for stage, found in stages.items() if found
     ]

@@ -21,6 +21,7 @@ _LAYERS: dict[str, tuple[type[nn.Module], Callable[..., Tensor]]] = {
     "Conv2d": (nn.Conv2d, functional.conv2d),
     "Conv3d": (nn.Conv3d, functional.conv3d),
 }
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # by sides of the kernel
 
 
 def kernel_shapes(in_channels: int, groups: int, branch: Branch) -> list[Shape]:
@@ -40,8 +41,9 @@ class Expanded(nn.Module):
     mode "online": the factors are multiplied into one weight, and one layer runs. "sequential": the factors run one
     after another, the padding on the input, the stride on the last one with several taps (on the middle one, where none
     has). Both are the same function with the same gradients. nonlinear: a ReLU between factors, which only runs one
-    after another and has no compact layer.
-    Source: ExpandNets, sections 3.1 to 3.3.
+    after another and has no compact layer. norms: a batch norm behind each branch of a convolution, which only runs
+    sequentially, too; the compact layer is that of eval mode, and has a bias.
+    Source: ExpandNets, sections 3.1 to 3.3; norms: Ding et al. 2019 (ACNet).
     """
 
     def __init__(
@@ -59,28 +61,34 @@ class Expanded(nn.Module):
         padding_mode: str = "zeros",
         mode: str = "online",
         nonlinear: bool = False,
+        norms: bool = False,
     ) -> None:
         super().__init__()
         self.kind, self.in_channels, self.out_channels = kind, in_channels, out_channels
         self.branches, self.biased = tuple(branches), biased
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.groups, self.padding_mode = groups, padding_mode
-        self.mode, self.nonlinear = mode, nonlinear
+        self.mode, self.nonlinear, self.norms = mode, nonlinear, norms
         self.factors = nn.ModuleList(
             self._layer(inputs, outputs, taps, bias=biased and number == 0)
             for number, branch in enumerate(self.branches)
             for inputs, (outputs, taps) in zip(self._inputs(branch), branch, strict=True)
         )
+        norm = _NORMS[len(kernel_size)]
+        self.branch_norms = nn.ModuleList(norm(out_channels) for _ in self.branches if norms)
         self.product: tuple[Tensor, Tensor | None] | None = None  # what to use instead of forming it: see training
         self._orders: list[Order] = [cheapest_order(shapes) for shapes in self.kernel_shapes()]
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError for a mode that there is not, or that nonlinear factors cannot run in."""
+        """Raises ValueError for a mode that there is not, or that nonlinear factors or batch norms cannot run in."""
         if self.mode not in MODES or self.kind not in _LAYERS:
             raise ValueError(f"Expanded takes mode {MODES} and kind {tuple(_LAYERS)}, given {self.mode}, {self.kind}")
         if self.nonlinear and self.mode == "online":
             raise ValueError("factors with activations between them have no product; use mode: sequential")
+
+        if self.norms and (self.nonlinear or self.mode == "online"):
+            raise ValueError("branches with batch norms run as they are; use mode: sequential, without nonlinear")
 
     def forward(self, input: Tensor) -> Tensor:  # called so by the layers that it stands for
         if self.mode == "sequential":
@@ -97,21 +105,24 @@ class Expanded(nn.Module):
         if self.nonlinear:
             raise ValueError("factors with activations between them have no product")
         kernels, biases = [], []
+        norms = self.branch_norms if self.norms else [None] * len(self.branches)
         device = next(self.parameters()).device.type
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):
-            for factors, order in zip(self.by_branch(), self._orders, strict=True):
+            for factors, order, norm in zip(self.by_branch(), self._orders, norms, strict=True):
                 weights = [to_kernel(factor.weight, self.groups) for factor in factors]
                 kernel, bias = contract(weights, [factor.bias for factor in factors], order)
+                if norm is not None:
+                    kernel, bias = _through_norm(kernel, bias, norm)
                 kernels.append(self._centred(kernel))
-                biases.append(bias)
-            return to_weight(sum(kernels[1:], kernels[0])), biases[0]
+                biases += [] if bias is None else [bias]
+            return to_weight(sum(kernels[1:], kernels[0])), sum(biases[1:], biases[0]) if biases else None
 
     def compact(self) -> Layer:
         """The layer that this one stands for, with the contracted weight, in the same mode, type and place."""
         with torch.no_grad():
             weight, bias = self.contracted()
         taps = self.kernel_size
-        layer: Layer = self._layer(self.in_channels, self.out_channels, taps, bias=self.biased, whole=True)
+        layer: Layer = self._layer(self.in_channels, self.out_channels, taps, bias=bias is not None, whole=True)
         layer.weight = nn.Parameter(weight)
         if bias is not None:
             layer.bias = nn.Parameter(bias)
@@ -154,6 +165,8 @@ class Expanded(nn.Module):
         x = self._padded(x)
         pairs = zip(self.branches, self.by_branch(), strict=True)
         outputs = [self._chain(self._cropped(x, branch), branch, factors) for branch, factors in pairs]
+        if self.norms:
+            outputs = [norm(output) for norm, output in zip(self.branch_norms, outputs, strict=True)]
         return sum(outputs[1:], outputs[0])
 
     def _chain(self, x: Tensor, branch: Branch, factors: list[Any]) -> Tensor:
@@ -205,3 +218,13 @@ class Expanded(nn.Module):
         for dim, ((before, behind), dilation) in enumerate(zip(self._missing(taps), self.dilation, strict=True), 2):
             x = x.narrow(dim, before * dilation, x.shape[dim] - (before + behind) * dilation)
         return x
+
+
+def _through_norm(kernel: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
+    """A branch (groups, out, *taps, in) with the batch norm behind it, as it is in eval mode.
+
+    With s = gamma / sqrt(var + eps): s K and s (b - mean) + beta.  Source: Ding et al. 2019 (ACNet).
+    """
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - scale * (norm.running_mean if bias is None else norm.running_mean - bias)
+    return kernel * scale.view(*kernel.shape[:2], *[1] * (kernel.ndim - 2)), shift

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from compresskit.errors import RecipeError
 from compresskit.graph.layers.expanded import Branch, Expanded, Layer
+from compresskit.graph.operations import NORMS, calls_of
 from compresskit.graph.trace import trace
 from compresskit.machine import total_memory
 from compresskit.numerics.expansion.balance import balanced
@@ -61,9 +62,10 @@ def expand(
 ) -> Expansion:
     """A copy of `network` with expanded layers, of the same function where `init` is from_checkpoint.
 
-    Factors are drawn from `seed`; other layers keep their weights. A layer that was named exactly and cannot be
-    expanded raises RecipeError; one that a pattern found is skipped, with the reason. Raises RecipeError if none is
-    left. progress: told how many layers of how many are done, since factors of trained ones can take a while to find.
+    Factors are drawn from `seed`; other layers keep their weights; where branches have batch norms of their own, the
+    one behind the layer becomes an identity. A layer that was named exactly and cannot be expanded raises RecipeError;
+    one that a pattern found is skipped, with the reason. Raises RecipeError if none is left. progress: told how many
+    layers of how many are done, since factors of trained ones can take a while to find.
     """
     network, options = copy.deepcopy(network), by_name(network, options)
     if not isinstance(options.rate, dict):
@@ -84,6 +86,8 @@ def expand(
                 skipped[name] = str(reason)
             else:
                 network.add_submodule(name, expanded)
+                if expanded.norms and (norm := _norm_behind(network, name)) is not None:
+                    network.add_submodule(norm, nn.Identity())
                 rows.append(row)
     if not rows:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
@@ -95,7 +99,8 @@ def expand(
 def contract(network: fx.GraphModule) -> fx.GraphModule:
     """A copy of `network` with each expanded layer multiplied into the compact one, under its old name.
 
-    Raises RecipeError for a network without expanded layers, and for factors with activations between them.
+    Batch norms of branches are folded in as they are in eval mode, and the compact layer has a bias. Raises
+    RecipeError for a network without expanded layers, and for factors with activations between them.
     """
     network = copy.deepcopy(network)
     found = expanded_layers(network)
@@ -158,6 +163,7 @@ def _written(
     """The layer as one strategy writes it. Raises Unfit."""
     layer = network.get_submodule(name)
     assert isinstance(layer, Layer)
+    norms = STRATEGIES[strategy].norms
     branches = STRATEGIES[strategy].branches(shape, rate)
     _check_memory(name, shape, branches)
     expanded = Expanded(
@@ -165,7 +171,8 @@ def _written(
         shape.groups * shape.inputs,
         shape.groups * shape.outputs,
         branches,
-        layer.bias is not None,
+        layer.bias is not None and not norms,  # a norm takes a bias away
+        norms=norms,
         mode=options.chosen_mode,
         nonlinear=options.nonlinear,
         **({} if isinstance(layer, nn.Linear) else _convolution_options(layer)),
@@ -182,6 +189,16 @@ def _written(
         sum(cost(shapes) for shapes in expanded.kernel_shapes()),
         residual,
     )
+
+
+def _norm_behind(network: fx.GraphModule, name: str) -> str | None:
+    """The batch norm that alone reads what the layer gives and reads nothing else, if there is one."""
+    readers = [user for node in calls_of(network, name) for user in node.users]
+    if len(readers) != 1 or readers[0].op != "call_module":
+        return None
+    norm = str(readers[0].target)
+    is_norm = isinstance(network.get_submodule(norm), NORMS) and len(calls_of(network, norm)) == 1
+    return norm if is_norm and len(calls_of(network, name)) == 1 else None
 
 
 def _check_memory(name: str, shape: LayerShape, branches: Sequence[Branch]) -> None:

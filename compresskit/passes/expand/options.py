@@ -16,7 +16,7 @@ First = Literal["keep", "expand"]
 class Expand:
     """Write layers as products of factors, which train better than the layers alone and are multiplied afterwards."""
 
-    # cl, ck or acnet for convolutions, fc for linear layers, or one of each: ck+fc. The first that fits a layer counts
+    # cl, ck, acnet or acnet-bn for convolutions, fc for linear layers, or one of each: ck+fc. The first to fit counts
     strategy: str = "cl"
     # channels between factors, as multiples of the layer's; or {selector: rate}; auto: by layer from 1 to 4, so that
     rate: Rate | Literal["auto"] | dict[str, Rate] = 4.0  # a step stays below `limit`
@@ -29,7 +29,7 @@ class Expand:
     # of a convolution that reads images: keep: its first factor keeps their channels; expand: it has `rate` times them
     first: First = "keep"
     # online: the factors are multiplied at each step and one layer runs; sequential: they run one after another.
-    mode: Literal["online", "sequential"] | None = None  # Default: online, where the factors are linear
+    mode: Literal["online", "sequential"] | None = None  # Default: online, where it can be
     nonlinear: bool = False  # ReLU between factors: a net that cannot be contracted, only lend its weights (`init`)
     # standard: each factor as torch draws it; from_checkpoint: factors whose product is the trained layer; nonlinear:
     # the net is trained with ReLU between factors first, and its weights are taken.
@@ -46,6 +46,11 @@ class Expand:
             raise ValueError(f"limit: {self.limit:g} was given; it must be greater than 1, the compact net's step")
         if self.rate == "auto" and self.chosen_mode == "sequential":
             raise ValueError("rate: auto weighs the products of mode: online; give rates for mode: sequential")
+        if self.norms and (self.mode == "online" or self.nonlinear or self.init in ("from_checkpoint", "nonlinear")):
+            raise ValueError(
+                "strategy: acnet-bn has batch norms, which train from scratch and run one by one; leave out mode: "
+                "online and nonlinear, set init: standard, or use acnet"
+            )
         if not self.layers:
             raise ValueError("layers: none are named; name some, or leave the key out for all")
         if isinstance(self.layers, str):
@@ -69,6 +74,11 @@ class Expand:
         return tuple(self.strategy.split("+"))
 
     @property
+    def norms(self) -> bool:
+        """Whether a strategy has batch norms behind its branches."""
+        return any(STRATEGIES[name].norms for name in self.strategies)
+
+    @property
     def chosen_mode(self) -> str:
         """`mode`, or its default."""
-        return self.mode or ("sequential" if self.nonlinear else "online")
+        return self.mode or ("sequential" if self.nonlinear or self.norms else "online")

@@ -30,9 +30,16 @@ class Unfit(Exception):
 
 
 class Strategy(Protocol):
-    """branches: raises Unfit where it cannot be used. linear: for linear layers; else for convolutions."""
+    """branches: raises Unfit where it cannot be used. linear: for linear layers; else for convolutions.
 
-    linear: bool
+    norms: whether a batch norm is behind each branch, in the place of the one behind the layer.
+    """
+
+    @property
+    def linear(self) -> bool: ...
+
+    @property
+    def norms(self) -> bool: ...
 
     def branches(self, shape: LayerShape, rate: float) -> tuple[Branch, ...]: ...
 
@@ -40,7 +47,7 @@ class Strategy(Protocol):
 class ConvolutionalLayers:
     """CL: 1x1, k x k, 1x1 with r m and r n channels between them, within each group (ExpandNets, section 3.1)."""
 
-    linear = False
+    linear, norms = False, False
 
     def branches(self, shape: LayerShape, rate: float) -> tuple[Branch, ...]:
         one = (1,) * len(shape.taps)
@@ -59,7 +66,7 @@ class ConvolutionalKernels:
     A side of k' < k taps, odd as well, has its 3s in the first factors and 1s in the rest (ExpandNets, eq. 3).
     """
 
-    linear = False
+    linear, norms = False, False
 
     def branches(self, shape: LayerShape, rate: float) -> tuple[Branch, ...]:
         length = (max(shape.taps) - 1) // 2
@@ -74,7 +81,7 @@ class ConvolutionalKernels:
 class FullyConnected:
     """FC: two matrices with r m rows between them, or three with r m and r n (ExpandNets, eq. 4; Arora et al. 2018)."""
 
-    linear = True
+    linear, norms = True, False
 
     def branches(self, shape: LayerShape, rate: float) -> tuple[Branch, ...]:
         if shape.factors is None:
@@ -85,12 +92,14 @@ class FullyConnected:
         return ((*between, (shape.outputs, ())),)
 
 
+@dataclass(frozen=True)
 class AsymmetricBranches:
-    """ACNet (Ding et al. 2019): the kernel plus one with a single row and one with a single column of it.
+    """ACNet (Ding et al. 2019): the kernel plus one with a single row and one with a single column of it. No rate.
 
-    Their batch norm behind each branch is left out: the net's own follows the sum. No rate.
+    norms: as they have it, with a batch norm behind each branch. Else the net's own follows the sum.
     """
 
+    norms: bool
     linear = False
 
     def branches(self, shape: LayerShape, rate: float) -> tuple[Branch, ...]:
@@ -123,5 +132,6 @@ STRATEGIES: dict[str, Strategy] = {
     "cl": ConvolutionalLayers(),
     "ck": ConvolutionalKernels(),
     "fc": FullyConnected(),
-    "acnet": AsymmetricBranches(),
+    "acnet": AsymmetricBranches(norms=False),
+    "acnet-bn": AsymmetricBranches(norms=True),
 }

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,27 +11,19 @@ from torch import Tensor
 
 from compresskit.distributed import Group
 from compresskit.errors import RecipeError
-from compresskit.numerics.boxes import decode, suppress
 from compresskit.training.tasks.detection import Yolo
+from compresskit.training.tasks.eleven_points import eleven_point_precision
+from compresskit.training.tasks.found import DETECTIONS, Found, detections
 
+VOC07 = "map@voc07"
 OVERLAP = 0.5  # IoU at which a detection counts as right: PASCAL VOC's
-SCORE = 0.005  # detections below are dropped: darknet's -thresh of `detector valid`
-SUPPRESSION = 0.45  # IoU above which a lower score of the same class is dropped: darknet's
-CANDIDATES = 400  # the highest scores of an image that enter suppression: SSD's
-DETECTIONS = 100  # the highest scores of an image that count: COCO's
-
-
-class Found(NamedTuple):
-    """Of one image; boxes are (centre x, centre y, width, height) as fractions of the image."""
-
-    boxes: np.ndarray  # (K, 4) detections
-    scores: np.ndarray  # (K,)
-    labels: np.ndarray  # (K,) int
-    truths: np.ndarray  # (T, 5): class and box
 
 
 class DetectionTally:
-    """map: mean average precision at IoU 0.5. loss: the training loss with its default weights, mean over images."""
+    """map: mean average precision at IoU 0.5, by COCO's rule. map@voc07: by that of VOC2007.
+
+    loss: the training loss with its default weights, mean over images.
+    """
 
     def __init__(self, anchors: Sequence[tuple[float, float]], device: torch.device) -> None:
         """Raises RecipeError if pycocotools is missing."""
@@ -52,40 +44,16 @@ class DetectionTally:
         loss, count = self._sums.tolist()
         if count == 0:
             raise ValueError("the split holds no samples; give one that does")
-        return {"map": mean_average_precision(found), "loss": loss / count}
-
-
-def detections(output: Tensor, target: Tensor, anchors: Sequence[tuple[float, float]]) -> list[Found]:
-    """What a network finds in each image of a batch, beside the truth.
-
-    Each box is a detection of each class, with score sigmoid(objectness) softmax(classes), if that is above SCORE;
-    boxes are cut to the image; then non-maximum suppression within each class. As darknet's validation does it, but for
-    the bounds on what an untrained net would find, CANDIDATES and DETECTIONS.
-    output, target: as the loss takes them.
-    """
-    boxes, objectness, classes = decode(output.float(), output.new_tensor(anchors, dtype=torch.float32))
-    scores = objectness.sigmoid()[..., None] * classes.softmax(-1)
-    low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
-    low, high = low.clamp(0, 1), high.clamp(0, 1)
-    boxes = torch.cat([(low + high) / 2, high - low], -1)
-    return [_found(*image) for image in zip(boxes, scores, target, strict=True)]
-
-
-def _found(boxes: Tensor, scores: Tensor, target: Tensor) -> Found:
-    best, order = scores.flatten().topk(min(CANDIDATES, scores.numel()))
-    order, best = order[best > SCORE], best[best > SCORE]
-    boxes, labels = boxes[order // scores.shape[1]], order % scores.shape[1]
-    kept = suppress(boxes, best, labels, SUPPRESSION).nonzero().flatten()[:DETECTIONS]  # topk has sorted them
-    truths = target[target[:, 0] >= 0]
-    return Found(*(tensor.cpu().numpy() for tensor in (boxes[kept], best[kept], labels[kept], truths)))
+        precisions = {"map": mean_average_precision(found), VOC07: eleven_point_precision(found)}
+        return precisions | {"loss": loss / count}
 
 
 def mean_average_precision(images: Sequence[Found]) -> float:
     """Mean over the classes that occur among the truths of the average precision at IoU 0.5; 0 without any truth.
 
-    The precision is read at 101 recalls, as COCO does. VOC2007's own rule reads it at 11, later VOC's at every one, so
-    that numbers differ by about a point from those of VOC's development kit; objects marked difficult are no truths
-    here, and to find one is an error, where VOC counts it neither way.
+    The precision is read at 101 recalls, as COCO does. VOC2007's own rule, `eleven_point_precision`, reads it at 11,
+    later VOC's at every one, so that numbers differ by about a point; objects marked difficult are no truths here, and
+    to find one is an error, where VOC counts it neither way.
     Raises RecipeError if pycocotools is missing.
     """
     coco, evaluation = coco_api()

@@ -1,6 +1,6 @@
 """Metrics of a network on a split, by task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,11 +11,12 @@ from torch.nn import functional
 from compresskit.data.dataset import Split
 from compresskit.distributed import Group
 from compresskit.graph.shapes import evaluating
-from compresskit.training.tasks.average_precision import DetectionTally
+from compresskit.training.tasks.average_precision import VOC07, DetectionTally
 from compresskit.training.tasks.own import OwnMetrics, OwnTally
 from compresskit.training.tasks.segmentation import SegmentationTally
 
 FIVE = "accuracy@5"
+BESIDE = (FIVE, VOC07)  # second readings of the main metric, which tables of networks show, too
 Anchors = tuple[tuple[float, float], ...]
 
 
@@ -136,5 +137,11 @@ METRICS: dict[str, dict[str, Metric]] = {  # the first of a task is its main one
         "accuracy": Metric(higher_is_better=True),
         "loss": Metric(),
     },
-    "detection": {"map": Metric(higher_is_better=True), "loss": Metric()},
+    "detection": {"map": Metric(higher_is_better=True), VOC07: Metric(higher_is_better=True), "loss": Metric()},
 }
+
+
+def shown_metrics(names: Iterable[str]) -> list[str]:
+    """Of the names of an evaluation's figures those that tables of networks show: the main one, and BESIDE's."""
+    main, *others = names
+    return [main, *(name for name in others if name in BESIDE)]

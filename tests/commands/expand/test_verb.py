@@ -288,7 +288,7 @@ def test_auto_needs_a_training(recipe, call):
 REFUSALS = {
     "expand.rate=0": "expand.rate: must be a number greater than 0, 'auto' or a mapping, given 0",
     "expand={strategy: cl, rate: auto, mode: sequential}": "rate: auto weighs the products of mode: online",
-    "expand.strategy=cx": "strategy: 'cx' was given; allowed: cl, ck, fc, acnet, or some joined by +",
+    "expand.strategy=cx": "strategy: 'cx' was given; allowed: cl, ck, fc, acnet, acnet-bn, or some joined by +",
     "expand={strategy: ck, layers: [conv1, conv2]}": None,  # taken: 5x5
     "expand={strategy: ck, layers: [fc1]}": "expand: fc1: ck is not for linear layers",
     "expand={strategy: ck, layers: [conv7]}": "'conv7': no convolution or linear layer is named so",

@@ -147,6 +147,51 @@ def test_nonlinear_factors_have_no_product():
         Expanded("Linear", 4, 3, (((8, ()), (3, ())),), mode="fast")
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("name", ["acnet", "acnet, oblong", "reflect"])
+def test_norms_of_branches_fold_into_kernels_and_bias(name, biased, groups):
+    """Branch by branch, torch's own convolution and batch norm, then their sum."""
+    plain = make(name, groups)
+    options = {key: getattr(plain, key) for key in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+    made = (plain.in_channels, plain.out_channels, plain.branches, biased)
+    layer = Expanded("Conv2d", *made, groups=groups, mode="sequential", norms=True, **options).double()
+    for norm in layer.branch_norms:
+        nn.init.uniform_(norm.weight, -1, 2)
+        nn.init.normal_(norm.bias)
+    for _ in range(4):
+        layer(3 + 2 * batch(layer))
+    x = batch(layer)
+    layer.eval()
+    torch.testing.assert_close(layer.compact()(x), layer(x), rtol=1e-12, atol=1e-12)
+    expected = 0
+    for number, norm in enumerate(layer.branch_norms):
+        alone = Expanded("Conv2d", *made, groups=groups, mode="sequential", **options).double()
+        alone.load_state_dict({key: value for key, value in layer.state_dict().items() if "norms" not in key})
+        for other, factor in enumerate(alone.factors):
+            if other != number:
+                nn.init.zeros_(factor.weight)
+                if factor.bias is not None:
+                    nn.init.zeros_(factor.bias)
+        expected = expected + norm(alone(x))
+    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_norms_of_branches_do_not_run_online():
+    with pytest.raises(ValueError, match="use mode: sequential, without nonlinear"):
+        Expanded("Conv2d", 1, 1, (((1, (3, 3)),),), True, (3, 3), (1, 1), (1, 1), (1, 1), norms=True)
+
+
+def test_a_net_with_norms_of_branches_is_stored_with_their_statistics():
+    net = trace(nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU()))
+    made = ((((2, (3, 3)),), ((2, (1, 3)),)), False, (3, 3), (1, 1), (0, 0), (1, 1))
+    net.add_submodule("0", Expanded("Conv2d", 2, 2, *made, mode="sequential", norms=True))
+    read = from_table(to_table(net))
+    names = [name for name, _ in named_tensors(read)]
+    assert names == [name for name, _ in named_tensors(net)]
+    assert "0.branch_norms.1.running_var" in names
+
+
 def test_smaller_kernels_lie_in_the_middle():
     layer = make("acnet, oblong", 1)
     with torch.no_grad():

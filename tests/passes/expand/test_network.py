@@ -23,7 +23,8 @@ from compresskit.passes.expand.options import Expand
 from compresskit.passes.expand.strategies import STRATEGIES, LayerShape
 from tests.graph.nets import make
 
-STRATEGIES_AND_SUMS = [*STRATEGIES, "cl+fc", "ck+fc", "ck+cl", "acnet+fc"]
+PLAIN = [name for name in STRATEGIES if not STRATEGIES[name].norms]
+STRATEGIES_AND_SUMS = [*PLAIN, "cl+fc", "ck+fc", "ck+cl", "acnet+fc"]
 
 
 class Mixed(nn.Module):
@@ -245,10 +246,15 @@ def test_refusals(network, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategy": "cm"}, "strategy: 'cm' was given; allowed: cl, ck, fc, acnet, or some joined by +"),
+        ({"strategy": "cm"}, "strategy: 'cm' was given; allowed: cl, ck, fc, acnet, acnet-bn, or some joined by +"),
         ({"strategy": "cl+cl"}, "strategy: 'cl+cl' names one twice; give each once"),
         ({"nonlinear": True, "mode": "online"}, "which `nonlinear` parts; set mode: sequential"),
         ({"nonlinear": True, "init": "from_checkpoint"}, "keeps the function of the net"),
+        ({"strategy": "acnet-bn", "mode": "online"}, "acnet-bn has batch norms, which train from scratch"),
+        ({"strategy": "acnet-bn+fc", "nonlinear": True}, "acnet-bn has batch norms, which train from scratch"),
+        ({"strategy": "acnet-bn", "init": "from_checkpoint"}, "set init: standard, or use acnet"),
+        ({"strategy": "acnet-bn", "init": "nonlinear"}, "set init: standard, or use acnet"),
+        ({"strategy": "acnet-bn", "rate": "auto"}, "give rates for mode: sequential"),
     ],
 )
 def test_options_that_contradict(options, message):
@@ -273,6 +279,72 @@ def test_a_shared_weight_is_left_alone():
     found = expand(trace(Tied()), Expand(strategy="fc"))
     assert [row.name for row in found.layers] == ["own"]
     assert set(found.skipped.values()) == {"its weight is used elsewhere, too"}
+
+
+def trained_with_norms(network, seed=3):
+    """Expanded by acnet-bn, with statistics of batches and with scales and shifts that are not the first ones."""
+    net = expand(network, Expand(strategy="acnet-bn")).network.train()
+    torch.manual_seed(seed)
+    for layer in expanded_layers(net).values():
+        for norm in layer.branch_norms:
+            nn.init.uniform_(norm.weight, -1, 2)
+            nn.init.normal_(norm.bias)
+    for _ in range(5):
+        net(torch.randn(8, 3, 16, 16, dtype=torch.float64))
+    return net.eval()
+
+
+def test_branch_norms_take_the_place_of_the_one_behind_and_fold_away(network):
+    net = trained_with_norms(network)
+    assert list(expanded_layers(net)) == ["stem", "depthwise", "grouped"]
+    assert isinstance(net.norm, nn.Identity)  # behind stem
+    assert isinstance(net.norm2, nn.Identity)  # behind grouped; depthwise has none
+    assert isinstance(network.norm, nn.BatchNorm2d)
+    x, compact = images(), contract(net)
+    assert (compact(x) - net(x)).abs().max() <= 1e-12 * net(x).abs().max()
+    assert not expanded_layers(compact)
+    for name in ("stem", "depthwise", "grouped"):
+        own, before = compact.get_submodule(name), network.get_submodule(name)
+        assert own.weight.shape == before.weight.shape
+        assert own.bias is not None
+    single = copy.deepcopy(net).float()
+    expected = single(x.float())
+    assert (contract(single)(x.float()) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_branch_norms_train_with_statistics_of_the_batch(network):
+    net = expand(network, Expand(strategy="acnet-bn", layers=("stem",))).network.train()
+    x = images()
+    layer, padded = net.stem, nn.functional.pad(images(), (2, 2, 2, 2))
+    branches = [
+        nn.functional.conv2d(padded[:, :, top : 20 - top, left : 20 - left], factor.weight, None, stride=2)
+        for factor, (top, left) in zip(layer.factors, [(0, 0), (2, 0), (0, 2)], strict=True)
+    ]
+    expected = 0
+    for branch in branches:
+        mean, variance = branch.mean((0, 2, 3), keepdim=True), branch.var((0, 2, 3), keepdim=True, unbiased=False)
+        expected = expected + (branch - mean) / (variance + 1e-5).sqrt()
+    torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
+    net(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in layer.branch_norms.parameters())
+
+
+def test_a_norm_that_others_read_stays(network):
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.read, self.behind = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            x = self.norm(self.one(x)) + self.norm(self.two(x))
+            y = self.read(x)
+            return self.behind(y) + y
+
+    found = expand(trace(Twice()), Expand(strategy="acnet-bn")).network
+    assert len(expanded_layers(found)) == 3
+    assert isinstance(found.norm, nn.BatchNorm2d)
+    assert isinstance(found.behind, nn.BatchNorm2d)
 
 
 def test_contracting_a_net_that_has_nothing_to_contract_or_no_product_is_refused(network):

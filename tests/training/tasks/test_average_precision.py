@@ -9,8 +9,10 @@ import torch
 
 from compresskit.distributed import Group
 from compresskit.errors import RecipeError
-from compresskit.training.tasks.average_precision import DetectionTally, Found, detections, mean_average_precision
+from compresskit.training.tasks.average_precision import DetectionTally, mean_average_precision
 from compresskit.training.tasks.detection import Yolo
+from compresskit.training.tasks.eleven_points import eleven_point_precision
+from compresskit.training.tasks.found import Found, detections
 from tests.forked.start import torchrun
 
 ANCHORS = ((0.3, 0.3), (0.6, 0.5))
@@ -157,6 +159,7 @@ def test_the_tally_is_that_of_all_batches():
         image for x, y in zip(output.split(1), target.split(1), strict=True) for image in detections(x, y, ANCHORS)
     ]
     assert figures[0]["map"] == pytest.approx(mean_average_precision(found), rel=1e-12)
+    assert figures[0]["map@voc07"] == pytest.approx(eleven_point_precision(found), rel=1e-12)
 
 
 SHARED = """\

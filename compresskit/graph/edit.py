@@ -50,10 +50,29 @@ def replace_chain(
     target.replace_all_uses_with(fused)
     for name in reversed(chain.nodes):
         graph.erase_node(nodes[name])
+    _drop_unread(network)
     network.delete_all_unused_submodules()
     graph.lint()
     network.recompile()
     return network
+
+
+def _drop_unread(network: fx.GraphModule) -> None:
+    """Drops parameters that the graph read and nothing uses any more, such as the bias map of a layer that is gone."""
+    reads = [node for node in network.graph.nodes if node.op == "get_attr"]
+    kept = {str(node.target) for node in reads if node.users}
+    for node in reads:
+        if not node.users:
+            network.graph.erase_node(node)
+            path, _, leaf = str(node.target).rpartition(".")
+            if str(node.target) not in kept and leaf in (owner := network.get_submodule(path))._parameters:
+                delattr(owner, leaf)
+
+
+def bias_maps(network: nn.Module) -> set[str]:
+    """Names of the parameters that hold a bias for each position beside a layer NAME without one: NAME_bias."""
+    bare = {name for name, module in network.named_modules() if getattr(module, "bias", 0) is None}
+    return {name for name, _ in network.named_parameters() if name.removesuffix("_bias") in bare}
 
 
 def _beside(network: fx.GraphModule, name: str, bias: Tensor) -> str:
@@ -100,4 +119,7 @@ def reset_parameters(network: fx.GraphModule, seed: int, how: Initialisation = "
                 reset()
                 drawn |= {id(parameter) for parameter in module.parameters()}
         initialise(network, how)
-    return [name for name, parameter in network.named_parameters() if id(parameter) not in drawn]
+    for name in (maps := bias_maps(network)):
+        nn.init.zeros_(network.get_parameter(name))
+    undrawn = [name for name, parameter in network.named_parameters() if id(parameter) not in drawn]
+    return [name for name in undrawn if name not in maps]

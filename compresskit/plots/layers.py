@@ -68,7 +68,7 @@ def means(path: Path, metrics: Mapping[str, Networks]) -> None:
     for panel, (metric, networks) in zip(panels, metrics.items(), strict=False):
         for number, (name, trials) in enumerate(networks.items()):
             curves = [mean_of(np.array(list(layers.values()), dtype=np.float64)).tolist() for layers in trials]
-            band(panel, curves, 1, name, f"C{number % 10}")
+            _band(panel, curves, name, number)
         panel.set(xlabel="epoch", ylabel=f"{metric}, mean over layers")
         panel.grid(alpha=0.3)
     panels[0].legend(frameon=False, fontsize=8)
@@ -81,17 +81,29 @@ def layers_apart(path: Path, metric: str, networks: Networks, factors: Layers) -
 
     factors: of each layer's rate, by epoch; those of the first epoch say which layers are shown.
     """
-    ordered = sorted(factors, key=lambda layer: factors[layer][0])
+    known = {layer for trials in networks.values() for layers in trials for layer in layers}
+    ordered = sorted(known & factors.keys(), key=lambda layer: factors[layer][0])
+    if not ordered:  # networks of other layers
+        return
     shown = list(dict.fromkeys([*ordered[: -_EACH - 1 : -1], *ordered[:_EACH]]))
     figure, panels = grid(len(shown), 3.6, 3, columns=_EACH)
     for panel, layer in zip(panels, shown, strict=True):
         for number, (name, trials) in enumerate(networks.items()):
-            curves: Curves = [layers[layer] for layers in trials if layer in layers]
-            band(panel, curves, 1, name, f"C{number % 10}")
+            _band(panel, [layers[layer] for layers in trials if layer in layers], name, number)
         panel.set(title=f"{layer}, rate × {factors[layer][0]:.2f}", xlabel="epoch", ylabel=metric)
         panel.grid(alpha=0.3)
     panels[0].legend(frameon=False, fontsize=8)
     save(figure, path)
+
+
+def _band(panel: Axes, curves: Curves, name: str, number: int) -> None:
+    """Mean and standard deviation over trials, of the epochs in which all have a value."""
+    values = np.array(curves, dtype=np.float64)
+    if not len(values):
+        return
+    epochs = np.flatnonzero(np.isfinite(values).all(0))
+    if len(epochs):
+        band(panel, values[:, epochs].tolist(), epochs + 1, name, f"C{number % 10}")
 
 
 def rates(path: Path, networks: Mapping[str, Mapping[str, float]]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from compresskit.storage.atomic import atomic_write
 
@@ -31,12 +32,13 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=120, format="png")
 
 
-def band(panel: Axes, curves: Curves, first: int, label: str, colour: str) -> None:
-    """Mean by epoch, counted from `first`, and the standard deviation around it; one curve for each trial."""
+def band(panel: Axes, curves: Curves, first: int | NDArray[np.intp], label: str, colour: str) -> None:
+    """Mean by epoch, counted from `first` or at those given, and the standard deviation around it; one curve for each
+    trial."""
     if not curves:
         return
     values = np.array(curves)
-    epochs = np.arange(first, first + values.shape[1])
+    epochs = np.arange(first, first + values.shape[1]) if isinstance(first, int) else first
     mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
     panel.plot(epochs, mean, color=colour, label=label, marker=".")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))

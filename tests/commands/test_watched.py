@@ -124,3 +124,23 @@ def test_retraining_of_pruned_networks_is_drawn_by_size(call, watched, drawn):
         assert (metric, list(networks)) == ("entropy", ["one rate", "rates by stable_rank"])
         assert [len(values) for values in networks["one rate"][0].values()] == [2] * 4
         assert set(factors) == {"conv1", "conv2", "fc1", "head"}
+
+
+def test_a_row_that_diverged_gains_nothing_and_stops_nothing(call, watched, monkeypatch):
+    given = []
+    monkeypatch.setattr("compresskit.commands.train.compare.gains", lambda *a: given.append(a))
+    rows = {"one rate": {}, "too fast": {"train.optimizer": {"kind": "sgd", "lr": 1e9}}}
+    columns = {"a": {}, "b": {"train.batch_size": 32}}
+    outcome = call("train", watched, f"train.compare={json.dumps({'rows': rows, 'columns': columns})}", "--quiet")
+    assert outcome.status == 0, outcome.err
+    found = json.loads(Path("runs/net-train/report.json").read_text())
+    assert any("too fast" in note for note in found["notes"])
+    assert given == []
+
+
+def test_layers_that_no_network_has_are_not_drawn(tmp_path):
+    plots.layers_apart(tmp_path / "a.png", "alpha", {"net": [{"other": [1.0]}]}, {"conv1": [1.0]})
+    assert not (tmp_path / "a.png").exists()
+    rows = {"conv1": [float("nan"), 2.0], "conv2": [float("nan"), 3.0]}
+    plots.layers_apart(tmp_path / "b.png", "alpha", {"net": [rows, rows]}, {"conv1": [1.2], "conv2": [0.8]})
+    assert (tmp_path / "b.png").exists()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from compresskit.commands.fuse.section import FuseAndRetrain
+from compresskit.commands.session import Start
 from compresskit.errors import RecipeError
 from compresskit.training.optimization.schedules import MultiStep, Schedule
 from compresskit.training.optimization.schedules import Step as StepSchedule
@@ -48,15 +49,22 @@ def _stretched(schedule: Schedule, factor: float) -> Schedule:
     return schedule
 
 
+def trained_epochs(start: Start) -> int | None:
+    """Those of the net that a trial starts from."""
+    return epochs_in(start.checkpoint.history) if start.checkpoint else None
+
+
 def epochs_in(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """Epochs that a checkpoint's net was trained for, by the verbs in its history; None where one does not tell, or
-    none trained."""
+    """Epochs that a checkpoint's net was trained for, by the verbs in its history; None where one does not tell, none
+    trained, or the first one started from weights of elsewhere."""
+    if history and (history[0].get("parent") or (history[0]["recipe"].get("model") or {}).get("weights")):
+        return None
     total = 0
     for entry in history:
         verb, recipe = str(entry["verb"]), entry["recipe"]
-        section = recipe.get(_SECTION.get(verb, ""))
-        if section is not None:
-            total += int(section["epochs"])
-        elif (recipe.get(verb) or {}).get("retrain") is not None:  # after as many steps as it took
-            return None
+        own = recipe.get(verb) or {}
+        if (verb == "expand" and (own.get("init_train") or own.get("compare"))) or own.get("retrain") is not None:
+            return None  # trained twice, as the cells of a comparison say, or after as many steps as it took
+        if verb != "expand" or "train" in own.get("stages", ()):
+            total += int((recipe.get(_SECTION.get(verb, "")) or {}).get("epochs", 0))
     return total or None

@@ -252,7 +252,7 @@ def _curve_of(checkpoint: Path, monitor: str) -> list[float]:
     try:
         with (checkpoint.parent / "metrics.csv").open(newline="") as file:
             return [float(row[monitor]) for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, TypeError):  # of a line that was cut, too
         return []
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from compresskit.commands.fuse.baselines import baselines, epochs_in
+from compresskit.commands.fuse.baselines import baselines, trained_epochs
 from compresskit.commands.fuse.records import Baseline, Ranking, Step
 from compresskit.commands.fuse.report import candidate_rows, widths
 from compresskit.commands.fuse.section import FuseAndRetrain
@@ -34,7 +34,7 @@ class FuseSteps:
     def __init__(self, current: Session, options: FuseAndRetrain, trial: int, cache: Path) -> None:
         self.start = current.parent(trial)
         self.seed = current.recipe.seed + trial
-        self.trained = epochs_in(self.start.checkpoint.history) if self.start.checkpoint else None
+        self.trained = trained_epochs(self.start)
         self.original = size(self.start.network, current.data.input_shape)
         self._current, self._options = current, options
         self.gather = gatherer(current, cache, options.samples)
@@ -116,7 +116,8 @@ class FuseSteps:
             random = copy.deepcopy(fused)
             step.not_random = reset_parameters(random, self.seed, self._initialisation())
             history = train_network(current, random, settings, self.seed, stage / name, f"{name} {label}")
-            step.monitor, curve = history.monitor, [row[history.monitor] for row in history.rows]
+            step.monitor = history.monitor
+            curve = [row[history.monitor] for row in history.rows]
             step.baselines[name] = Baseline(settings.epochs, current.evaluate(random), curve)
         step.epochs = self.trained
         if retrain is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import fx
 
-from compresskit.commands.fuse.baselines import baselines
+from compresskit.commands.fuse.baselines import baselines, trained_epochs
 from compresskit.commands.fuse.records import FusedTrial, Ranking, Step, read_step
 from compresskit.commands.fuse.report import fuse_result, plan_result
 from compresskit.commands.fuse.section import FuseAndRetrain
@@ -38,6 +38,8 @@ def run(arguments: Arguments, progress: Progress, *, ranked: bool = True) -> Res
         if options.layers == "auto" and options.until is None and not arguments.dry_run:
             raise RecipeError("fuse.until: `layers: auto` needs to know when to stop; --dry-run shows the candidates")
         planning = FuseSteps(current, options, 0, Path())
+        for trial in range(current.recipe.trials):  # before the first is trained
+            baselines(options, trained_epochs(current.parent(trial)), 1)
         for settings in (options.retrain, *baselines(options, planning.trained, 1).values()):
             if settings is not None:
                 check_training(current, planning.start.network, settings)

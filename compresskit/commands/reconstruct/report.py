@@ -116,7 +116,7 @@ def plan_result(current: Session, network: fx.GraphModule, options: ReconstructA
     ]
     result.tables = [Table("layers to thin", columns, rows)]
     goal = (goal_of(options.target) if options.target is not None else None) or "size"
-    model = SizeModel(network, made, current.data.input_shape)
+    model = SizeModel(network, made, current.data.input_shape, centred=options.centred)
     smallest = model.smallest(goal, options.min_channels)
     result.notes = [f"with min_channels left everywhere, {smallest:.1%} of the {goal} remain", "nothing was written"]
     if goal == "size":

@@ -68,7 +68,7 @@ def _checked_plan(current: Session, network: fx.GraphModule, options: Reconstruc
         return made
     if options.target.accuracy_drop is not None and current.data.task != "classification":
         raise RecipeError("reconstruct.target.accuracy_drop: the recipe's data are numbers, no classes; give a size")
-    model, settings = SizeModel(network, made, shape), combinations(options)[0]
+    model, settings = SizeModel(network, made, shape, centred=options.centred), combinations(options)[0]
     for at in rivals_at(settings):
         check_sparse_rows(network, shape, at)
     for setting in (options, *settings):

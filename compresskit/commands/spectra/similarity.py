@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from compresskit.commands.parents import in_folder
+from compresskit.commands.parents import check_fits, in_folder
 from compresskit.commands.result import Result
 from compresskit.commands.session import Counter, Progress
 from compresskit.commands.spectra.section import CKA
@@ -13,6 +13,7 @@ from compresskit.data.dataset import DataSet
 from compresskit.errors import RecipeError
 from compresskit.graph.selectors import Layer, as_layer, pick
 from compresskit.graph.trace import traced
+from compresskit.numerics.spectra.cka import LEAST
 from compresskit.passes.spectra.outputs import outputs_of
 from compresskit.passes.spectra.similarity import similarity
 from compresskit.plots.spectra import heat_maps
@@ -30,11 +31,16 @@ class Similarity:
         networks: list[fx.GraphModule] = [traced(network)]
         if options.other is not None:
             other = Path(options.other)
-            networks.append(load(in_folder(other)[0] if other.is_dir() else other).network)
+            file = in_folder(other)[0] if other.is_dir() else other
+            checkpoint = load(file)
+            check_fits(checkpoint, file, data)
+            networks.append(checkpoint.network)
         self._networks = [network.to(device, torch.float32) for network in networks]
         self._outputs = [_chosen(network, options) for network in networks]
         self._samples = data.test.sample(options.samples)
         self._batch = min(options.batch_size, len(self._samples))
+        if self._batch < LEAST:
+            raise RecipeError(f"spectra.cka: {self._batch} test images are too few; it takes {LEAST} at least")
 
     def measure(self, folder: RunFolder, progress: Progress, result: Result, *, drawn: bool) -> None:
         """Adds to the report, and draws heat maps: of each network with itself, and of one with the other."""

@@ -11,6 +11,7 @@ from compresskit.commands.recipe import Recipe, variant
 from compresskit.commands.result import Figure, Result, Table
 from compresskit.commands.session import Session, Start, load_data
 from compresskit.commands.train.section import Grid, name_of_cell
+from compresskit.data.dataset import DataSet
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import kept
@@ -54,14 +55,17 @@ def cells(current: Session) -> list[Cell]:
     grid: Grid | None = current.recipe.section("train").compare
     if grid is None:
         return []
-    found = [_cell(current, grid, row, column) for row in grid.rows for column in grid.changes_of_columns or ("",)]
+    sets = [(current.recipe.data, current.data)]
+    columns = grid.changes_of_columns or ("",)
+    found = [_cell(current, grid, row, column, sets) for row in grid.rows for column in columns]
     folders = [cell.folder for cell in found]
     if twice := [cell.name for cell in found if folders.count(cell.folder) > 1]:
         raise RecipeError(f"train.compare: {' and '.join(twice)} would share a folder; rename one")
     return found
 
 
-def _cell(current: Session, grid: Grid, row: str, column: str) -> Cell:
+def _cell(current: Session, grid: Grid, row: str, column: str, sets: list[tuple[Any, DataSet]]) -> Cell:
+    """sets: data of the sections that cells before had, to which this one's are added: equal sections share them."""
     name = name_of_cell(row, column)
     changes = grid.rows[row] | grid.changes_of_columns.get(column, {}) | grid.cells.get(name, {})
     for key in changes:
@@ -75,9 +79,11 @@ def _cell(current: Session, grid: Grid, row: str, column: str) -> Cell:
         raise RecipeError(f"train.compare, {name}: a name needs a letter or a digit, for its folder; rename it")
     overrides = (*current.arguments.changes, "~train.compare")
     recipe = variant(current.arguments.recipe, overrides, changes, f"train.compare, {name}", verb="train")
-    session = replace(current, recipe=recipe)
-    if recipe.data != current.recipe.data:
-        session = replace(session, data=load_data(recipe, current.progress))
+    data = next((data for section, data in sets if section == recipe.data), None)
+    if data is None:
+        data = load_data(recipe, current.progress)
+        sets.append((recipe.data, data))
+    session = replace(current, recipe=recipe, data=data)
     return Cell(row, column, folder_of_cell(row, column), session, _plain(recipe) == _plain(current.recipe))
 
 
@@ -179,10 +185,10 @@ def _draw(current: Session, found: Sequence[Cell], results: dict[tuple[str, str]
         curves = [[epoch[monitor] for epoch in trial["rows"]] for trial in result.details["trials"]]
         panels.setdefault(column, {})[row] = curves
     training_curves(current.folder.path / "comparison.png", panels, monitor.replace("_", " "))
-    rows = list(dict.fromkeys(cell.row for cell in found))
-    if len(rows) > 1 and len(panels) > 1:
+    rows, first = {row for row, _ in trained}, found[0].row
+    if len(rows) > 1 and len(panels) > 1 and first in rows:
         ends = {place: _last(result, monitor) for place, result in trained.items()}
-        gains(current.folder.path / "comparison-gains.png", ends, rows[0], monitor.partition("_")[2])
+        gains(current.folder.path / "comparison-gains.png", ends, first, monitor.partition("_")[2])
     sections = [cell.session.recipe.section("train") for cell in found]
     rates: list[LayerwiseRates] = [train.layerwise_rates for train in sections if train.layerwise_rates is not None]
     metrics = list(dict.fromkeys(metric for one in rates for metric in one.watch))

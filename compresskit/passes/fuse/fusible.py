@@ -195,7 +195,8 @@ def _groups(network: fx.GraphModule, chain: Chain, nodes: Sequence[fx.Node]) -> 
 
 def _with_savings(fusible: Fusible, known: Facts) -> Fusible:
     names = fusible.chain.nodes  # of calls; what a module costs is under its own name
-    counted = dict.fromkeys([*names, *(str(known.nodes[name].target) for name in names)])
+    held = [n for name in names for n in known.nodes[name].all_input_nodes if n.op == "get_attr"]  # bias maps
+    counted = dict.fromkeys([*names, *(str(node.target) for node in [*(known.nodes[n] for n in names), *held])])
     removed = [known.layers[name] for name in counted if name in known.layers]
     weights = prod(fusible.weight_shape)
     return replace(

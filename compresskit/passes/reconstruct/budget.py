@@ -39,7 +39,7 @@ class SizeModel:
     whole.
     """
 
-    def __init__(self, network: fx.GraphModule, plan: Plan, input_shape: Shape) -> None:
+    def __init__(self, network: fx.GraphModule, plan: Plan, input_shape: Shape, *, centred: bool = True) -> None:
         self._sites = plan.sites
         self._site_of = _static_sites(plan)
         counts = count(network, input_shape)
@@ -52,7 +52,7 @@ class SizeModel:
             macs.append((layer.macs / max(shape.numel(), 1), self._factors(plan, name, shape)))
         self._macs = self._cost(macs)
         self.full = torch.tensor([[site.n_groups for site in plan.sites]], dtype=torch.float64)
-        self._new_biases = _new_biases(network, plan)
+        self._new_biases = _new_biases(network, plan) if centred else 0  # else layers keep the biases that they have
 
     def cost(self, goal: str) -> Cost:
         """`size` (bits), `params` or `macs`, by what each site keeps."""

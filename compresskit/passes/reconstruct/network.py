@@ -115,7 +115,7 @@ def reconstruct(
             found = Reached(rules_of(network, made, options))
             moments = {} if options.chaining == "top-down" else _of_all(network, made, gather)
         else:
-            model = SizeModel(network, made, input_shape)
+            model = SizeModel(network, made, input_shape, centred=options.centred)
             check_target(model, options.target, options.min_channels)
             moments = _of_all(network, made, gather)
             known = {} if memory is None else memory

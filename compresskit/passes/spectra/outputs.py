@@ -36,8 +36,8 @@ def outputs_of(network: fx.GraphModule, kinds: Collection[Outputs]) -> dict[str,
         name = node.name
         if node.op == "call_module":
             name = str(node.target)
-            calls[name] = calls.get(name, 0) + 1
-            name += f" ({calls[name]})" if calls[name] > 1 else ""
+        calls[name] = calls.get(name, 0) + 1  # a function's node may have the name of a module
+        name += f" ({calls[name]})" if calls[name] > 1 else ""
         if _kind(network, node) in kinds:
             found[name] = node.name
         if "blocks" in kinds and node in of_block:

@@ -8,6 +8,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
+from compresskit.graph.edit import bias_maps
 from compresskit.options import option
 
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -102,16 +103,19 @@ Optimizer = SGD | Adam | AdamW
 def parameter_groups(
     network: nn.Module, *, decay_bias_and_norm: bool, owners: Mapping[nn.Parameter, str] | None = None
 ) -> ParameterGroups:
-    """The trainable parameters; without `decay_bias_and_norm`, those of one dimension form a group without decay.
+    """The trainable parameters; without `decay_bias_and_norm`, those of one dimension and biases by position form a
+    group without decay.
 
     owners: the layer of each parameter; every layer has groups of its own then, with its name under "layer" ("" for
     parameters of none), and 1 under "factor", by which its rate is multiplied.
     """
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
-    for parameter in network.parameters():
+    maps = bias_maps(network)
+    for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer, spared = (owners or {}).get(parameter, ""), not decay_bias_and_norm and parameter.ndim <= 1
+        layer, is_bias = (owners or {}).get(parameter, ""), parameter.ndim <= 1 or name in maps
+        spared = is_bias and not decay_bias_and_norm
         settings: dict[str, Any] = {"weight_decay": 0.0} if spared else {}
         if owners is not None:
             settings |= {"layer": layer, "factor": 1.0, "metric": math.nan}

@@ -54,7 +54,13 @@ def test_epochs_are_those_of_the_verbs_that_trained():
     train, tune = {"train": {"epochs": 5}, "finetune": {"epochs": 3}}, {"finetune": {"epochs": 3}}
     assert epochs_in(history(("train", train))) == 5
     assert epochs_in(history(("train", train), ("prune", {"prune": {}}), ("finetune", tune))) == 8
-    assert epochs_in(history(("expand", train))) == 5
+    stages = {"stages": ["expand", "train"]}
+    assert epochs_in(history(("expand", train | {"expand": stages}))) == 5
+    contracted = ("expand", train | {"expand": {"stages": ["contract"]}})
+    assert epochs_in(history(("expand", train | {"expand": stages}), contracted)) == 5
+    assert epochs_in(history(("expand", train | {"expand": stages | {"compare": {"x": {}}}}))) is None
+    assert epochs_in([{"verb": "finetune", "recipe": tune, "parent": "of elsewhere"}]) is None
+    assert epochs_in(history(("train", train | {"model": {"weights": "net.pt"}}))) is None
     assert epochs_in(history(("train", train), ("prune", {"prune": {"retrain": {"epochs": 1}}}))) is None
     assert epochs_in(history(("reconstruct", {"reconstruct": {"retrain": None}}))) is None
     assert epochs_in([]) is None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.counting import count
+from compresskit.graph.edit import reset_parameters
 from compresskit.graph.trace import trace
 from compresskit.numerics.least_squares.solvers import Cholesky
 from compresskit.passes.fuse.fusible import find
@@ -14,6 +15,7 @@ from compresskit.passes.fuse.means import mean_maps
 from compresskit.passes.fuse.network import fuse, measure, solve
 from compresskit.passes.fuse.options import Fuse
 from compresskit.passes.moments import gather_from
+from compresskit.training.optimization.optimizers import parameter_groups
 
 PLAIN = Cholesky(ridge=0.0)
 PAIR = ("first", "second")
@@ -134,3 +136,29 @@ def test_means_take_one_batch_at_least():
     net = trace(Chain())
     with pytest.raises(ValueError, match="no samples"):
         mean_maps(net, [find(net, PAIR, (2, 12), 4, "document")], [])
+
+
+def chains() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv1d(3, 4, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv1d(4, 5, 3, padding=1)).double().eval()
+
+
+def test_a_map_goes_with_its_layer_when_that_is_fused_again():
+    x = images(12)
+    fused, rows = fuse(chains(), batches(x), [("0", "2"), ("2", "4")], channels="document", solver=PLAIN)
+    assert [name for name, _ in fused.named_parameters()] == ["4_bias", "4.weight"]
+    assert [node.op for node in fused.graph.nodes].count("get_attr") == 1
+    count_of = count(trace(chains()), (2, 12)).parameters
+    assert sum(row.saved_params for row in rows) == count_of - count(fused, (2, 12)).parameters
+
+
+def test_a_random_baseline_has_a_map_of_zeros_and_no_decay_where_biases_have_none():
+    fused, _ = fuse(chains(), batches(images(12)), [("0", "2")], channels="document", solver=PLAIN)
+    groups = parameter_groups(fused, decay_bias_and_norm=False)
+    spared = {id(p) for group in groups if group.get("weight_decay") == 0 for p in group["params"]}
+    names = {name for name, parameter in fused.named_parameters() if id(parameter) in spared}
+    assert names == {"2_bias", "4.bias"}
+    assert fused.get_parameter("2_bias").abs().max() > 0
+    assert reset_parameters(fused, 0) == []
+    assert not fused.get_parameter("2_bias").any()

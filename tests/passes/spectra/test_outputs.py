@@ -85,3 +85,15 @@ def test_both_networks_and_the_pair_are_found_at_once(net):
         torch.testing.assert_close(together[part, part], alone)
     torch.testing.assert_close(together, together.T)
     assert together[: len(names[0]), len(names[0]) :].max() < 0.999
+
+
+def test_a_function_and_a_module_of_one_name_are_two_outputs():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.relu = nn.Linear(3, 3), nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(self.fc(torch.relu(self.fc(x))))
+
+    assert list(outputs_of(trace(Twice()), ["activations"]).values()) == ["relu", "relu_1"]

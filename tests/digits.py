@@ -11,3 +11,11 @@ def write_digits(path: Path, train: int, test: int) -> None:
     counts = {"train": train, "test": test}
     with np.load(files("compresskit.data") / "mnist-mini.npz") as arrays:
         np.savez(path, **{name: arrays[name][: counts[name.partition("_")[0]]] for name in arrays})
+
+
+def write_recipe(folder: Path, recipe: str, train: int) -> Path:
+    """net.yaml, and digits.npz beside it, which it reads: so many images to train with, 200 to test."""
+    path = folder / "net.yaml"
+    path.write_text(recipe)
+    write_digits(folder / "digits.npz", train, 200)
+    return path

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.forked.start import python
+from tests.prepared import refused
 
 SCRIPT = Path(__file__).parents[1] / "scripts/prepare_har.py"
 SIGNALS = [f"{kind}_{axis}" for kind in ("body_acc", "body_gyro", "total_acc") for axis in ("x", "y", "z")]
@@ -100,14 +101,6 @@ def test_what_is_wrong_in_the_archive_is_named(tmp_path, files, change, told):
     change(files)
     done = python(SCRIPT, as_inner_zip(tmp_path, files), cwd=tmp_path)
     refused(done, told, tmp_path)
-
-
-def refused(done, told: str, folder: Path) -> None:
-    assert done.returncode == 1
-    assert told in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert not list(folder.glob("data/*")), "a part of the file was left"
 
 
 def test_damaged_archives(tmp_path, files):

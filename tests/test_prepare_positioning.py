@@ -9,6 +9,7 @@ from scipy.io import savemat
 
 from scripts.prepare.channel_features import angular, magnitude, real_imag
 from tests.forked.start import python
+from tests.prepared import refused
 
 SCRIPT = Path(__file__).parents[1] / "scripts/prepare_positioning.py"
 RANDOM = np.random.default_rng(0)
@@ -131,14 +132,6 @@ GOOD = {"H": CHANNELS, "pos": POSITIONS}
 def test_what_is_wrong_in_the_file_is_named(tmp_path, arrays, asked, told):
     as_hdf5(tmp_path / "c.h5", arrays)
     refused(python(SCRIPT, "c.h5", *asked, cwd=tmp_path), told, tmp_path)
-
-
-def refused(done, told: str, folder: Path) -> None:
-    assert done.returncode == 1
-    assert told in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert not list(folder.glob("data/*")), "a part of the file was left"
 
 
 def test_files_that_are_damaged_or_not_there(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from scripts.prepare.log_mel import LogMel
 from tests.forked.start import python
+from tests.prepared import refused
 
 SCRIPT = Path(__file__).parents[1] / "scripts/prepare_speech_commands.py"
 LENGTHS = {  # samples of each recording, in the order of the archive
@@ -168,14 +169,6 @@ LIST = "testing_list.txt"
 def test_what_is_wrong_in_the_archive_is_named(tmp_path, files, change, told):
     changed = {name: data for name, data in (files | change).items() if data is not None}
     refused(python(SCRIPT, packed(tmp_path, changed), cwd=tmp_path), told, tmp_path)
-
-
-def refused(done, told: str, folder: Path) -> None:
-    assert done.returncode == 1
-    assert told in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert not list(folder.glob("data/*")), "a part of the file was left"
 
 
 def test_an_archive_that_ends_too_soon(tmp_path, files):

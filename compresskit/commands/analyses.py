@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def by_quantity(trials: Sequence[History]) -> dict[str, dict[str, list[list[floa
 def add_rates(current: Session, result: Result, history: History, options: LayerwiseRates) -> None:
     """Of layerwise rates: each layer's last metric and factor, what was watched, and what measuring took."""
     if options.steers is not None:
-        measured, factors = _columns(history, METRIC), _columns(history, RATE)
+        measured, factors = _columns(history.rows, METRIC), _columns(history.rows, RATE)
         rows = [(name, measured[name][0], measured[name][-1], factors[name][-1]) for name in factors]
         columns = ("layer", f"{options.steers}, first epoch", "last epoch", "rate by the schedule's, last epoch")
         result.tables.append(Table("layerwise rates", columns, rows))
@@ -101,23 +101,32 @@ def draw_rates(current: Session, folder: Path, history: History, options: Layerw
         from compresskit.plots.spectra import layer_rates  # a quarter of a second, for those that draw
 
         if options.steers is not None:
-            layer_rates(folder / "layer-rates.png", options.steers, _columns(history, METRIC), _columns(history, RATE))
+            layer_rates(
+                folder / "layer-rates.png", options.steers, _columns(history.rows, METRIC), _columns(history.rows, RATE)
+            )
         if options.watch:
             watched(folder / "layer-metrics.png", watched_in(history.rows, options.watch))
 
 
-def draw_layers(folder: Path, networks: Mapping[str, Sequence[Rows]], metrics: Sequence[str], ending: str = "") -> None:
+def draw_layers(
+    folder: Path,
+    networks: Mapping[str, Sequence[Rows]],
+    asked: Iterable[LayerwiseRates | None],
+    ending: str = "",
+) -> None:
     """What several networks measured of their layers: comparison-rates.png, the rates; comparison-metrics.png, means of
     what was watched; and, of each metric, comparison-METRIC.png of the layers whose rates differ most.
 
-    networks: by name the epochs of each trial; of those that measured nothing there are no lines. ending: of the names.
+    networks: by name the epochs of each trial; of those that measured nothing there are no lines. asked: what they were
+    to measure. ending: of the names.
     """
     from compresskit.plots.layers import layers_apart, means, rates
 
-    factors = {name: own for name, trials in networks.items() if (own := _columns_of(trials[0], RATE))}
+    factors = {name: own for name, trials in networks.items() if (own := _columns(trials[0], RATE))}
     if factors:
         last = {name: {layer: values[-1] for layer, values in own.items()} for name, own in factors.items()}
         rates(folder / f"comparison-rates{ending}.png", last)
+    metrics = list(dict.fromkeys(metric for one in asked if one is not None for metric in one.watch))
     found: dict[str, dict[str, list[dict[str, list[float]]]]] = {}
     for name, trials in networks.items():
         for rows in trials:
@@ -133,14 +142,10 @@ def draw_layers(folder: Path, networks: Mapping[str, Sequence[Rows]], metrics: S
 
 def watched_in(rows: Rows, metrics: Sequence[str]) -> dict[str, dict[str, list[float]]]:
     """By metric and layer, a value for each epoch."""
-    return {metric: _columns_of(rows, WATCHED.format(metric=metric, layer="")) for metric in metrics}
+    return {metric: _columns(rows, WATCHED.format(metric=metric, layer="")) for metric in metrics}
 
 
-def _columns(history: History, prefix: str) -> dict[str, list[float]]:
-    return _columns_of(history.rows, prefix)
-
-
-def _columns_of(rows: Rows, prefix: str) -> dict[str, list[float]]:
+def _columns(rows: Rows, prefix: str) -> dict[str, list[float]]:
     names = [key.removeprefix(prefix) for key in (rows[0] if rows else ()) if key.startswith(prefix)]
     return {name: [row[prefix + name] for row in rows] for name in names}
 

@@ -53,6 +53,11 @@ def in_folder(path: Path, trials: int = 1) -> tuple[Path, ...]:
     return tuple(file for _, file in found[:trials])
 
 
+def checkpoint_file(path: Path) -> Path:
+    """The file itself, or model.pt of the run folder that `path` names. Raises CheckpointError where it has none."""
+    return in_folder(path)[0] if path.is_dir() else path
+
+
 def check_fits(checkpoint: Checkpoint, path: Path, data: DataSet) -> None:
     """Raises CheckpointError where the net was made for other inputs or outputs than the data have."""
     made_for, given = (checkpoint.task, checkpoint.input_shape), (data.task, data.input_shape)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import fx
 
-from compresskit.commands.parents import check_finite, check_fits, in_folder
+from compresskit.commands.parents import check_finite, check_fits, checkpoint_file
 from compresskit.commands.session import Session, run_path
 from compresskit.errors import CheckpointError, DataError, RecipeError, RunFolderError
 from compresskit.storage.checkpoint import load
@@ -26,7 +26,7 @@ def teacher_for(current: Session, student: fx.GraphModule, options: Training) ->
     if folder.resolve() in (path.resolve(), *path.resolve().parents):
         raise RunFolderError(f"{folder}: it holds the teacher {path}; write elsewhere with --out")
     try:
-        path = in_folder(path)[0] if path.is_dir() else path
+        path = checkpoint_file(path)
         checkpoint = load(path, current.device)
         check_finite(checkpoint.network, path)
         check_fits(checkpoint, path, current.data)

@@ -9,7 +9,7 @@ import pytest
 
 from compresskit.commands.analyses import by_quantity
 from compresskit.training.loop import History
-from tests.digits import write_digits
+from tests.digits import write_recipe
 
 RECIPE = """\
 name: net
@@ -34,10 +34,7 @@ trials: 2
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "net.yaml"
-    path.write_text(RECIPE)
-    write_digits(tmp_path / "digits.npz", 200, 200)
-    return path
+    return write_recipe(tmp_path, RECIPE, 200)
 
 
 def tables(run: str) -> dict[str, list]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compresskit.commands.figures import NONZERO, SPARSE
 from compresskit.commands.inspect.verb import normalisation
-from compresskit.commands.parents import check_finite, in_folder
+from compresskit.commands.parents import check_finite, checkpoint_file
 from compresskit.commands.result import Figure, Result, Table, alike, by
 from compresskit.errors import RecipeError, RunFolderError, UnsupportedModelError
 from compresskit.graph.counting import count
@@ -27,7 +27,7 @@ _BATCH = 8  # samples of the batch that outputs are compared on
 
 def run(model: Path, out: Path, layout: str, *, force: bool) -> Result:
     """Writes one file, in the format that its name ends with; no data set is needed."""
-    (path,) = in_folder(model) if model.is_dir() else (model,)
+    path = checkpoint_file(model)
     _check(path, out, layout, force=force)
     original = load(path)
     check_finite(original.network, path)

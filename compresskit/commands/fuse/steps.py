@@ -116,7 +116,6 @@ class FuseSteps:
             random = copy.deepcopy(fused)
             step.not_random = reset_parameters(random, self.seed, self._initialisation())
             history = train_network(current, random, settings, self.seed, stage / name, f"{name} {label}")
-            step.monitor = history.monitor
             curve = [row[history.monitor] for row in history.rows]
             step.baselines[name] = Baseline(settings.epochs, current.evaluate(random), curve)
         step.epochs = self.trained

@@ -38,9 +38,10 @@ def run(arguments: Arguments, progress: Progress, *, ranked: bool = True) -> Res
         if options.layers == "auto" and options.until is None and not arguments.dry_run:
             raise RecipeError("fuse.until: `layers: auto` needs to know when to stop; --dry-run shows the candidates")
         planning = FuseSteps(current, options, 0, Path())
-        for trial in range(current.recipe.trials):  # before the first is trained
+        beside = baselines(options, planning.trained, 1)
+        for trial in range(1, current.recipe.trials) if "whole" in beside else ():  # before the first is trained
             baselines(options, trained_epochs(current.parent(trial)), 1)
-        for settings in (options.retrain, *baselines(options, planning.trained, 1).values()):
+        for settings in (options.retrain, *beside.values()):
             if settings is not None:
                 check_training(current, planning.start.network, settings)
         if arguments.dry_run:

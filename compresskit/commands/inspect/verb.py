@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.commands.figures import NONZERO, SPARSE, said
-from compresskit.commands.parents import in_folder, not_finite
+from compresskit.commands.parents import checkpoint_file, not_finite
 from compresskit.commands.plan import layer_table
 from compresskit.commands.result import Figure, Result, Table
 from compresskit.graph.counting import Counts, count
@@ -19,7 +19,7 @@ from compresskit.storage.checkpoint import Checkpoint, file_hash, load
 
 def run(path: Path) -> Result:
     """Sizes, layers and history of a checkpoint, or of that in the folder of a run; no data set is needed."""
-    path = in_folder(path)[0] if path.is_dir() else path
+    path = checkpoint_file(path)
     checkpoint = load(path)
     counts = count(checkpoint.network, checkpoint.input_shape)
     result = Result("inspect", str(path))

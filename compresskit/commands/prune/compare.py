@@ -117,9 +117,7 @@ def settings(options: Options) -> list[Setting]:
 
 def _said(key: str, value: Any) -> str:
     if key == "layerwise_rates":
-        if value is None:
-            return "one rate"
-        if value.steers is None:
+        if value is None or value.steers is None:
             return "one rate"
         return ", ".join(filter(None, [f"rates by {value.steers}", named(replace(value, metric=None, watch=()))]))
     return f"repair {value}" if isinstance(value, str) else named(value)
@@ -158,10 +156,9 @@ def _draw_layers(folder: Path, several: Sequence[tuple[Compared, ...]]) -> None:
         sizes.setdefault(same[0].setting.at, []).append(same)
     for at, found in sizes.items():
         retrains = [same[0].setting.options.retrain for same in found]
-        rates = [retrain.layerwise_rates for retrain in retrains if retrain is not None]
-        metrics = list(dict.fromkeys(metric for rate in rates if rate is not None for metric in rate.watch))
+        asked = [retrain.layerwise_rates for retrain in retrains if retrain is not None]
         networks = {same[0].setting.line: [one.rows for one in same] for same in found}
-        draw_layers(folder, networks, metrics, f"-{slug(at)}" if len(sizes) > 1 else "")
+        draw_layers(folder, networks, asked, f"-{slug(at)}" if len(sizes) > 1 else "")
 
 
 def _table(several: Sequence[tuple[Compared, ...]], metric: str) -> Table:

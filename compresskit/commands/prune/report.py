@@ -12,7 +12,7 @@ from compresskit.commands.parents import MODEL
 from compresskit.commands.prune.compare import Compared, Options, add_comparison, settings, stages_of
 from compresskit.commands.prune.section import MaskAndRetrain
 from compresskit.commands.prune.stages import PruneStep, Retrained, changes, kinds, ratios
-from compresskit.commands.result import Figure, Format, Result, Table, Target
+from compresskit.commands.result import Figure, Format, Result, Table, Target, shortened
 from compresskit.commands.session import Session
 from compresskit.passes.prune.channels import Pruner
 from compresskit.passes.prune.mask_options import OF_WEIGHTS
@@ -111,9 +111,8 @@ def _single(trials: list[PrunedTrial]) -> list[str]:
     found = {name: size for step in steps for name, _, size, kept in step.groups if kept == 1 < size}
     if not found:
         return []
-    told = ", ".join(f"{name} (of {size})" for name, size in list(found.items())[:4])
-    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-    return [f"one channel is left of {told}{more}; set min_channels, another budget, or budget.least of a spectral one"]
+    told = shortened([f"{name} (of {size})" for name, size in found.items()])
+    return [f"one channel is left of {told}; set min_channels, another budget, or budget.least of a spectral one"]
 
 
 def _worse(current: Session, trials: list[PrunedTrial]) -> list[str]:

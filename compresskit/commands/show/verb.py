@@ -3,7 +3,7 @@
 from dataclasses import fields
 from pathlib import Path
 
-from compresskit.commands.parents import in_folder
+from compresskit.commands.parents import checkpoint_file
 from compresskit.commands.plan import layer_table
 from compresskit.commands.recipe import Recipe
 from compresskit.commands.result import Result, Table
@@ -28,7 +28,7 @@ def run(topic: str, section: str | None, checkpoint: Path | None) -> Result:
     if topic == "layers":
         if checkpoint is None:
             raise RecipeError("show layers: name a checkpoint with --checkpoint")
-        found = load(in_folder(checkpoint)[0] if checkpoint.is_dir() else checkpoint)
+        found = load(checkpoint_file(checkpoint))
         result.tables = [layer_table(found.network, found.input_shape, found.masks)]
     elif topic == "recipes":
         wanted = sections if section is None else [section]

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from compresskit.commands.parents import check_fits, in_folder
+from compresskit.commands.parents import check_fits, checkpoint_file
 from compresskit.commands.result import Result
 from compresskit.commands.session import Counter, Progress
 from compresskit.commands.spectra.section import CKA
@@ -30,8 +30,7 @@ class Similarity:
         self._options, self._device = options, device
         networks: list[fx.GraphModule] = [traced(network)]
         if options.other is not None:
-            other = Path(options.other)
-            file = in_folder(other)[0] if other.is_dir() else other
+            file = checkpoint_file(Path(options.other))
             checkpoint = load(file)
             check_fits(checkpoint, file, data)
             networks.append(checkpoint.network)

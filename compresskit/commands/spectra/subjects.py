@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from compresskit.commands.parents import check_fits, in_folder
+from compresskit.commands.parents import check_fits, checkpoint_file
 from compresskit.commands.recipe import Recipe, variant
 from compresskit.commands.session import Arguments, Start
 from compresskit.commands.spectra.section import IsometryOfNetworks
@@ -107,7 +107,7 @@ def _untrained(
 def _trained(name: str, where: str, path: Path, data: DataSet, cell: tuple[str, str] | None = None) -> Subject:
     def read() -> Start:
         try:
-            file = in_folder(path)[0] if path.is_dir() else path
+            file = checkpoint_file(path)
             checkpoint = load(file)
             check_fits(checkpoint, file, data)
         except CheckpointError as error:

@@ -17,7 +17,6 @@ from compresskit.graph.counting import count
 from compresskit.graph.masks import kept
 from compresskit.plots.training import gains, training_curves
 from compresskit.storage.run_folder import RunFolder, slug
-from compresskit.training.layer_rates import LayerwiseRates
 
 FOLDER = "compare"
 SECTIONS = ("model", "train", "data.augment")
@@ -189,10 +188,8 @@ def _draw(current: Session, found: Sequence[Cell], results: dict[tuple[str, str]
     if len(rows) > 1 and len(panels) > 1 and first in rows:
         ends = {place: _last(result, monitor) for place, result in trained.items()}
         gains(current.folder.path / "comparison-gains.png", ends, first, monitor.partition("_")[2])
-    sections = [cell.session.recipe.section("train") for cell in found]
-    rates: list[LayerwiseRates] = [train.layerwise_rates for train in sections if train.layerwise_rates is not None]
-    metrics = list(dict.fromkeys(metric for one in rates for metric in one.watch))
+    asked = [cell.session.recipe.section("train").layerwise_rates for cell in found]
     rows_of = {
         name_of_cell(*place): [trial["rows"] for trial in result.details["trials"]] for place, result in trained.items()
     }
-    draw_layers(current.folder.path, rows_of, metrics)
+    draw_layers(current.folder.path, rows_of, asked)

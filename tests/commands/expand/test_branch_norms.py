@@ -8,7 +8,7 @@ from torch import nn
 
 from compresskit.passes.expand.network import expanded_layers
 from compresskit.storage.checkpoint import load
-from tests.digits import write_digits
+from tests.digits import write_recipe
 
 RECIPE = """\
 model: {kind: smallnet, kernel: 3}
@@ -21,10 +21,7 @@ report: {latency_repeats: 2}
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "net.yaml"
-    path.write_text(RECIPE)
-    write_digits(tmp_path / "digits.npz", 320, 200)
-    return path
+    return write_recipe(tmp_path, RECIPE, 320)
 
 
 def test_they_train_and_fold_away(recipe, call):

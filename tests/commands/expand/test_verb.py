@@ -21,7 +21,7 @@ from compresskit.passes.expand.network import expanded_layers
 from compresskit.storage.checkpoint import load
 from compresskit.storage.lock import is_lock
 from tests.commands.conftest import environment, program
-from tests.digits import write_digits
+from tests.digits import write_digits, write_recipe
 
 RECIPE = """\
 model: {kind: smallnet, kernel: 5}
@@ -55,10 +55,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "net.yaml"
-    path.write_text(RECIPE)
-    write_digits(tmp_path / "digits.npz", 320, 200)
-    return path
+    return write_recipe(tmp_path, RECIPE, 320)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

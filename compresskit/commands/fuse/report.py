@@ -103,8 +103,8 @@ def widths(network: fx.GraphModule) -> str:
 
 def _networks(trials: list[FusedTrial], metric: str) -> Table:
     names = _baselines(trials)
-    original = ("", tuple(t.before.metrics[metric] for t in trials), "", *("" for _ in names), "")
-    rows: list[tuple[Any, ...]] = [(widths(trials[0].network), *original[1:])]
+    original = tuple(trial.before.metrics[metric] for trial in trials)  # which is trained, and not fused
+    rows: list[tuple[Any, ...]] = [(widths(trials[0].network), "", original, *[""] * len(names), "")]
     for found in _by_step(trials).values():
         step = found[0]
         rows.append(

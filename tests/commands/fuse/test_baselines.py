@@ -86,6 +86,10 @@ def test_the_report_has_both_baselines_their_cost_and_all_curves(call, recipe, m
     shares = [step["macs"] / before for step in (first, second)]
     assert [row[2] for row in table["rows"]] == pytest.approx([3, 3 + shares[0], 3 + shares[0] + shares[1]])
     assert table["rows"][2][5:] == pytest.approx([5, 5 * shares[1]])
+    (networks,) = [table for table in found["tables"] if table["title"] == "networks"]
+    trained = {row[0]: row[networks["columns"].index("accuracy, trained")] for row in networks["rows"]}
+    assert trained["2-4-4"] == next(figure["before"] for figure in macs if figure["name"] == "test accuracy")
+    assert [row[1] for row in networks["rows"]] == ["", *([step["fused"]["accuracy"]] for step in (first, second))]
     (_, panels, metric), *_ = drawn
     assert metric == "val_accuracy"
     assert [list(starts) for starts in panels.values()] == [

@@ -9,7 +9,7 @@ _HOMES = {
     "load": ("compresskit.storage.checkpoint", "load_network"),
     "fuse": ("compresskit.passes.fuse.network", "fuse"),
     "reconstruct": ("compresskit.passes.reconstruct.network", "reconstruct_model"),
-    "prune": ("compresskit.passes.prune.channels", "prune_model"),
+    "prune": ("compresskit.passes.prune.python", "prune_model"),
     "expand": ("compresskit.passes.expand.network", "expand_model"),
     "contract": ("compresskit.passes.expand.network", "contract_model"),
     "spectra": ("compresskit.passes.spectra.weights", "spectra_of_model"),

@@ -34,7 +34,8 @@ from compresskit.graph.trace import trace
 from compresskit.passes.moments import gather_from
 from compresskit.passes.prune.channels import Data, Pruner
 from compresskit.passes.prune.options import Prune, PruneTarget
-from compresskit.passes.prune.repair import estimate_norms, repair
+from compresskit.passes.repair.layers import repair
+from compresskit.passes.repair.norms import estimate_norms
 from compresskit.storage.checkpoint import load
 from compresskit.training.tasks.evaluation import evaluate
 

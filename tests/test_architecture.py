@@ -21,6 +21,7 @@ FLOORS = [
     ["commands.evaluate", "commands.export", "commands.show"],
     ["commands.train", "commands.inspect"],
     ["commands.expand"],
+    ["commands.repair"],
     ["commands"],
     ["commands.recipe"],
     ["commands.*.section"],
@@ -32,6 +33,7 @@ FLOORS = [
     ["training.optimization", "training.tasks"],
     # (model, statistics, options) -> (new model, rows)
     ["passes.prune"],
+    ["passes.repair"],
     ["passes.expand", "passes.fuse", "passes.initialise", "passes.isometry", "passes.reconstruct", "passes.spectra"],
     ["passes"],
     ["storage"],

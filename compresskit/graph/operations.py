@@ -4,6 +4,7 @@ from torch import fx, nn
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+PACKED = "in_proj_weight"  # of torch's attention, where no layer of its own makes query, key and value
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 # Each output value depends on the values at its own place alone; operands are broadcast.

@@ -61,13 +61,14 @@ def fingerprint(
         "device": device.type,
         "processes": world,
         "data": data.fingerprint,
-        "starting weights": _digest(network.state_dict()),
-        **({"teacher": _digest(teacher.state_dict())} if teacher is not None else {}),
-        **({"masks": _digest(masks)} if masks else {}),
+        "starting weights": weights_digest(network.state_dict()),
+        **({"teacher": weights_digest(teacher.state_dict())} if teacher is not None else {}),
+        **({"masks": weights_digest(masks)} if masks else {}),
     }
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of a state dict or of masks, whatever the device."""
     return digest(*((name, *tensor.shape) for name, tensor in tensors.items()), *map(_bytes, tensors.values()))
 
 

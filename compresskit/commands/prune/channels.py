@@ -1,17 +1,19 @@
 """`prune` of channels: one step, from scores to a repaired network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from compresskit.commands.figures import latency, said
+from compresskit.commands.figures import latency
 from compresskit.commands.moments import gatherer
 from compresskit.commands.prune.section import PruneAndRetrain
 from compresskit.commands.prune.stages import PRUNED, PruneStep
+from compresskit.commands.repair.ladder import Ladder, judging_split
 from compresskit.commands.session import Session, Start
 from compresskit.commands.trials import keep
 from compresskit.data.augmentation.augmix import AugMix
@@ -20,9 +22,9 @@ from compresskit.graph.channels.cut import cut
 from compresskit.graph.shapes import evaluating
 from compresskit.passes.prune.channels import Data, Pruned, Pruner
 from compresskit.passes.prune.gradients import mean_gradients
-from compresskit.passes.prune.repair import blind, estimate_norms, repair
 from compresskit.passes.prune.responses import Responses, responses
-from compresskit.training.tasks.losses import loss_for
+from compresskit.passes.repair.layers import Repair, blind, repair
+from compresskit.training.tasks.losses import divergence_for, loss_for
 
 
 def pruner(current: Session, options: PruneAndRetrain, network: fx.GraphModule) -> Pruner:
@@ -31,28 +33,35 @@ def pruner(current: Session, options: PruneAndRetrain, network: fx.GraphModule) 
 
 
 def prune_channels(
-    current: Session, options: PruneAndRetrain, start: Start, folder: Path, seed: int, moments: Path
-) -> PruneStep:
-    """Cuts and repairs the start's network, into pruned.pt. moments: folder of those that the repair takes."""
-    pruned = pruner(current, options, start.network).prune(_data(current, options), seed)
+    current: Session, options: PruneAndRetrain, start: Start, original: fx.GraphModule, folder: Path, seed: int,
+    moments: Path,
+) -> PruneStep:  # fmt: skip
+    """Cuts and repairs the start's network, into pruned.pt. original: whose outputs repairs are judged by. moments:
+    folder of those that the repair takes."""
+    pruned = pruner(current, options, start.network).prune(_data(current, options, moments), seed)
     bare = cut(start.network, pruned.channels, pruned.alive)
-    difference = _difference(current, start.network, bare, pruned)  # before the repair, which may change it in place
-    cut_metrics = current.evaluate(bare)
-    share = pruned.got / pruned.whole
-    current.progress.log(f"seed {seed}: cut to {share:.1%} of the {options.target.goal}, {said(cut_metrics)}")
-    smaller, unexplained, unrepaired = _repaired(current, options, start.network, bare, pruned, moments)
-    repaired = current.evaluate(smaller)
-    if options.repair != "none" or repaired != cut_metrics:
-        done = "repaired" if options.repair != "none" else "norms estimated"
-        current.progress.log(f"seed {seed}: {done}, {said(repaired)}")
-    keep(current, smaller, folder / PRUNED, seed, repaired, start)
+    difference = _difference(current, start.network, bare, pruned)
+    ladder, found = Ladder(current, original, options.held_out, f"seed {seed}"), list[Repair]()
+    ladder.climb("cut", lambda: bare)
+    current.progress.log(f"seed {seed}: {pruned.got / pruned.whole:.1%} of the {options.target.goal} left")
+    if options.norms:
+        ladder.norms(options.samples)
+    if options.repair != "none":
+        ladder.climb(options.repair, lambda: _repaired(current, options, start.network, pruned, moments, found))
+        if options.norms and ladder.rungs[-1].taken:
+            ladder.norms(options.samples)
+    whole = original is start.network  # of later steps, the original's channels have other places
+    places = pruned.channels.places(pruned.alive) if whole else None
+    ladder.match(options.match, folder, seed, places)
+    keep(current, ladder.network, folder / PRUNED, seed, ladder.metrics, start)
     groups = [
         (group.name, list(group.layers), len(group.atoms), kept)
         for group, kept in zip(pruned.groups, pruned.kept, strict=True)
     ]
+    unrepaired, unexplained = (found[0].skipped, found[0].unexplained) if found else ({}, {})
     return PruneStep(
-        options.target.goal, pruned.asked, pruned.got, pruned.whole, cut_metrics, repaired, groups, pruned.skipped,
-        unrepaired, unexplained, difference, _by_kind(pruned),
+        options.target.goal, pruned.asked, pruned.got, pruned.whole, ladder.rungs, groups, pruned.skipped, unrepaired,
+        unexplained, difference, _by_kind(pruned),
     )  # fmt: skip
 
 
@@ -65,25 +74,16 @@ def _by_kind(pruned: Pruned) -> dict[str, tuple[int, int]]:
 
 
 def _repaired(
-    current: Session, options: PruneAndRetrain, network: fx.GraphModule, bare: fx.GraphModule, pruned: Pruned,
-    moments: Path,
-) -> tuple[fx.GraphModule, dict[str, float], dict[str, str]]:  # fmt: skip
-    """The cut network with its repair; by layer the share of variance lost, and why others were not repaired."""
-    smaller, unexplained, unrepaired = bare, dict[str, float](), dict[str, str]()
-    if options.repair != "none":
-        gather = gatherer(current, moments, options.samples)
-        shape = current.data.input_shape
-        chained = options.repair == "top-down"
-        found = repair(network, pruned.channels, pruned.alive, gather, shape, chained=chained)
-        smaller = cut(found.network, pruned.channels, pruned.alive)
-        unexplained, unrepaired = found.unexplained, found.skipped
-    if options.norms:
-        split = current.data.train.sample(options.samples)
-        estimate_norms(smaller, split.batches(current.recipe.moments.batch_size, current.device))
-    return smaller, unexplained, unrepaired
+    current: Session, options: PruneAndRetrain, network: fx.GraphModule, pruned: Pruned, moments: Path,
+    found: list[Repair],
+) -> fx.GraphModule:  # fmt: skip
+    """The cut network with layers solved again. found: gets what the repair says of them."""
+    gather, chained = gatherer(current, moments, options.samples), options.repair == "top-down"
+    found.append(repair(network, pruned.channels, pruned.alive, gather, current.data.input_shape, chained=chained))
+    return cut(found[0].network, pruned.channels, pruned.alive)
 
 
-def _data(current: Session, options: PruneAndRetrain) -> Data:
+def _data(current: Session, options: PruneAndRetrain, moments: Path) -> Data:
     split = current.data.train.sample(options.images)
     size = current.recipe.moments.batch_size
 
@@ -100,7 +100,16 @@ def _data(current: Session, options: PruneAndRetrain) -> Data:
         pairs = ((x, _augmented(x, mean, std, augmix, draws)) for x, _ in split.batches(size, current.device))
         return responses(network, layers, pairs)
 
-    return Data(gradients, paired)
+    def held_out(images: int) -> Iterable[Any]:
+        return (inputs for inputs, _ in judging_split(current, images).batches(size, current.device))
+
+    def tell(label: str, work: int) -> Callable[[], None]:
+        done = count(1)
+        current.progress.start(label, work)
+        return lambda: current.progress.update(next(done))
+
+    gather = gatherer(current, moments, options.samples)
+    return Data(gradients, paired, gather, held_out, divergence_for(current.data.task), tell)
 
 
 def _augmented(images: Any, mean: Tensor, std: Tensor, augmix: AugMix, draws: torch.Generator) -> Tensor:

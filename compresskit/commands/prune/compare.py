@@ -83,12 +83,10 @@ class Compared:
 def stages_of(options: Options, steps: Sequence[PruneStep]) -> dict[Stage, str]:
     """The stages of a step, and what tables call them; masks are repaired where there are norms to estimate."""
     stages: dict[Stage, str] = {"cut": "masked" if isinstance(options, MaskAndRetrain) else "cut"}
-    if isinstance(options, MaskAndRetrain):
-        if any(step.repaired != step.cut for step in steps):
-            stages["repaired"] = "norms estimated"
-    elif options.repair != "none":
+    rungs = {rung.name for step in steps for rung in step.rungs[1:]}
+    if rungs - {"norms"}:
         stages["repaired"] = "repaired"
-    elif any(step.repaired != step.cut for step in steps):
+    elif rungs:
         stages["repaired"] = "norms estimated"
     return stages | ({"retrained": "fine-tuned"} if options.retrain is not None else {})
 
@@ -116,6 +114,8 @@ def settings(options: Options) -> list[Setting]:
 
 
 def _said(key: str, value: Any) -> str:
+    if key == "match":
+        return f"match {named(value)}".strip() if value else "no match"
     if key == "layerwise_rates":
         if value is None or value.steers is None:
             return "one rate"

@@ -12,6 +12,7 @@ from compresskit.commands.parents import MODEL
 from compresskit.commands.prune.compare import Compared, Options, add_comparison, settings, stages_of
 from compresskit.commands.prune.section import MaskAndRetrain
 from compresskit.commands.prune.stages import PruneStep, Retrained, changes, kinds, ratios
+from compresskit.commands.repair.ladder import ladder_table
 from compresskit.commands.result import Figure, Format, Result, Table, Target, shortened
 from compresskit.commands.session import Session
 from compresskit.passes.prune.channels import Pruner
@@ -76,7 +77,7 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
     result.figures = compared([t.before for t in trials], [t.after for t in trials], batch, current.device)
     result.targets = [_target(options, trials)]
     result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
-    result.tables = [_stages(options, trials), *_kinds(trials), _layers(options, trials)]
+    result.tables = [_stages(options, trials), *_ladders(options, trials), *_kinds(trials), _layers(options, trials)]
     first = trials[0].steps[0]
     result.skipped = first.skipped | {f"{layer} (repair)": reason for layer, reason in first.unrepaired.items()}
     if isinstance(options, MaskAndRetrain):
@@ -84,9 +85,8 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
     else:
         check = "cut against the whole net that does not see what is cut"
         result.checks[check] = max(step.difference for trial in trials for step in trial.steps)
-        result.notes = (
-            slower(result.figures) + _single(trials) + (_worse(current, trials) if options.repair != "none" else [])
-        )
+        result.notes = slower(result.figures) + _single(trials)
+    result.notes += _fallen_back(trials)
     if len(trials) > 1:
         result.notes.append(_promote(current, trials))
     if first.unexplained:
@@ -95,7 +95,7 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
             f"repair: {len(first.unexplained)} layers solved again; most is lost of {worst}, "
             f"{first.unexplained[worst]:.1%} of the variance of its output"
         )
-    result.details = {"trials": [{"seed": t.seed, "steps": [vars(s) for s in t.steps]} for t in trials]}
+    result.details = {"trials": [{"seed": t.seed, "steps": [s.plain for s in t.steps]} for t in trials]}
     if current.group.is_main and current.recipe.report.plots:
         ratios_by_layer(current.folder.path / "pruning-ratios.png", ratios(trials[0].steps), options.kind)
     if options.retrain is not None and options.retrain.layerwise_rates is not None:
@@ -115,19 +115,18 @@ def _single(trials: list[PrunedTrial]) -> list[str]:
     return [f"one channel is left of {told}; set min_channels, another budget, or budget.least of a spectral one"]
 
 
-def _worse(current: Session, trials: list[PrunedTrial]) -> list[str]:
-    """A note where the repair took more than it gave."""
-    name, metric = next(iter(METRICS[current.data.task].items()))
-    sign = 1 if metric.higher_is_better else -1
-    pairs = [(step.cut[name], step.repaired[name]) for trial in trials for step in trial.steps]
-    lost = [(cut, repaired) for cut, repaired in pairs if sign * repaired < sign * cut]
-    if not lost:
-        return []
-    cut, repaired = lost[0]
-    return [
-        f"{name} is worse after the repair: {cut:.4f} as it was cut, {repaired:.4f} repaired; give more images "
-        "(prune.samples), take another repair, cut less, or retrain"
-    ]
+def _fallen_back(trials: list[PrunedTrial]) -> list[str]:
+    """A note on repairs that took more than they gave."""
+    found = []
+    for rung in {rung.name: rung for trial in trials for step in trial.steps for rung in step.rungs}.values():
+        others = [r for trial in trials for step in trial.steps for r in step.rungs if r.name == rung.name]
+        if lost := [other for other in others if not other.taken]:
+            found.append(
+                f"{rung.name}: not taken in {len(lost)} of {len(others)} cases, for its outputs were further from the "
+                f"original's on held-out images ({lost[0].divergence:.4g}) than before it; give more images "
+                "(prune.samples), take another repair, or cut less"
+            )
+    return found
 
 
 def _promote(current: Session, trials: list[PrunedTrial]) -> str:
@@ -180,6 +179,16 @@ def _stages(options: Options, trials: list[PrunedTrial]) -> Table:
         for stage, name in stages.items():
             rows.append((f"{label}{name}", *(tuple(found[m] for found in at[stage]) for m in metrics)))
     return Table("test metrics", ("", *metrics), rows)
+
+
+def _ladders(options: Options, trials: list[PrunedTrial]) -> list[Table]:
+    """What each repair gave and cost, of the steps that all trials have."""
+    tables = []
+    for number, steps in enumerate(zip(*(trial.steps for trial in trials), strict=False)):
+        if len(steps[0].rungs) > 1:
+            label = f"step {number + 1}: repairs" if options.steps > 1 else "repairs"
+            tables.append(ladder_table(label, [step.rungs for step in steps]))
+    return tables
 
 
 def _layers(options: Options, trials: list[PrunedTrial]) -> Table:

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 
 from compresskit.options import option
-from compresskit.passes.prune.budgets import Budget
+from compresskit.passes.prune.budgets import Budget, MaskBudget
 from compresskit.passes.prune.criteria import Criterion
 from compresskit.passes.prune.mask_options import Mask, MaskCriterion
 from compresskit.passes.prune.options import Prune, Repair
+from compresskit.passes.repair.matching import Match
 from compresskit.passes.shares import Amount
 from compresskit.training.layer_rates import LayerwiseRates
 from compresskit.training.options import Training
@@ -23,6 +24,7 @@ class PruneCompare:
     criterion: tuple[Criterion, ...] = ()
     budget: tuple[Budget, ...] = ()
     repair: tuple[Repair, ...] = ()
+    match: tuple[Match | None, ...] = ()  # null: none
     layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
 
 
@@ -32,16 +34,22 @@ class MaskCompare:
 
     at: tuple[Amount, ...] = ()  # in the place of the target's value
     criterion: tuple[MaskCriterion, ...] = ()
-    budget: tuple[Budget, ...] = ()
+    budget: tuple[MaskBudget, ...] = ()
+    match: tuple[Match | None, ...] = ()  # null: none
     layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
 
 
 @option
 class Stepwise:
-    """Pruning in one go or in several, with retraining in between."""
+    """Pruning in one go or in several, with repairs and retraining in between."""
 
     samples: Annotated[int, Gt(1)] = 10000  # training images that layers are repaired and norms estimated by
-    steps: Annotated[int, Ge(1)] = 1  # each takes the same share of what is left, and retrains
+    # behind the repair, all weights together by gradients, towards the outputs of the network before the first step, on
+    # training images without labels; {} takes its defaults
+    match: Match | None = None
+    # images that judge every repair: of the validation split, or of the training images where there is none
+    held_out: Annotated[int, Gt(0)] = 2000
+    steps: Annotated[int, Ge(1)] = 1  # each takes the same share of what is left, and matches or retrains
     retrain: Training | None = None  # behind each step; default: none
 
 
@@ -77,8 +85,10 @@ PRUNINGS: dict[str, type[PruneAndRetrain] | type[MaskAndRetrain]] = {
 def _check_pruning(options: "PruneAndRetrain | MaskAndRetrain") -> None:
     """Raises ValueError for steps and rates without retraining, and for a comparison of nothing, or of no targets."""
     compare, target = options.compare, options.target
-    if options.steps > 1 and options.retrain is None:
-        raise ValueError("steps: several steps retrain in between; add `retrain`, or leave steps out")
+    if options.steps > 1 and options.retrain is None and options.match is None:
+        raise ValueError(
+            "steps: several steps match or retrain in between; add `match` or `retrain`, or leave steps out"
+        )
     if compare is None:
         return
     if not any(asdict(compare).values()):

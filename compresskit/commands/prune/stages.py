@@ -4,7 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from compresskit.commands.repair.ladder import Rung, metrics_of
 from compresskit.commands.session import Session
 from compresskit.storage.atomic import write_json
 from compresskit.training.loop import History
@@ -16,17 +18,16 @@ PRUNED, STEP = "pruned.pt", "pruned.json"  # before retraining
 class PruneStep:
     """What one step did.
 
-    asked, got, whole: of the target; whole is that of the network before the step, or without any masks. cut, repaired:
-    metrics of the net as it is cut or masked, and with its repair. groups: name, layers, channels (or weights, or
-    kernels), kept. difference: of the cut net from the whole one that does not see what is cut, on one batch.
+    asked, got, whole: of the target; whole is that of the network before the step, or without any masks. rungs: the
+    net as it is cut or masked, and its repairs. groups: name, layers, channels (or weights, or kernels), kept.
+    difference: of the cut net from the whole one that does not see what is cut, on one batch.
     """
 
     goal: str
     asked: float
     got: float
     whole: float
-    cut: dict[str, float]
-    repaired: dict[str, float]
+    rungs: list[Rung]
     groups: list[tuple[str, list[str], int, int]]
     skipped: dict[str, str]
     unrepaired: dict[str, str] = field(default_factory=dict)
@@ -36,9 +37,25 @@ class PruneStep:
         default_factory=dict
     )  # by kind of channels, how many there were, are left
 
+    @property
+    def cut(self) -> dict[str, float]:
+        """Test metrics before any repair."""
+        return self.rungs[0].metrics
+
+    @property
+    def repaired(self) -> dict[str, float]:
+        """Test metrics with the best of the repairs."""
+        return metrics_of(self.rungs)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """For report.json."""
+        return asdict(self) | {"cut": self.cut, "repaired": self.repaired}
+
     @staticmethod
     def read(folder: Path) -> "PruneStep":
-        return PruneStep(**json.loads((folder / STEP).read_text()))
+        found = json.loads((folder / STEP).read_text())
+        return PruneStep(**found | {"rungs": [Rung(**rung) for rung in found["rungs"]]})
 
     def write(self, current: Session, folder: Path) -> None:
         """The last file of a step: only now is it done."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import fx
+
 from compresskit.commands.analyses import draw_rates
 from compresskit.commands.parents import MODEL, check_unmasked
 from compresskit.commands.prune.channels import prune_channels, pruner
@@ -99,13 +101,14 @@ class _Work:
         """All steps, into model.pt of the folder: the network with its masks, the steps, and what followed each."""
         current, seed = self.current, self.seed
         plan, steps, retrained = _planned(current, options, start, seed), list[PruneStep](), list[Retrained]()
-        left = plan.now
+        left, original = plan.now, start.network
         for number in range(1, options.steps + 1):
             if left <= plan.asked:
                 break  # a step takes whole channels or kernels, and so more than its share
             left *= (plan.asked / left) ** (1 / (options.steps + 1 - number))
             own = folder / f"step-{number}" if options.steps > 1 else folder
-            start, step = self._step(_at(options, left, plan.whole), start, own, self._moments(options, own, number))
+            now = _at(options, left, plan.whole)
+            start, step = self._step(now, start, original, own, self._moments(options, own, number))
             steps.append(step)
             left = step.got
             if options.retrain is not None:
@@ -124,14 +127,16 @@ class _Work:
         chained = not isinstance(options, MaskAndRetrain) and options.repair == "top-down"
         return folder / "moments" if chained or number > 1 else self.moments
 
-    def _step(self, options: Options, start: Start, folder: Path, moments: Path) -> tuple[Start, PruneStep]:
+    def _step(
+        self, options: Options, start: Start, original: fx.GraphModule, folder: Path, moments: Path
+    ) -> tuple[Start, PruneStep]:
         """Where the next step starts, and what this one did; read back where an interrupted run had finished it."""
         current = self.current
         if not (current.arguments.resume and (folder / STEP).exists()):
             if isinstance(options, MaskAndRetrain):
-                step = prune_weights(current, options, start, folder, self.seed)
+                step = prune_weights(current, options, start, original, folder, self.seed)
             else:
-                step = prune_channels(current, options, start, folder, self.seed, moments)
+                step = prune_channels(current, options, start, original, folder, self.seed, moments)
             step.write(current, folder)
         pruned = load(folder / PRUNED, current.device)
         return replace(start, network=pruned.network, masks=pruned.masks), PruneStep.read(folder)

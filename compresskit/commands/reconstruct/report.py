@@ -13,6 +13,7 @@ from compresskit.commands.reconstruct import compare
 from compresskit.commands.reconstruct.compare import Comparison
 from compresskit.commands.reconstruct.section import ReconstructAndRetrain
 from compresskit.commands.reconstruct.sizes import Sizes
+from compresskit.commands.repair.ladder import Rung, ladder_table, metrics_of
 from compresskit.commands.result import Figure, Result, Table, Target, by, tuples
 from compresskit.commands.session import Session
 from compresskit.graph.chains import weighted
@@ -27,13 +28,14 @@ from compresskit.training.tasks.evaluation import METRICS, shown_metrics
 
 @dataclass(frozen=True)
 class Outcome:
-    """One reconstruction, before any retraining. reconstructed: test metrics. curves: by site, (kept, relative error).
+    """One reconstruction, before any retraining. rungs: the reconstructed net, and what became of it where weights were
+    matched to the original's outputs. curves: by site, (kept, relative error).
 
     difference: largest one on a batch between the cut net and the one with zeros in place of what was cut.
     held_out_drop: points of accuracy lost on held-out images, where the target is one of these.
     """
 
-    reconstructed: dict[str, float]
+    rungs: list[Rung]
     rows: list[ReconstructedLayer]
     curves: dict[str, tuple[list[int], list[float]]]
     notes: list[str]
@@ -41,11 +43,17 @@ class Outcome:
     difference: float
     held_out_drop: float | None = None
 
+    @property
+    def final(self) -> dict[str, float]:
+        """Test metrics of the net that is kept."""
+        return metrics_of(self.rungs)
+
     @classmethod
     def read(cls, path: Path) -> "Outcome":
         plain = json.loads(path.read_text())
         rows = [ReconstructedLayer(**{name: tuples(value) for name, value in row.items()}) for row in plain.pop("rows")]
-        return cls(rows=rows, **plain)
+        rungs = [Rung(**rung) for rung in plain.pop("rungs")]
+        return cls(rows=rows, rungs=rungs, **plain)
 
 
 @dataclass
@@ -65,7 +73,7 @@ class ReconstructedTrial:
 
     @property
     def final(self) -> dict[str, float]:
-        return self.retrained or self.outcome.reconstructed
+        return self.retrained or self.outcome.final
 
 
 def reconstruct_result(
@@ -77,6 +85,8 @@ def reconstruct_result(
     result = Result("reconstruct", current.recipe.name, current.folder.path, skipped=made.skipped)
     result.figures = _figures(current, trials)
     result.tables = [_stages(trials), _layers(trials)]
+    if len(first.outcome.rungs) > 1:
+        result.tables.insert(1, ladder_table("repairs", [trial.outcome.rungs for trial in trials]))
     if first.compared.points:
         result.tables.append(compare.table([trial.compared for trial in trials]))
     result.targets = _targets(options, trials)
@@ -141,7 +151,8 @@ def _figures(current: Session, trials: list[ReconstructedTrial]) -> list[Figure]
 def _stages(trials: list[ReconstructedTrial]) -> Table:
     stages = {
         "original": [trial.before.metrics for trial in trials],
-        "reconstructed": [trial.outcome.reconstructed for trial in trials],
+        "reconstructed": [trial.outcome.rungs[0].metrics for trial in trials],
+        "matched": [trial.outcome.final for trial in trials if len(trial.outcome.rungs) > 1],
         "retrained": [trial.retrained for trial in trials if trial.retrained is not None],
     }
     shown = shown_metrics(trials[0].before.metrics)
@@ -232,7 +243,8 @@ def _plain(trial: ReconstructedTrial) -> dict[str, Any]:
     outcome = trial.outcome
     return {
         "seed": trial.seed,
-        "reconstructed": outcome.reconstructed,
+        "reconstructed": outcome.rungs[0].metrics,
+        "rungs": [vars(rung) for rung in outcome.rungs],
         "retrained": trial.retrained,
         "layers": [vars(row) | {"unexplained": row.unexplained} for row in outcome.rows],
         "curves": {name: {"kept": kept, "errors": errors} for name, (kept, errors) in outcome.curves.items()},

@@ -7,6 +7,7 @@ from annotated_types import Gt
 
 from compresskit.options import option
 from compresskit.passes.reconstruct.options import GOALS, Chaining, Reconstruct
+from compresskit.passes.repair.matching import Match
 from compresskit.passes.shares import share
 from compresskit.training.options import Training
 
@@ -33,8 +34,11 @@ class ReconstructAndRetrain(Reconstruct):
     # images that judge what a target leads to: of the validation split, or of the training images where there is none
     held_out: Annotated[int, Gt(0)] = 5000
     alone: Annotated[int, Gt(0)] = 128  # of these, that measure what thinning each layer alone does, before a target
+    # behind it, all weights together by gradients, towards the original's outputs, on training images without labels;
+    # {} takes its defaults
+    match: Match | None = None
     retrain: Training | None = None  # behind all; default: none
-    compare: Compare | None = None  # other settings, without low-rank factors and retraining
+    compare: Compare | None = None  # other settings, without low-rank factors, matching and retraining
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """`compresskit reconstruct`: thins the inputs of layers, refits and cuts them, and retrains if asked."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from compresskit.commands.figures import said
 from compresskit.commands.moments import gatherer
 from compresskit.commands.parents import MODEL
 from compresskit.commands.reconstruct.compare import SPARSE_ROWS, Comparison, Point, combinations, rivals_at
-from compresskit.commands.reconstruct.judge import judge_by, judging_split
+from compresskit.commands.reconstruct.judge import judge_by
 from compresskit.commands.reconstruct.report import Outcome, ReconstructedTrial, plan_result, reconstruct_result
 from compresskit.commands.reconstruct.section import ReconstructAndRetrain
 from compresskit.commands.reconstruct.sizes import sizes
 from compresskit.commands.reconstruct.sparse_rows import check_sparse_rows, sparse_rows
+from compresskit.commands.repair.ladder import Ladder, Rung, judging_split
 from compresskit.commands.result import Result
 from compresskit.commands.session import (
     Arguments,
@@ -89,8 +89,11 @@ def _run_trial(current: Session, options: ReconstructAndRetrain, trial: int) -> 
         found = work.reconstruct(options)
         if not any(row.kept < row.inputs or row.low_rank for row in found.rows):
             raise RecipeError("reconstruct: every layer keeps all of its inputs; ask for less, or lower min_channels")
-        outcome = replace(_outcome(current, found, seed), held_out_drop=work.held_out_drop(found))
-        keep(current, found.network, folder / RECONSTRUCTED, seed, outcome.reconstructed, start)
+        ladder = Ladder(current, start.network, options.held_out, f"seed {seed}")
+        ladder.climb(f"reconstructed, {options.chaining}", lambda: found.network)
+        ladder.match(options.match, folder, seed, found.places)
+        outcome = _outcome(current, found, ladder.rungs, work.held_out_drop(ladder.network))
+        keep(current, ladder.network, folder / RECONSTRUCTED, seed, outcome.final, start)
         if current.group.is_main:
             write_json(done, asdict(outcome))
         current.group.barrier()
@@ -101,9 +104,9 @@ def _run_trial(current: Session, options: ReconstructAndRetrain, trial: int) -> 
         train_network(current, network, options.retrain, seed, folder / "retrain", f"retrain seed {seed}")
         retrained = current.evaluate(network)
     path = folder / MODEL
-    keep(current, network, path, seed, retrained or outcome.reconstructed, start)
+    keep(current, network, path, seed, retrained or outcome.final, start)
     result = ReconstructedTrial(seed, path, before, outcome, retrained)
-    result.after = current.figures(network, retrained or outcome.reconstructed, path)
+    result.after = current.figures(network, retrained or outcome.final, path)
     result.sizes = (sizes(start.network, current.data.input_shape), sizes(network, current.data.input_shape))
     result.reloaded = current.reload_difference(network, path)
     result.monitored = current.evaluate(network, current.data.validation) if current.data.validation else None
@@ -140,12 +143,12 @@ class _Work:
         done = accumulate(work)
         return lambda: progress.update(int(100 * next(done) / total))
 
-    def held_out_drop(self, found: Reconstruction) -> float | None:
+    def held_out_drop(self, network: fx.GraphModule) -> float | None:
         """Points of accuracy lost on held-out images, where the target is one of these."""
         target, accuracy = self._options.target, self._judge.accuracy
         if target is None or target.accuracy_drop is None or accuracy is None:
             return None
-        return 100 * (accuracy(self._start.network) - accuracy(found.network))
+        return 100 * (accuracy(self._start.network) - accuracy(network))
 
     def compare(self, path: Path) -> Comparison:
         """Every combination that `compare` names; those that an interrupted run had finished are read back."""
@@ -177,11 +180,9 @@ class _Work:
             write_json(path, asdict(comparison))
 
 
-def _outcome(current: Session, found: Reconstruction, seed: int) -> Outcome:
+def _outcome(current: Session, found: Reconstruction, rungs: list[Rung], drop: float | None) -> Outcome:
     inputs, _ = next(current.data.test.batches(64, current.device))
     with torch.inference_mode(), evaluating(found.masked), evaluating(found.cut):
         difference = float((found.masked(inputs) - found.cut(inputs)).abs().max())
-    metrics = current.evaluate(found.network)
-    current.progress.log(f"seed {seed}: reconstructed, {said(metrics)} before retraining")
     curves = {name: (list(curve.kept), list(curve.errors)) for name, curve in found.curves.items()}
-    return Outcome(metrics, found.rows, curves, found.notes, found.seconds, difference)
+    return Outcome(rungs, found.rows, curves, found.notes, found.seconds, difference, drop)

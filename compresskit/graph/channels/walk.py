@@ -95,6 +95,10 @@ class Channels:
     products: dict[str, tuple[Operand, ...]]
     mixed: dict[str, Operand]
 
+    def places(self, alive: Tensor) -> dict[str, Tensor]:
+        """By layer, the indices of its outputs that stay. alive: (n_atoms,) bool."""
+        return {layer: alive.cpu()[atoms].nonzero(as_tuple=True)[0] for layer, atoms in self.writes.items()}
+
 
 def find_channels(
     network: fx.GraphModule, input_shape: Shape, heads: Literal["positions", "whole"] = "positions"

@@ -13,21 +13,22 @@ _WIDTH = 256  # columns of updates that are held back at most, but for one group
 
 @dataclass(frozen=True)
 class Elimination:
-    """order: (n_groups,) groups as they leave. errors: (n_groups + 1,) E||y - M x||^2 over all parts after the first
-    0, 1, ... of them have left, M refitted on the rest."""
+    """order: (n,) groups as they leave. errors: (n + 1,) E||y - M x||^2 over all parts after the first 0, 1, ... of
+    them have left, M refitted on the rest. total: groups of the problem, of which some may have to stay."""
 
     order: Tensor
     errors: Tensor
+    total: int
 
     def kept(self, count: int) -> Tensor:
-        """(n_groups,) bool: the `count` groups that leave last."""
-        mask = torch.zeros(len(self.order), dtype=torch.bool, device=self.order.device)
-        mask[self.order[len(self.order) - count :]] = True
+        """(total,) bool: all groups but the first of those that leave, so that `count` are left."""
+        mask = torch.ones(self.total, dtype=torch.bool, device=self.order.device)
+        mask[self.order[: self.total - count]] = False
         return mask
 
 
-def eliminate(problem: Problem) -> Elimination:
-    """The order in which the groups of `problem` leave, down to none.
+def eliminate(problem: Problem, stay: Tensor | None = None) -> Elimination:
+    """The order in which the groups of `problem` leave, down to none. stay: (n_groups,) bool, those that never do.
 
     With Q the inverse of R on the columns that are left and M = B Q their least squares, the loss of group g is
     tr(M_g Q_gg^-1 M_g^T), summed over the parts, when all others are fitted again; then Q and M become
@@ -41,25 +42,27 @@ def eliminate(problem: Problem) -> Elimination:
     """
     device = problem.parts[0].cxx.device
     left = torch.ones(problem.n_groups, dtype=torch.bool, device=device)
+    held = torch.zeros_like(left) if stay is None else stay.to(device)
     order: list[int] = []
     losses: list[Tensor] = []
     states: list[_State] = []
     fresh, start = 2 * problem.n_groups, 0.0
-    for count in range(problem.n_groups, 0, -1):
+    for count in range(problem.n_groups, int(held.sum()), -1):
         if count <= fresh // 2:
             fresh = count
             states = [_State(part, left) for part in problem.parts if bool(left[part.groups].any())]
         if not order:
             start = problem.variance - sum(state.explained for state in states)
         loss = sum((state.losses() for state in states), torch.zeros_like(left, dtype=torch.float64))
-        leaving = int(loss.masked_fill(~left, torch.inf).argmin())  # read once: torch reads indices that are tensors
+        # read once: torch reads indices that are tensors
+        leaving = int(loss.masked_fill(~left | held, torch.inf).argmin())
         order.append(leaving)
         losses.append(loss[leaving])
         left[leaving] = False
         for state in states:
             state.remove(leaving)
     gone = torch.cat([losses[0].new_zeros(1), torch.stack(losses).cumsum(0)])
-    return Elimination(torch.tensor(order, device=device), (start + gone).clamp(min=0))
+    return Elimination(torch.tensor(order, device=device), (start + gone).clamp(min=0), problem.n_groups)
 
 
 class _State:

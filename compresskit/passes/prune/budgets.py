@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Gt, Le, Len, Lt
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from compresskit.errors import RecipeError
 from compresskit.graph.weights import by_filter, parameter_of, weights_of
+from compresskit.numerics.pruning.descent import convex, descent
 from compresskit.numerics.pruning.ratios import ceilings, erdos_renyi, lamp, uniform
 from compresskit.numerics.spectra.rate_maps import positive
 from compresskit.options import option
@@ -28,13 +29,18 @@ _FINE = 2000  # levels of a budget that has no steps of its own
 @dataclass(frozen=True)
 class Weighed:
     """What budgets look at. layers: of each group. scores: (n,) of what each group may lose, channels or weights, one
-    at least. left: share of each group that is left of what it was; default: all."""
+    at least. left: share of each group that is left of what it was; default: all. size: of the network by ratios, one
+    for each group. alone: for each group, what the outputs lose when these shares of it go, and nothing of others; none
+    of the two for weights and kernels.
+    """
 
     network: fx.GraphModule
     layers: Sequence[Sequence[str]]
     scores: Sequence[Tensor]
     seed: int
     left: Floats | None = None
+    size: Callable[[Floats], float] | None = None
+    alone: Callable[[Sequence[float]], Floats] | None = None
 
 
 @option
@@ -129,7 +135,33 @@ class Spectral:
         return 1 / found if self.inverse else found
 
 
-Budget = Uniform | Global | LAMP | ERK | Spectral
+@option
+class Divergence:
+    """Shares of groups go where least is lost for what is saved, by what cutting each group alone costs.
+
+    That is the divergence of the outputs from the original's, on held-out images, with the layers behind solved again
+    (unless `repair` is none). Losses are taken as additive, and between the shares that are measured as linear; of each
+    group's curve the lower convex hull counts, for a share that costs little behind one that costs much goes with it.
+    """
+
+    kind: Literal["divergence"] = "divergence"
+    # of each group, that go for a measurement
+    shares: Annotated[tuple[Annotated[float, Gt(0), Lt(1)], ...], Len(1)] = (0.1, 0.25, 0.5, 0.7, 0.85, 0.95)
+    step: Annotated[float, Gt(0), Le(0.5)] = 0.04  # of a group, that goes at a time
+    images: Annotated[int, Gt(0)] = 256  # held-out ones
+
+    def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
+        assert weighed.alone is not None, "masks have budgets of their own"
+        assert weighed.size is not None
+        shares = sorted(self.shares)
+        losses = np.maximum.accumulate(np.pad(weighed.alone(shares), ((0, 0), (1, 0))), axis=1)
+        at = np.linspace(0, 1, max(2, round(1 / self.step)) + 1)
+        path = descent(np.array([convex(np.array([0.0, *shares]), row, at) for row in losses]), at, weighed.size)
+        return path[first(len(path) - 1, lambda number: reaches(path[number]))]
+
+
+MaskBudget = Uniform | Global | LAMP | ERK | Spectral  # of weights and kernels, too
+Budget = MaskBudget | Divergence
 
 
 def _shape(network: fx.GraphModule, layer: str) -> tuple[int, ...]:
@@ -160,10 +192,11 @@ def _by_rank(scores: Sequence[Tensor], reaches: Reaches) -> Floats:
     return ratios(first(len(ordered), lambda number: reaches(ratios(number))))
 
 
-BUDGETS: dict[str, type[Budget]] = {
+MASK_BUDGETS: dict[str, type[MaskBudget]] = {
     "uniform": Uniform,
     "global": Global,
     "lamp": LAMP,
     "erk": ERK,
     "spectral": Spectral,
 }
+BUDGETS: dict[str, type[Budget]] = {**MASK_BUDGETS, "divergence": Divergence}

@@ -1,30 +1,31 @@
 """Structured pruning: channels that are worth least go, from every tensor that has a slot of theirs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from compresskit.data.augmentation.augmix import AugMix
-from compresskit.errors import RecipeError, near_names
+from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.kinds import Kind
-from compresskit.graph.channels.plain import plain_layers
 from compresskit.graph.channels.walk import Channels, find_channels
-from compresskit.graph.trace import trace
 from compresskit.numerics.pruning.ratios import counts
-from compresskit.passes.moments import Batches, gather_from
-from compresskit.passes.prune.budgets import BUDGETS, Floats, Weighed
-from compresskit.passes.prune.criteria import CRITERIA, Scored, atom_scores
-from compresskit.passes.prune.gradients import mean_gradients
+from compresskit.passes.prune.budgets import Divergence as AloneBudget
+from compresskit.passes.prune.budgets import Floats, Weighed
+from compresskit.passes.prune.criteria import Scored, atom_scores
 from compresskit.passes.prune.groups import Group, find_groups
-from compresskit.passes.prune.options import Prune, PruneTarget
+from compresskit.passes.prune.options import Prune
 from compresskit.passes.prune.reach import reach_by_kind, smallest
-from compresskit.passes.prune.repair import estimate_norms, repair
 from compresskit.passes.prune.responses import Responses
 from compresskit.passes.prune.sizes import CutSizes
+from compresskit.passes.reconstruct.alone import Divergence
+from compresskit.passes.reconstruct.chaining import Gather
+from compresskit.passes.repair.sensitivity import Sensitivity
 from compresskit.shapes import Shape
 
 # Kinds of groups by what they cost in accuracy; a later one joins where those before it would have to lose too much.
@@ -38,10 +39,16 @@ Measure = Callable[[fx.GraphModule], float]  # the latency of a network, in mill
 
 @dataclass(frozen=True)
 class Data:
-    """What criteria take from images; each is called only if it is needed."""
+    """What criteria and budgets take from images; each is called only if it is needed. held_out: batches of so many
+    inputs that judge what channels alone cost. divergence: of outputs from the original's. tell: how far long work is.
+    """
 
     gradients: Callable[[fx.GraphModule], dict[str, Tensor]]
     responses: Callable[[fx.GraphModule, Sequence[str], AugMix], Responses]
+    moments: Gather
+    held_out: Callable[[int], Iterable[Any]]
+    divergence: Divergence
+    tell: Callable[[str, int], Callable[[], None]] = lambda label, work: lambda: None
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Pruner:
         self, network: fx.GraphModule, options: Prune, input_shape: Shape, measure: Measure | None = None
     ) -> None:
         """Raises RecipeError where no channel can go, or the target lies out of what can be reached."""
-        self._network, self._options = network, options
+        self._network, self._options, self._input_shape = network, options, input_shape
         self.channels = find_channels(network, input_shape, "whole" if "heads" in options.groups else "positions")
         self._sizes, self._measure = CutSizes(network, self.channels, input_shape), measure
         everything = torch.ones(self.channels.n_atoms, dtype=torch.bool)
@@ -134,7 +141,9 @@ class Pruner:
         """Chooses what goes; the network stays as it is. Raises RecipeError where a criterion has nothing to read."""
         options = self._options
         generator = torch.Generator().manual_seed(seed)
-        scored = Scored(self._network, self.channels, generator, data.gradients, data.responses)
+        scored = Scored(
+            self._network, self.channels, self._input_shape, generator, data.gradients, data.responses, data.moments
+        )
         scores = atom_scores(options.criterion, scored, options.combine)
         own = [scores[group.atoms] for group in self.groups]
         order = [values.argsort(descending=True, stable=True) for values in own]
@@ -142,10 +151,42 @@ class Pruner:
         def reaches(ratios: Floats) -> bool:
             return self._size(self._alive(order, self._counts(ratios))) <= self.asked
 
-        ratios = options.budget(Weighed(self._network, [group.layers for group in self.groups], own, seed), reaches)
+        goal = "macs" if options.target.goal == "latency" else options.target.goal  # a latency is too dear to measure
+        weighed = Weighed(
+            self._network,
+            [group.layers for group in self.groups],
+            own,
+            seed,
+            size=lambda ratios: self._sizes(goal, self._alive(order, self._counts(ratios))),
+            alone=partial(self._alone, data, order),
+        )
+        ratios = options.budget(weighed, reaches)
         kept = self._filled(order, self._counts(ratios))
         alive = self._alive(order, kept)
         return Pruned(self.channels, alive, self.groups, kept, self.skipped, self.asked, self._size(alive), self.whole)
+
+    def _alone(self, data: Data, order: Sequence[Tensor], shares: Sequence[float]) -> Floats:
+        """(groups, shares) what the outputs lose when these shares of each group alone go."""
+        options, whole = self._options, [len(group.atoms) for group in self.groups]
+        assert isinstance(options.budget, AloneBudget)
+        counted = [self._counts(np.full(len(whole), share)) for share in shares]
+        cuts = [
+            [self._alive(order, [*whole[:place], kept[place], *whole[place + 1 :]]) for kept in counted]
+            for place in range(len(whole))
+        ]
+        images = options.budget.images
+        judge = Sensitivity(
+            self._network, self.channels, self._input_shape, data.moments, lambda: data.held_out(images),
+            data.divergence, options.repair != "none",
+        )  # fmt: skip
+        found = np.array(judge.losses(cuts, data.tell("what each group alone costs", len(whole))))
+        for group, losses in zip(self.groups, found, strict=True):
+            if not np.isfinite(losses).all():
+                raise ConvergenceError(
+                    f"prune.budget: without a part of {group.name} the outputs are not finite; check the checkpoint "
+                    "and the data for NaN, or take another budget"
+                )
+        return found
 
     def _filled(self, order: Sequence[Tensor], kept: Sequence[int]) -> list[int]:
         """One step of channels back to each group that has room for it within the target, from the first group on:
@@ -176,57 +217,3 @@ class Pruner:
             return self._sizes(goal, alive)
         assert self._measure is not None
         return self._measure(cut(self._network, self.channels, alive))
-
-
-def prune_model(
-    model: nn.Module,
-    loader: Batches,
-    *,
-    seed: int = 0,
-    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
-    **options: Any,
-) -> tuple[fx.GraphModule, list[tuple[Group, int]]]:
-    """New network without the channels that are worth least, repaired; and the groups with what each kept.
-
-    model: any module that torch.fx traces; it stays as it was. loader: an iterable of (inputs, targets) that can be
-    read several times. loss: for the criterion `taylor`. options: the fields of a recipe's `prune` section; target as
-    a mapping, criterion and budget by name or as objects. Raises RecipeError as the recipe would, and ValueError for a
-    target of latency and for augprune, which know of devices and of images.
-    """
-    chosen = _options(options)
-    shape = tuple(next(iter(loader))[0].shape[1:])
-    network, _ = plain_layers(model if isinstance(model, fx.GraphModule) else trace(model, shape), shape)
-    data = Data(lambda net: mean_gradients(net, loader, loss), _no_images)
-    pruned = Pruner(network, chosen, shape).prune(data, seed)
-    smaller = cut(network, pruned.channels, pruned.alive)
-    if chosen.repair != "none":
-        chained = chosen.repair == "top-down"
-        found = repair(network, pruned.channels, pruned.alive, gather_from(loader), shape, chained=chained)
-        smaller = cut(found.network, pruned.channels, pruned.alive)
-    if chosen.norms:
-        estimate_norms(smaller, loader)
-    return smaller, list(zip(pruned.groups, pruned.kept, strict=True))
-
-
-def _options(given: Mapping[str, Any]) -> Prune:
-    """With objects in the place of words."""
-    found, known = dict(given), [key.name for key in fields(Prune)]
-    for key in given:
-        if key not in known:
-            raise RecipeError(f"prune has no option {key!r}; {near_names(key, known)}")
-    if isinstance(target := found.get("target"), Mapping):
-        found["target"] = PruneTarget(**target)
-    registries: dict[str, Mapping[str, type]] = {"criterion": CRITERIA, "budget": BUDGETS}
-    for key, registry in registries.items():
-        if isinstance(kind := found.get(key), str):
-            if kind not in registry:
-                raise RecipeError(f"{key}: {kind!r} was given; {near_names(kind, registry)}")
-            found[key] = registry[kind]()
-    chosen = Prune(**found)
-    if chosen.target.goal == "latency":
-        raise ValueError("target: latency is measured by the command line alone; give params, macs or channels")
-    return chosen
-
-
-def _no_images(network: fx.GraphModule, layers: Sequence[str], augmix: AugMix) -> Responses:
-    raise ValueError("criterion: augprune augments the bytes of images, which the command line alone has")

@@ -13,25 +13,32 @@ from compresskit.data.augmentation.augmix import AugMix
 from compresskit.errors import ConvergenceError
 from compresskit.graph.channels.scales import norm_scales, scaled
 from compresskit.graph.channels.walk import Channels
+from compresskit.graph.operations import PACKED
 from compresskit.graph.weights import by_filter, filters
 from compresskit.numerics.pruning import criteria
+from compresskit.numerics.selection.elimination import eliminate
 from compresskit.options import option
-from compresskit.passes.prune.groups import PACKED, Group
+from compresskit.passes.prune.groups import Group
 from compresskit.passes.prune.responses import Responses
+from compresskit.passes.reconstruct.chaining import Gather
+from compresskit.passes.reconstruct.readers import connected, find_readers, refusal, static_site
+from compresskit.shapes import Shape
 
 Slots = Iterator[tuple[Tensor, Tensor]]  # (atoms, scores): of a place where channels have a score
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What criteria look at. gradients: by parameter, of the loss; responses: to images and to changed ones; both are
-    taken when a criterion asks for them."""
+    """What criteria look at. gradients: by parameter, of the loss; responses: to images and to changed ones; moments:
+    of what layers read and give; each is taken when a criterion asks for it."""
 
     network: fx.GraphModule
     channels: Channels
+    input_shape: Shape
     generator: torch.Generator
     take_gradients: Callable[[fx.GraphModule], dict[str, Tensor]]
     take_responses: Callable[[fx.GraphModule, Sequence[str], AugMix], Responses]
+    take_moments: Gather
 
     def filters(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, atoms of its outputs, filters) of each weight. Raises ConvergenceError for one that is not finite."""
@@ -178,6 +185,40 @@ class AugPrune(Worth):
 
 
 @option
+class Backward(Worth):
+    """What the layers that read a channel lose without it, when all others are fitted again.
+
+    Channels leave one at a time, the one whose loss is least, and each is worth what is lost by then. Losses are those
+    of layers' outputs, each as a share of its variance, summed over all layers that read the channel; of channels that
+    the same layers read, in one group or in several, all leave in one order. Layers whose moments cannot be taken have
+    no say. Source: the optimal brain surgeon for groups of weights (linear neural reconstruction, 5.1): `eliminate`.
+    """
+
+    kind: Literal["backward"] = "backward"
+
+    reads = "layers that can be solved for"
+
+    def has_scores(self, network: fx.GraphModule, channels: Channels) -> Tensor | None:
+        found = torch.zeros(channels.n_atoms, dtype=torch.bool)
+        for layer, atoms in channels.reads.items():
+            found[atoms] |= refusal(network, channels, layer, from_input=False, several=True) is None
+        return found
+
+    def __call__(self, scored: Scored) -> Slots:
+        channels = scored.channels
+        readers, _ = find_readers(scored.network, channels, scored.input_shape, channels.reads, several=True)
+        moments = scored.take_moments(scored.network, [reader.request for reader in readers.values()], None)
+        frozen = torch.tensor([atom in channels.frozen for atom in range(channels.n_atoms)])
+        for component in connected(readers.values()):
+            site = static_site(component)
+            assert site.atoms is not None
+            stay = frozen[site.atoms]
+            if not bool(stay.all()):
+                found = eliminate(site.problem(moments, relative=True), stay)
+                yield site.atoms[found.order.cpu()], found.errors[1:].cpu()
+
+
+@option
 class Random(Worth):
     """As good as any other, by the recipe's seed: what every criterion must beat."""
 
@@ -201,7 +242,7 @@ class SpectralEnergy(Worth):
         yield from ((atoms, criteria.spectral_energy(weight)) for _, atoms, weight in scored.filters())
 
 
-Criterion = Magnitude | Hydra | NormScale | Taylor | AugPrune | Random | SpectralEnergy
+Criterion = Magnitude | Hydra | NormScale | Taylor | AugPrune | Backward | Random | SpectralEnergy
 
 
 def atom_scores(criterion: Criterion, scored: Scored, combine: Literal["mean", "sum", "max"]) -> Tensor:
@@ -241,6 +282,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     "norm-scale": NormScale,
     "taylor": Taylor,
     "augprune": AugPrune,
+    "backward": Backward,
     "random": Random,
     "spectral-energy": SpectralEnergy,
 }

@@ -10,10 +10,9 @@ from torch import Tensor, fx
 from compresskit.errors import RecipeError
 from compresskit.graph.channels.kinds import Kind
 from compresskit.graph.channels.walk import Channels
-from compresskit.graph.operations import TRANSPOSED
+from compresskit.graph.operations import PACKED, TRANSPOSED
 from compresskit.graph.selectors import KINDS, Layer, pick, select
 
-PACKED = "in_proj_weight"  # of torch's attention, where no layer of its own makes query, key and value
 _KINDS = {**KINDS, "@transposed": TRANSPOSED}  # of layers that selectors mean here
 _SEPARATE: tuple[Kind, ...] = ("heads", "head-dim")  # query and key, and value: each must keep some
 

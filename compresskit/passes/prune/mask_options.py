@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compresskit.numerics.pruning import masks
 from compresskit.options import option
-from compresskit.passes.prune.budgets import Budget, Global
+from compresskit.passes.prune.budgets import Global, MaskBudget
 from compresskit.passes.shares import Amount, only_one, share
 
 GOALS = ("sparsity", "degree", "params", "macs")
@@ -90,7 +90,7 @@ class Masking:
     kind: Literal["weights", "kernels"]
     target: MaskTarget  # how many weights stay
     criterion: MaskCriterion = MagnitudeOfWeights()  # what a weight or a kernel is worth
-    budget: Budget = Global()  # how much each layer loses; uniform: the same share of each, chosen layer by layer
+    budget: MaskBudget = Global()  # how much each layer loses; uniform: the same share of each, chosen layer by layer
     layers: tuple[str, ...] = ("re:.*",)  # selectors of the layers that are masked
     dense: tuple[str, ...] = ()  # selectors of those among them that stay whole after all
     min_units: Annotated[int, Ge(0)] = 1  # weights or kernels that are left of each layer; 0 lets layers die

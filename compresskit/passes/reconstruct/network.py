@@ -76,12 +76,14 @@ class ReconstructedLayer:
 @dataclass(frozen=True)
 class Reconstruction:
     """network: cut. masked: of full size with zeros in place of what was cut, before any factorisation; it computes the
-    same. curves: trade-off by site. selection_bits: what the selections in the net cost to say. seconds: by stage."""
+    same. places: by layer, its outputs that are left. curves: trade-off by site. selection_bits: what the selections in
+    the net cost to say. seconds: by stage."""
 
     network: fx.GraphModule
     masked: fx.GraphModule
     cut: fx.GraphModule
     rows: list[ReconstructedLayer]
+    places: dict[str, Tensor]
     curves: dict[str, Curve]
     selection_bits: float
     notes: list[str]
@@ -137,7 +139,9 @@ def reconstruct(
     rows = [_row(network, smaller, site, draft, rules[site.name], options, ranks) for site in made.sites]
     curves = {site.name: draft.choices[site.name].curve for site in made.sites}
     flat = [row for site_rows in rows for row in site_rows]
-    return Reconstruction(factorised, masked(network, made, draft), smaller, flat, curves, bits, notes, clock.seconds)
+    places = made.channels.places(~dead_atoms(made, draft.choices))
+    whole = masked(network, made, draft)
+    return Reconstruction(factorised, whole, smaller, flat, places, curves, bits, notes, clock.seconds)
 
 
 def reconstruct_model(

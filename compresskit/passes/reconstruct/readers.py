@@ -139,7 +139,7 @@ def plan(network: fx.GraphModule, input_shape: Shape, options: Reconstruct) -> P
     skipped |= {layer: "no selector of the amounts names it" for layer in wanted if layer not in asked}
     skipped |= _of_other_kinds(network, channels)
     sites = []
-    for component in _components(readers.values()):
+    for component in connected(readers.values()):
         obstacle = _obstacle(channels, component, options)
         if options.sampler == "static" or (options.sampler == "auto" and obstacle is None and len(component) == 1):
             if obstacle is None:
@@ -174,7 +174,7 @@ def find_readers(
     shapes = node_shapes(network, input_shape)
     readers, skipped = {}, {}
     for layer in layers:
-        reason = _refusal(network, channels, layer, from_input, several)
+        reason = refusal(network, channels, layer, from_input, several)
         if reason is None:
             readers[layer] = _reader(network, channels, layer, shapes)
         else:
@@ -182,9 +182,10 @@ def find_readers(
     return readers, skipped
 
 
-def _refusal(
+def refusal(
     network: fx.GraphModule, channels: Channels, layer: str, from_input: bool, several: bool = False
 ) -> str | None:
+    """Why a layer cannot be fitted again to fewer inputs; None where it can."""
     module = network.get_submodule(layer)
     calls = len(calls_of(network, layer))
     if not calls:
@@ -209,7 +210,7 @@ def _refusal(
 def _of_other_kinds(network: fx.GraphModule, channels: Channels) -> dict[str, str]:
     """Layers that read channels and that selectors do not mean, and why they are no readers."""
     known = set(select(network, ("re:.*",)))
-    reasons = {layer: _refusal(network, channels, layer, True) for layer in channels.reads if layer not in known}
+    reasons = {layer: refusal(network, channels, layer, True) for layer in channels.reads if layer not in known}
     return {layer: reason for layer, reason in reasons.items() if reason is not None}
 
 
@@ -253,7 +254,7 @@ def _patches(module: Weighted) -> Patches | None:
     return Patches(module.kernel_size, module.stride, module.dilation, tuple(sides), module.groups)
 
 
-def _components(readers: Iterable[Reader]) -> list[list[Reader]]:
+def connected(readers: Iterable[Reader]) -> list[list[Reader]]:
     """Readers that share atoms, directly or through others, in the order of the network."""
     found: list[tuple[set[int], list[Reader]]] = []
     for reader in readers:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compresskit.errors import RecipeError
+from compresskit.numerics.distillation import soft_targets
 from compresskit.options import option
 from compresskit.training.tasks.detection import Yolo
 from compresskit.training.tasks.own import OwnLoss
@@ -95,3 +96,11 @@ LOSSES: dict[str, type[CrossEntropy] | type[MeanSquared] | type[MeanAbsolute] | 
     "mae": MeanAbsolute,
     "yolo": Yolo,
 }
+
+
+def divergence_for(task: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """How far outputs are from those of another network, the mean over a batch: the Kullback-Leibler divergence of the
+    classes (of images or pixels) from the other's, or the mean squared difference of other outputs."""
+    if task in ("classification", "segmentation"):
+        return partial(soft_targets, temperature=1.0)
+    return functional.mse_loss

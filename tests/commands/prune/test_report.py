@@ -9,6 +9,7 @@ import pytest
 from compresskit.commands.prune import report
 from compresskit.commands.prune.section import PruneAndRetrain
 from compresskit.commands.prune.stages import PruneStep
+from compresskit.commands.repair.ladder import Rung
 from compresskit.passes.prune.options import PruneTarget
 
 
@@ -42,28 +43,26 @@ def test_the_best_is_picked_by_images_that_nobody_has_seen(task, judged, best, s
 
 def test_a_target_that_is_met_shows_no_more_than_was_asked():
     """1,151.9999999 asked, 1,152 left: met, by rounding, and it must look so."""
-    step = PruneStep("params", 1152 * (1 - 1e-10), 1152.0, 2304.0, {}, {}, [], {})
+    step = PruneStep("params", 1152 * (1 - 1e-10), 1152.0, 2304.0, [], [], {})
     options = PruneAndRetrain(target=PruneTarget(params="50%"))
     target = report._target(options, [SimpleNamespace(steps=[step])])
     assert (target.asked, target.got, target.met) == ("1,152 parameters (50.00%)", "1,152 parameters (50.00%)", True)
 
 
 def test_a_latency_within_its_tolerance_says_so():
-    step = PruneStep("latency", 1.0, 1.03, 2.0, {}, {}, [], {})
+    step = PruneStep("latency", 1.0, 1.03, 2.0, [], [], {})
     options = PruneAndRetrain(target=PruneTarget(latency=1.0))
     target = report._target(options, [SimpleNamespace(steps=[step])])
     assert target.met
     assert target.got.endswith("5 % more being allowed")
 
 
-@pytest.mark.parametrize(("task", "name", "worse"), [("classification", "accuracy", 0.4), ("regression", "mae", 0.6)])
-def test_a_repair_that_takes_more_than_it_gives_is_said(task, name, worse):
-    current = SimpleNamespace(data=SimpleNamespace(task=task))
+def test_a_repair_that_takes_more_than_it_gives_is_said():
+    def told(*repairs: Rung) -> list[str]:
+        step = PruneStep("params", 1.0, 1.0, 2.0, [Rung("cut", 0.3, {}, 0.0, True), *repairs], [], {})
+        return report._fallen_back([SimpleNamespace(steps=[step])] * 2)
 
-    def told(cut: float, repaired: float) -> list[str]:
-        step = PruneStep("params", 1.0, 1.0, 2.0, {name: cut}, {name: repaired}, [], {})
-        return report._worse(current, [SimpleNamespace(steps=[step])])
-
-    assert told(0.5, 0.5) == told(0.5, 1 - worse) == []
-    (note,) = told(0.5, worse)
-    assert note.startswith(f"{name} is worse after the repair: 0.5000 as it was cut, {worse:.4f} repaired")
+    assert told() == told(Rung("norms", 0.2, {}, 1.0, True)) == []
+    (note,) = told(Rung("norms", 0.2, {}, 1.0, True), Rung("parallel", 0.4, {}, 1.0, False))
+    assert note.startswith("parallel: not taken in 2 of 2 cases")
+    assert "(0.4)" in note

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from compresskit.commands.reconstruct.judge import judge_by, judging_split
+from compresskit.commands.reconstruct.judge import judge_by
+from compresskit.commands.repair.ladder import judging_split
 from compresskit.graph.trace import trace
 
 

@@ -30,7 +30,7 @@ def refitted_error(x, y, columns):
     return np.square(y - fitted).sum() / len(x)
 
 
-def slow_order(layers, n_groups):
+def slow_order(layers, n_groups, stay=()):
     """Each time the group whose leaving costs least over all layers, by refitting all that could be."""
     left, order, errors = list(range(n_groups)), [], []
     columns = [[np.flatnonzero(np.asarray(g) == k) for k in range(n_groups)] for _, _, g in layers]
@@ -40,8 +40,8 @@ def slow_order(layers, n_groups):
         return sum(refitted_error(x, y, k) for (x, y, _), k in zip(layers, kept, strict=True))
 
     errors.append(error(left))
-    while left:
-        gone = min(left, key=lambda k: error([g for g in left if g != k]))
+    while len(left) > len(stay):
+        gone = min((k for k in left if k not in stay), key=lambda k: error([g for g in left if g != k]))
         left.remove(gone)
         order.append(gone)
         errors.append(error(left))
@@ -66,6 +66,23 @@ def test_the_order_is_that_of_refitting_everything(name):
     order, errors = slow_order(layers, n_groups)
     assert found.order.tolist() == order
     np.testing.assert_allclose(found.errors, errors, atol=1e-6 * errors[-1])  # the ridge of 1e-8 costs that much
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_those_that_stay_are_fitted_to_the_end(name):
+    layers = [(x, y, groups) for (x, y), groups in LAYERS[name]]
+    made = [part_of(*layer) for layer in layers]
+    n_groups = 1 + max(max(groups) for _, _, groups in layers)
+    stay = torch.zeros(n_groups, dtype=torch.bool)
+    problem = Problem(tuple(part for part, _ in made), sum(c for _, c in made), n_groups)
+    stay[eliminate(problem).order[[0, 1]]] = True  # those that would leave first
+    found = eliminate(problem, stay)
+    order, errors = slow_order(layers, n_groups, stay.nonzero()[:, 0].tolist())
+    assert found.order.tolist() == order
+    np.testing.assert_allclose(found.errors, errors, atol=1e-6 * errors[-1])
+    assert torch.equal(found.kept(2), stay)
+    assert int(found.kept(3).sum()) == 3
+    assert bool(found.kept(3)[order[-1]])
 
 
 def test_inputs_that_never_vary_leave_first_and_cost_nothing():

@@ -23,10 +23,11 @@ from compresskit.models.images.resnet import ResNet, WideResNet
 from compresskit.models.scenes.unet import UNet
 from compresskit.passes.moments import collect, gather_from
 from compresskit.passes.prune.budgets import BUDGETS, Global, Spectral, Uniform
-from compresskit.passes.prune.channels import Data, Pruner, prune_model
+from compresskit.passes.prune.channels import Data, Pruner
 from compresskit.passes.prune.criteria import (
     CRITERIA,
     AugPrune,
+    Backward,
     Hydra,
     Magnitude,
     NormScale,
@@ -37,9 +38,11 @@ from compresskit.passes.prune.criteria import (
 )
 from compresskit.passes.prune.groups import find_groups
 from compresskit.passes.prune.options import Prune, PruneTarget
-from compresskit.passes.prune.repair import blind, estimate_norms, repair
+from compresskit.passes.prune.python import prune_model
 from compresskit.passes.prune.responses import responses
 from compresskit.passes.prune.sizes import CutSizes
+from compresskit.passes.repair.layers import blind, repair
+from compresskit.passes.repair.norms import estimate_norms
 from tests.graph.channels import families
 
 SHAPE = (3, 16, 16)
@@ -110,7 +113,11 @@ def changed(network, layers, augmix):
     return responses(network, layers, [(part, part + 0.1 * part.roll(1, 0)) for part in x.split(8)])
 
 
-DATA = Data(gradients, changed)
+def divergence(found, expected):
+    return (found - expected).square().mean()
+
+
+DATA = Data(gradients, changed, gather, lambda count: images(count).split(8), divergence)
 
 
 def pruned(network, shape=SHAPE, seed=0, **options):
@@ -197,7 +204,7 @@ DAMAGE = {"nan": math.nan, "inf": math.inf}
 def test_no_criterion_puts_nan_in_order(net, kind, damage):
     with torch.no_grad():
         net.inner.weight[0, 0, 0, 0] = net.norm1.weight[0] = DAMAGE[damage]
-    with pytest.raises(ConvergenceError, match=r"NaN or infinity"):
+    with pytest.raises(ConvergenceError, match=r"NaN or infinity|not finite"):
         pruned(net, criterion=CRITERIA[kind](), layers=("inner", "stem", "outer"))
 
 
@@ -228,7 +235,7 @@ def test_layers_of_equal_weights_leave_the_target_in_reach(net, kind, value, bud
 
 def scored(network) -> Scored:
     channels = find_channels(network, SHAPE)
-    return Scored(network, channels, torch.Generator().manual_seed(0), gradients, changed)
+    return Scored(network, channels, SHAPE, torch.Generator().manual_seed(0), gradients, changed, gather)
 
 
 def test_scores_of_an_atom_combine_over_its_places(net):
@@ -276,6 +283,51 @@ def test_augprune_weighs_impact_against_response(net):
     expected = impact / impact.mean() - 0.3 * response / response.mean()
     torch.testing.assert_close(atom_scores(AugPrune(weight=0.3), context, "mean")[atoms], expected)
     assert isinstance(AugPrune().augmix, AugMix)
+
+
+def test_backward_is_what_all_readers_lose_when_they_are_fitted_again(net):
+    """Of atoms that two layers read, by least squares on samples in the place of moments."""
+    context = scored(net)
+    channels = context.channels
+    scores = atom_scores(Backward(), context, "mean")
+    atoms = channels.writes["stem"]
+    readers = [layer for layer, read in channels.reads.items() if bool(torch.isin(read, atoms).any())]
+    assert len(readers) > 1
+    seen = {}
+    handles = [
+        net.get_submodule(layer).register_forward_hook(
+            lambda module, inputs, output, layer=layer: seen.update({layer: (module, inputs[0], output)})
+        )
+        for layer in readers
+    ]
+    with torch.no_grad():
+        net(images())
+    for handle in handles:
+        handle.remove()
+
+    def lost(kept: torch.Tensor) -> float:
+        total = 0.0
+        for layer in readers:
+            module, x, y = seen[layer]
+            if isinstance(module, nn.Conv2d):
+                taps = math.prod(module.kernel_size)
+                x = nn.functional.unfold(x, module.kernel_size, 1, module.padding, module.stride)
+                x, y = (value.flatten(2).mT.flatten(0, 1) for value in (x, y))
+                columns = kept[torch.searchsorted(atoms, channels.reads[layer])].repeat_interleave(taps)
+            else:
+                columns = kept[torch.searchsorted(atoms, channels.reads[layer])]
+            x, y = x[:, columns] - x[:, columns].mean(0), y - y.mean(0)
+            fitted = x @ torch.linalg.lstsq(x, y, driver="gelsd").solution
+            total += float((y - fitted).square().sum() / y.square().sum())
+        return total
+
+    order = scores[atoms].argsort()
+    for number in (1, 3, 6):
+        kept = torch.ones(len(atoms), dtype=torch.bool)
+        kept[order[:number]] = False
+        assert float(scores[atoms[order[number - 1]]]) == pytest.approx(lost(kept), rel=1e-4, abs=1e-7)
+    first = [lost(torch.arange(len(atoms)) != place) for place in range(len(atoms))]
+    assert int(order[0]) == int(torch.tensor(first).argmin())
 
 
 def gone(found) -> dict[str, float]:
@@ -538,19 +590,28 @@ def test_from_python_as_by_the_parts(net, criterion, chained):
         return {name: parameter.grad for name, parameter in network.named_parameters()}
 
     options = Prune(target=PruneTarget(macs="60%"), criterion=CRITERIA[criterion](), budget=Global())
-    pruned = Pruner(net, options, SHAPE).prune(Data(gradients, None), 0)
+    pruned = Pruner(net, options, SHAPE).prune(replace(DATA, gradients=gradients, responses=None), 0)
     fixed = repair(net, pruned.channels, pruned.alive, gather_from(batches), SHAPE, chained=chained == "top-down")
-    wanted = cut(fixed.network, pruned.channels, pruned.alive)
-    estimate_norms(wanted, batches)
+    wanted = [cut(network, pruned.channels, pruned.alive) for network in (net, fixed.network)]
+    wanted += copy.deepcopy(wanted)
+    for network in wanted[2:]:
+        estimate_norms(network, batches)
     with torch.no_grad():
-        assert torch.allclose(smaller(batches[0][0]), wanted(batches[0][0]), atol=1e-10)
+        expected = [net(x).log_softmax(1) for x, _ in batches]
+        losses = [
+            sum(nn.functional.kl_div(network(x).log_softmax(1), y, log_target=True, reduction="batchmean")
+                for (x, _), y in zip(batches, expected, strict=True))
+            for network in wanted
+        ]  # fmt: skip
+        best = wanted[int(torch.stack(losses).argmin())]
+        assert torch.allclose(smaller(batches[0][0]), best(batches[0][0]), atol=1e-10)
 
 
 def test_from_python_without_repair_the_net_is_cut_alone(net):
     batches = [(torch.randn(8, *SHAPE, dtype=torch.float64), torch.arange(8) % 5)]
     smaller, _ = compresskit.prune(net, batches, target={"params": "50%"}, repair="none", norms=False)
     options = Prune(target=PruneTarget(params="50%"))
-    pruned = Pruner(net, options, SHAPE).prune(Data(None, None), 0)
+    pruned = Pruner(net, options, SHAPE).prune(replace(DATA, gradients=None, responses=None), 0)
     assert torch.equal(smaller(batches[0][0]), cut(net, pruned.channels, pruned.alive)(batches[0][0]))
 
 
@@ -643,7 +704,9 @@ def test_norm_scale_reads_every_norm():
             if "norm" in name or name in ("call_weight", "root_weight", "bare.weight"):
                 parameter.normal_()
     channels = find_channels(network, (3, 8, 8))
-    scores = atom_scores(NormScale(), Scored(network, channels, torch.Generator(), gradients, changed), "mean")
+    scores = atom_scores(
+        NormScale(), Scored(network, channels, SHAPE, torch.Generator(), gradients, changed, gather), "mean"
+    )
     scales = {f"layers.{name}": f"norms.{name}.weight" for name in ("batch", "instance", "group", "map")}
     scales |= {"token": "token_norm.weight", "root": "root_norm.weight", "plain": "bare.weight"}
     scales |= {"call": "call_weight", "root_call": "root_weight"}

@@ -21,11 +21,11 @@ from compresskit.passes.prune.criteria import CRITERIA
 from compresskit.passes.prune.gradients import mean_gradients
 from compresskit.passes.prune.groups import find_groups
 from compresskit.passes.prune.options import Prune, PruneTarget
-from compresskit.passes.prune.repair import Repair, repair
 from compresskit.passes.prune.responses import responses
+from compresskit.passes.repair.layers import Repair, repair
 from tests.graph.channels.test_families import IMAGES, image
 
-CHOSEN = ["magnitude", "hydra", "taylor", "augprune", "random", "spectral-energy"]
+CHOSEN = ["magnitude", "hydra", "taylor", "augprune", "backward", "random", "spectral-energy"]
 
 
 def batches(name: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -49,6 +49,9 @@ def data_of(name: str) -> Data:
     return Data(
         lambda net: mean_gradients(net, found, nn.functional.cross_entropy),
         lambda net, layers, _: responses(net, layers, [(x, x + 0.1 * x.sin()) for x, _ in found]),
+        gather_from(found),
+        lambda _: (x for x, _ in found),
+        lambda one, other: (one - other).square().mean(),
     )
 
 

@@ -13,7 +13,7 @@ from compresskit.graph.trace import trace
 from compresskit.numerics.pruning.masks import units_left
 from compresskit.passes.initialise.network import regular_masks
 from compresskit.passes.initialise.sparse_options import Ramanujan
-from compresskit.passes.prune.budgets import BUDGETS, Global, Uniform
+from compresskit.passes.prune.budgets import MASK_BUDGETS, Global, Uniform
 from compresskit.passes.prune.mask_options import MASK_CRITERIA, Mask, MaskTarget, RandomWeights
 from compresskit.passes.prune.masks import Masked, Masker
 
@@ -95,13 +95,13 @@ def test_kernels_stay_or_go_whole(net):
 
 
 @pytest.mark.parametrize("kind", ["weights", "kernels"])
-@pytest.mark.parametrize("budget", list(BUDGETS))
+@pytest.mark.parametrize("budget", list(MASK_BUDGETS))
 @pytest.mark.parametrize("criterion", list(MASK_CRITERIA))
 @pytest.mark.parametrize("goal", ["sparsity", "params", "macs"])
 def test_every_budget_and_criterion_meets_its_target(net, kind, budget, criterion, goal):
     amount = {"sparsity": "70%", "params": "40%", "macs": "40%"}[goal]
     given = options(
-        kind, target=MaskTarget(**{goal: amount}), budget=BUDGETS[budget](), criterion=MASK_CRITERIA[criterion]()
+        kind, target=MaskTarget(**{goal: amount}), budget=MASK_BUDGETS[budget](), criterion=MASK_CRITERIA[criterion]()
     )
     found = masked(net, given)
     counts = count(net, SHAPE)
@@ -206,14 +206,14 @@ def test_nothing_to_mask_is_refused(net):
         Masker(net, options(layers=("fist",)), SHAPE, {}, 0)
 
 
-@pytest.mark.parametrize("budget", list(BUDGETS))
+@pytest.mark.parametrize("budget", list(MASK_BUDGETS))
 def test_dead_layers_are_left_out_of_the_next_masks(net, budget):
     with torch.no_grad():
         net.get_parameter("depth.weight").mul_(1e-6)
     first = masked(net, options(min_units=0)).masks
     assert not bool(first["depth.weight"].any())
     apply_masks(net, first)
-    given = options(min_units=0, target=MaskTarget(sparsity="90%"), budget=BUDGETS[budget]())
+    given = options(min_units=0, target=MaskTarget(sparsity="90%"), budget=MASK_BUDGETS[budget]())
     found = masked(net, given, first)
     assert found.asked - 5 <= found.got <= found.asked
     assert ("depth", 108, 0) in found.layers
@@ -222,10 +222,10 @@ def test_dead_layers_are_left_out_of_the_next_masks(net, budget):
 @pytest.mark.parametrize("budget", ["global", "lamp", "uniform", "erk"])
 def test_masks_in_steps_are_those_of_one(net, budget):
     """By magnitude; LAMP's scores of what is left change their scale in each layer alone."""
-    whole = masked(net, options(budget=BUDGETS[budget]()))
+    whole = masked(net, options(budget=MASK_BUDGETS[budget]()))
     masks: dict[str, torch.Tensor] = {}
     for sparsity in (0.3, 0.55, 0.8):
-        masks = masked(net, options(budget=BUDGETS[budget](), target=MaskTarget(sparsity=sparsity)), masks).masks
+        masks = masked(net, options(budget=MASK_BUDGETS[budget](), target=MaskTarget(sparsity=sparsity)), masks).masks
     for name, mask in whole.masks.items():
         assert abs(int(mask.sum()) - int(masks[name].sum())) <= 2  # each step rounds
 
@@ -265,11 +265,11 @@ def others():
 
 
 @pytest.mark.parametrize("kind", ["weights", "kernels"])
-@pytest.mark.parametrize("budget", list(BUDGETS))
+@pytest.mark.parametrize("budget", list(MASK_BUDGETS))
 @pytest.mark.parametrize("goal", ["sparsity", "params", "macs"])
 def test_weights_of_other_layers_meet_targets_by_what_products_read(others, kind, budget, goal):
     counts = count(others, SHAPE)
-    found = masked(others, options(kind, target=MaskTarget(**{goal: "50%"}), budget=BUDGETS[budget]()))
+    found = masked(others, options(kind, target=MaskTarget(**{goal: "50%"}), budget=MASK_BUDGETS[budget]()))
     assert {"up", "windows.qkv", "windows.proj", "attention.in_proj", "attention.out_proj", "twice", "head"} <= {
         name for name, *_ in found.layers
     }

@@ -1,0 +1,209 @@
+"""All weights of a compressed network together, by gradients towards the original's outputs: no label is looked at."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, fx, nn
+
+from compresskit.distributed import Group
+from compresskit.errors import ConvergenceError
+from compresskit.graph.capture import capture
+from compresskit.graph.masks import Masks
+from compresskit.graph.operations import calls_of
+from compresskit.graph.shapes import evaluating
+from compresskit.options import option
+from compresskit.passes.reconstruct.alone import Divergence, loss_of
+
+Batches = Callable[[int], Iterable[tuple[Any, Tensor]]]  # epoch, counted from 0 -> shuffled batches of it
+Saved = dict[str, Any]
+Places = Mapping[str, Tensor | None]  # None: all are there
+LOOKS = 10  # at held-out images on the way, and one before it
+PATIENCE = 30
+_WARM = 0.05  # share of the steps in which the rate rises
+_LEAST = 1e-3  # root mean square that a tensor counts as at least: new biases are near 0
+
+
+@option
+class Match:
+    """Train all weights together to give the original's outputs, on training images without their labels."""
+
+    steps: Annotated[int, Gt(0)] = 400  # of gradients; of the weights on the way the best are taken, by held-out images
+    batch_size: Annotated[int, Gt(0)] = 128  # of all processes together
+    # by which a step moves weights at most, as a share of the root mean square of their tensor; it falls to 0
+    rate: Annotated[float, Gt(0)] = 0.02
+
+
+@dataclass
+class Matched:
+    """looks: (step, mean divergence on held-out images), from step 0 on. best: step whose weights were taken."""
+
+    looks: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def best(self) -> int:
+        return min(self.looks, key=lambda look: look[1])[0]
+
+    @property
+    def told(self) -> str:
+        """What held-out images say, in words."""
+        (_, first), (last, _) = self.looks[0], self.looks[-1]
+        return f"{first:.4g} -> {dict(self.looks)[self.best]:.4g} at step {self.best} of {last}"
+
+
+class Matching:
+    """Trains a copy of `student`; every process of `group` holds one.
+
+    What is lowered is the mean squared difference of the outputs, of classes their scores before softmax (Ba and
+    Caruana 2014), as a share of the variance of the teacher's; and the mean of the same over the outputs of layers, at
+    the channels that the student still has, which tell the weights before them more than the end of the network does.
+    Steps are Adam's (Kingma and Ba 2015), whose length hardly depends on the gradient's, times rate x rms(tensor), so
+    that one rate serves all networks (as in Adafactor, Shazeer and Stern 2018, section 8); it rises over the first
+    twentieth of the steps and falls along a cosine to 0. Norms use their running statistics and dropout is off, so that
+    what is trained is the network that will be used.
+    """
+
+    def __init__(
+        self, student: fx.GraphModule, teacher: fx.GraphModule, divergence: Divergence, options: Match,
+        places: Places = MappingProxyType({}), masks: Masks | None = None, group: Group = Group(),  # noqa: B008
+    ) -> None:  # fmt: skip
+        """places: by layer, where among the outputs of the teacher's those of the student's are. masks: of parameters,
+        whose zeros stay zero."""
+        self.network = copy.deepcopy(student)
+        self._original, self._divergence, self._options, self._group = teacher, divergence, options, group
+        self._student, self._teacher, self._places = _compared(self.network, teacher, places)
+        self._asked = {name: p.requires_grad for name, p in self.network.named_parameters()}
+        self._trained = {name: p for name, p in self.network.named_parameters() if p.is_floating_point()}
+        sizes = [max(float(p.detach().square().mean().sqrt()), _LEAST) for p in self._trained.values()]
+        groups = [
+            {"params": [p.requires_grad_()], "size": size}
+            for p, size in zip(self._trained.values(), sizes, strict=True)
+        ]
+        self._optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
+        self._masks = {name: mask.to(self._trained[name].device) for name, mask in (masks or {}).items()}
+        self._step, self.found, self._best = 0, Matched(), self._weights()
+
+    def run(
+        self, batches: Batches, held_out: Callable[[], Iterable[Any]], on_step: Callable[[int, float], None],
+        save: Callable[[Saved], None],
+    ) -> fx.GraphModule:  # fmt: skip
+        """The network with the weights that diverged least on held-out images, those at the start among them.
+
+        on_step: is told the steps done and the least divergence. save: is given, behind each look, what `load` goes on
+        from. Raises ConvergenceError where the outputs are not finite from the start.
+        """
+        steps = self._options.steps
+        if not self.found.looks:
+            self._look(held_out, save)
+        with evaluating(self.network), evaluating(self._original):
+            for inputs in self._inputs(batches):
+                if self._step >= steps:
+                    break
+                self._descend(inputs)
+                self._step += 1
+                if self._step * LOOKS // steps > (self._step - 1) * LOOKS // steps:
+                    self._look(held_out, save)
+                on_step(self._step, min(value for _, value in self.found.looks))
+        self.network.load_state_dict(self._best)
+        for name, parameter in self.network.named_parameters():
+            parameter.grad = None
+            parameter.requires_grad_(self._asked[name])
+        return self.network
+
+    def load(self, saved: Saved) -> None:
+        self._step, self.found, self._best = saved["step"], Matched(saved["looks"]), saved["best"]
+        self.network.load_state_dict(saved["network"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+
+    def _inputs(self, batches: Batches) -> Iterator[Any]:
+        """From the batch of the present step on, epoch after epoch."""
+        epoch, behind = 0, 0
+        while True:
+            served = 0
+            for inputs, _ in batches(epoch):
+                served += 1
+                if behind + served > self._step:
+                    yield inputs
+            if not served:
+                raise ValueError("no batches to match on")
+            epoch, behind = epoch + 1, behind + served
+
+    def _rate(self) -> float:
+        done = self._step / self._options.steps
+        warm = min(1.0, (self._step + 1) / max(1.0, _WARM * self._options.steps))
+        return self._options.rate * warm * (1 + math.cos(math.pi * done)) / 2
+
+    def _descend(self, inputs: Any) -> None:
+        with torch.no_grad():
+            expected, *theirs = self._teacher(inputs)
+        found, *ours = self._student(inputs)
+        loss = relative_error(found, expected)
+        for one, other, (dim, kept) in zip(ours, theirs, self._places, strict=True):
+            other = other if kept is None else other.index_select(dim, kept.to(other.device))
+            loss = loss + relative_error(one, other, dim) / len(ours)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for name, parameter in self._trained.items():
+            if parameter.grad is None:
+                continue
+            self._group.sum_tensors([parameter.grad])
+            parameter.grad /= self._group.world
+            if name in self._masks:
+                parameter.grad *= self._masks[name]
+        rate = self._rate()
+        for part in self._optimizer.param_groups:
+            part["lr"] = rate * part["size"]
+        self._optimizer.step()
+
+    def _look(self, held_out: Callable[[], Iterable[Any]], save: Callable[[Saved], None]) -> None:
+        value = self._group.share(loss_of(self.network, self._original, held_out(), self._divergence))
+        if not math.isfinite(value) and not self.found.looks:
+            raise ConvergenceError("match: the outputs are not finite; check the checkpoint and the data for NaN")
+        self.found.looks.append((self._step, value if math.isfinite(value) else math.inf))
+        if self.found.best == self._step:
+            self._best = self._weights()
+        save(
+            {
+                "step": self._step,
+                "looks": self.found.looks,
+                "best": self._best,
+                "network": self.network.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+            }
+        )
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+
+
+def relative_error(found: Tensor, expected: Tensor, dim: int = 1) -> Tensor:
+    """Mean squared difference as a share of the mean variance of the expected values of a channel, along `dim`."""
+    others = [axis for axis in range(expected.ndim) if axis != dim % expected.ndim]
+    variance = (expected - expected.mean(others, keepdim=True)).square().mean()
+    return (found - expected).square().mean() / variance.clamp_min(torch.finfo(variance.dtype).tiny)
+
+
+def _compared(
+    student: fx.GraphModule, teacher: fx.GraphModule, places: Places
+) -> tuple[fx.GraphModule, fx.GraphModule, list[tuple[int, Tensor | None]]]:
+    """Both networks with their outputs and those of the layers that both have; the dimension of the channels, and where
+    the student's are among the teacher's."""
+    names: list[list[str]] = [[_output(student)], [_output(teacher)]]
+    found: list[tuple[int, Tensor | None]] = []
+    for layer, kept in places.items():
+        calls = [calls_of(network, layer)[:1] for network in (student, teacher)]
+        if all(calls) and calls[0][0].name != names[0][0]:
+            for own, (node,) in zip(names, calls, strict=True):
+                own.append(node.name)
+            found.append((-1 if isinstance(teacher.get_submodule(layer), nn.Linear) else 1, kept))
+    return capture(student, names[0]), capture(teacher, names[1]), found
+
+
+def _output(network: fx.GraphModule) -> str:
+    (node,) = (node for node in network.graph.nodes if node.op == "output")
+    return str(node.args[0].name)

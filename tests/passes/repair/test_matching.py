@@ -1,0 +1,171 @@
+"""Matching: nearer to the teacher without a label, never further, the same when it is interrupted, within its masks."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from compresskit.errors import ConvergenceError
+from compresskit.graph.channels.cut import cut
+from compresskit.graph.channels.walk import find_channels
+from compresskit.graph.trace import trace
+from compresskit.numerics.distillation import soft_targets
+from compresskit.passes.repair.matching import Match, Matching, relative_error
+
+SHAPE = (3, 8, 8)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 12, 3)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.conv2(torch.relu(self.norm(self.conv1(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    net = Net().double()
+    net.norm.running_mean.normal_()
+    net.norm.running_var.uniform_(0.5, 2)
+    return trace(net.eval(), SHAPE)
+
+
+def divergence(found, expected):
+    return soft_targets(found, expected, 1.0)
+
+
+def batches(epoch, size=16):
+    """Labels are NaN: who looks at them shows it."""
+    draws = torch.Generator().manual_seed(epoch)
+    for _ in range(4):
+        yield torch.randn(size, *SHAPE, generator=draws, dtype=torch.float64), torch.full((size,), torch.nan)
+
+
+def held_out():
+    return (x for x, _ in batches(99))
+
+
+def perturbed(net, scale=0.2):
+    student = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += scale * torch.randn_like(parameter) * parameter.square().mean().sqrt()
+    return student
+
+
+def run(work, save=lambda state: None):
+    steps = []
+    network = work.run(batches, held_out, lambda step, least: steps.append((step, least)), save)
+    return network, steps
+
+
+def weights(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_outputs_come_nearer_and_nothing_else_is_changed(teacher):
+    student = perturbed(teacher)
+    student.conv2.bias.requires_grad_(False)
+    before, known = weights(student), weights(teacher)
+    work = Matching(student, teacher, divergence, Match(steps=120), {"conv1": None, "conv2": None})
+    found, steps = run(work)
+    looks = dict(work.found.looks)
+    assert [step for step, _ in steps] == list(range(1, 121))
+    assert list(looks) == [0, *range(12, 121, 12)]
+    assert looks[work.found.best] < 0.1 * looks[0]
+    assert steps[-1][1] == looks[work.found.best]
+    assert same(before, student.state_dict())
+    assert same(known, teacher.state_dict())
+    assert torch.equal(found.norm.running_var, teacher.norm.running_var)
+    assert [p.requires_grad for p in found.parameters()] == [p.requires_grad for p in student.parameters()]
+    assert all(parameter.grad is None for parameter in found.parameters())
+
+
+def test_outputs_of_layers_help_and_are_compared_where_channels_are_left(teacher):
+    channels = find_channels(teacher, SHAPE)
+    alive = torch.ones(channels.n_atoms, dtype=torch.bool)
+    alive[channels.writes["conv1"][[1, 4, 5]]] = alive[channels.writes["conv2"][[0, 7]]] = False
+    small = cut(teacher, channels, alive)
+    places = channels.places(alive)
+    assert places["conv1"].tolist() == [0, 2, 3, 6, 7]
+    assert len(places["head"]) == 4
+    plain, layers = (Matching(small, teacher, divergence, Match(steps=100), own) for own in ({}, places))
+    run(plain)
+    run(layers)
+    assert min(value for _, value in layers.found.looks) < min(value for _, value in plain.found.looks)
+    wrong = {"conv1": torch.arange(5), "conv2": torch.arange(10)}
+    other = Matching(small, teacher, divergence, Match(steps=100), wrong)
+    run(other)
+    assert min(value for _, value in layers.found.looks) < min(value for _, value in other.found.looks)
+
+
+def test_it_never_ends_further_away_than_it_began(teacher):
+    student = perturbed(teacher)
+    work = Matching(student, teacher, divergence, Match(steps=20, rate=30.0))
+    found, _ = run(work)
+    assert work.found.best == 0
+    assert same(weights(student), found.state_dict())
+    assert work.found.told.endswith("at step 0 of 20")
+
+
+def test_a_stopped_one_goes_on_to_the_same_weights(teacher):
+    student = perturbed(teacher)
+
+    def made():
+        return Matching(student, teacher, divergence, Match(steps=33), {"conv2": None})
+
+    whole, _ = run(made())
+
+    class Stopped(Exception):
+        pass
+
+    kept = []
+
+    def save(state):
+        kept.append(copy.deepcopy(state))
+        if len(kept) == 5:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(made(), save)
+    again = made()
+    again.load(kept[-1])
+    resumed, steps = run(again)
+    assert steps[0][0] == kept[-1]["step"] + 1
+    assert same(weights(whole), resumed.state_dict())
+
+
+def test_zeros_of_masks_stay(teacher):
+    student, mask = perturbed(teacher), torch.rand(12, 8, 3, 3) > 0.5
+    with torch.no_grad():
+        student.conv2.weight *= mask
+    found, _ = run(Matching(student, teacher, divergence, Match(steps=30), masks={"conv2.weight": mask}))
+    assert not found.conv2.weight[~mask].any()
+    assert not torch.equal(found.conv2.weight, student.conv2.weight)
+
+
+def test_what_is_not_finite_is_said(teacher):
+    student = perturbed(teacher)
+    with torch.no_grad():
+        student.conv2.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ConvergenceError, match="match: the outputs are not finite"):
+        run(Matching(student, teacher, divergence, Match(steps=3)))
+
+
+def test_relative_error_by_hand():
+    expected = torch.tensor([[[1.0, 3.0], [10.0, 10.0]], [[5.0, 3.0], [12.0, 8.0]]])  # (2, channels 2, 2)
+    found = expected + 1
+    assert float(relative_error(found, expected)) == pytest.approx(1 / 2.0)  # variances 2 and 2
+    assert float(relative_error(found.mT, expected.mT, -1)) == pytest.approx(1 / 2.0)
+    assert float(relative_error(expected, expected)) == 0

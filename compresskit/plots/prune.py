@@ -1,15 +1,19 @@
-"""How much of each layer went."""
+"""How much of each layer went, and what it costs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from compresskit.plots.panels import grid, save
 
 _NAMED = 60  # layers on an axis, above which only some have a name
+_LEGEND = 20  # lines, above which colours alone say which is which
 
 
 def ratios_by_layer(path: Path, ratios: Mapping[str, float], kind: str) -> None:
@@ -38,4 +42,22 @@ def ratios_by_setting(path: Path, ratios: Mapping[str, Mapping[str, Mapping[str,
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    save(figure, path)
+
+
+def sensitivities(path: Path, losses: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Divergence of the outputs by the share of one group alone that goes: a line for each, coloured by its place."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    panel, colours, last = figure.subplots(), colormaps["viridis"], max(1, len(losses) - 1)
+    least = min((loss for points in losses.values() for _, loss in points if loss > 0), default=1e-6)
+    for place, (name, points) in enumerate(losses.items()):
+        shares, heights = [100 * share for share, _ in points], [max(loss, least) for _, loss in points]
+        panel.semilogy(shares, heights, "o-", color=colours(place / last), markersize=3, label=name)
+    panel.set(xlabel="gone of one group alone, %", ylabel="divergence of the outputs", xlim=(0, 100))
+    panel.grid(alpha=0.3)
+    if len(losses) <= _LEGEND:
+        figure.legend(loc="outside right upper", fontsize=7, frameon=False)
+    else:
+        places = ScalarMappable(Normalize(1, len(losses)), colours)
+        figure.colorbar(places, ax=panel, label="group, from input to output")
     save(figure, path)

@@ -1,6 +1,7 @@
 """`prune` of channels: one step, from scores to a repaired network."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -39,6 +40,8 @@ def prune_channels(
     """Cuts and repairs the start's network, into pruned.pt. original: whose outputs repairs are judged by. moments:
     folder of those that the repair takes."""
     pruned = pruner(current, options, start.network).prune(_data(current, options, moments), seed)
+    alive, kept, got = current.group.share((pruned.alive, pruned.kept, pruned.got))  # sums differ among processes
+    pruned = replace(pruned, alive=alive, kept=kept, got=got)
     bare = cut(start.network, pruned.channels, pruned.alive)
     difference = _difference(current, start.network, bare, pruned)
     ladder, found = Ladder(current, original, options.held_out, f"seed {seed}"), list[Repair]()
@@ -61,7 +64,7 @@ def prune_channels(
     unrepaired, unexplained = (found[0].skipped, found[0].unexplained) if found else ({}, {})
     return PruneStep(
         options.target.goal, pruned.asked, pruned.got, pruned.whole, ladder.rungs, groups, pruned.skipped, unrepaired,
-        unexplained, difference, _by_kind(pruned),
+        unexplained, difference, _by_kind(pruned), pruned.sensitivity,
     )  # fmt: skip
 
 

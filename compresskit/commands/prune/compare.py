@@ -84,7 +84,7 @@ def stages_of(options: Options, steps: Sequence[PruneStep]) -> dict[Stage, str]:
     """The stages of a step, and what tables call them; masks are repaired where there are norms to estimate."""
     stages: dict[Stage, str] = {"cut": "masked" if isinstance(options, MaskAndRetrain) else "cut"}
     rungs = {rung.name for step in steps for rung in step.rungs[1:]}
-    if rungs - {"norms"}:
+    if any(not name.startswith("norms") for name in rungs):
         stages["repaired"] = "repaired"
     elif rungs:
         stages["repaired"] = "norms estimated"

@@ -12,13 +12,13 @@ from compresskit.commands.parents import MODEL
 from compresskit.commands.prune.compare import Compared, Options, add_comparison, settings, stages_of
 from compresskit.commands.prune.section import MaskAndRetrain
 from compresskit.commands.prune.stages import PruneStep, Retrained, changes, kinds, ratios
-from compresskit.commands.repair.ladder import ladder_table
+from compresskit.commands.repair.ladder import ladder_notes, ladder_table
 from compresskit.commands.result import Figure, Format, Result, Table, Target, shortened
 from compresskit.commands.session import Session
 from compresskit.passes.prune.channels import Pruner
 from compresskit.passes.prune.mask_options import OF_WEIGHTS
 from compresskit.passes.prune.masks import ROUNDING, Masker
-from compresskit.plots.prune import ratios_by_layer
+from compresskit.plots.prune import ratios_by_layer, sensitivities
 from compresskit.training.tasks.evaluation import METRICS
 
 _UNITS = {"params": "parameters", "macs": "MACs", "channels": "channels", "latency": "ms"} | dict.fromkeys(
@@ -77,7 +77,8 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
     result.figures = compared([t.before for t in trials], [t.after for t in trials], batch, current.device)
     result.targets = [_target(options, trials)]
     result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
-    result.tables = [_stages(options, trials), *_ladders(options, trials), *_kinds(trials), _layers(options, trials)]
+    result.tables = [_stages(options, trials), *_ladders(options, trials), *_kinds(trials)]
+    result.tables += [_layers(options, trials), *_sensitivity(trials)]
     first = trials[0].steps[0]
     result.skipped = first.skipped | {f"{layer} (repair)": reason for layer, reason in first.unrepaired.items()}
     if isinstance(options, MaskAndRetrain):
@@ -86,7 +87,7 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
         check = "cut against the whole net that does not see what is cut"
         result.checks[check] = max(step.difference for trial in trials for step in trial.steps)
         result.notes = slower(result.figures) + _single(trials)
-    result.notes += _fallen_back(trials)
+    result.notes += ladder_notes(current, [step.rungs for trial in trials for step in trial.steps])
     if len(trials) > 1:
         result.notes.append(_promote(current, trials))
     if first.unexplained:
@@ -98,6 +99,9 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
     result.details = {"trials": [{"seed": t.seed, "steps": [s.plain for s in t.steps]} for t in trials]}
     if current.group.is_main and current.recipe.report.plots:
         ratios_by_layer(current.folder.path / "pruning-ratios.png", ratios(trials[0].steps), options.kind)
+        if first.sensitivity:
+            points = {name: [(one.gone, one.loss) for one in own] for name, own in first.sensitivity.items()}
+            sensitivities(current.folder.path / "sensitivity.png", points)
     if options.retrain is not None and options.retrain.layerwise_rates is not None:
         add_rates(current, result, trials[0].retrained[-1].history, options.retrain.layerwise_rates)
     if options.compare is not None:
@@ -113,20 +117,6 @@ def _single(trials: list[PrunedTrial]) -> list[str]:
         return []
     told = shortened([f"{name} (of {size})" for name, size in found.items()])
     return [f"one channel is left of {told}; set min_channels, another budget, or budget.least of a spectral one"]
-
-
-def _fallen_back(trials: list[PrunedTrial]) -> list[str]:
-    """A note on repairs that took more than they gave."""
-    found = []
-    for rung in {rung.name: rung for trial in trials for step in trial.steps for rung in step.rungs}.values():
-        others = [r for trial in trials for step in trial.steps for r in step.rungs if r.name == rung.name]
-        if lost := [other for other in others if not other.taken]:
-            found.append(
-                f"{rung.name}: not taken in {len(lost)} of {len(others)} cases, for its outputs were further from the "
-                f"original's on held-out images ({lost[0].divergence:.4g}) than before it; give more images "
-                "(prune.samples), take another repair, or cut less"
-            )
-    return found
 
 
 def _promote(current: Session, trials: list[PrunedTrial]) -> str:
@@ -205,6 +195,20 @@ def _kinds(trials: list[PrunedTrial]) -> list[Table]:
     found = kinds(trials[0].steps)
     rows = [(kind, whole, left, f"{1 - left / whole:.1%}") for kind, (whole, left) in found.items()]
     return [Table("kinds of channels", ("kind", "before", "kept", "gone"), rows)] if set(found) - {"channels"} else []
+
+
+def _sensitivity(trials: list[PrunedTrial]) -> list[Table]:
+    """Of the first trial's first step: what each group alone costs, where it was measured."""
+    step = trials[0].steps[0]
+    if not step.sensitivity:
+        return []
+    layers = {name: own for name, own, _, _ in step.groups}
+    shares = [f"{point.share:.0%}" for point in next(iter(step.sensitivity.values()))]
+    rows = [
+        (_labelled(name, layers[name]), *(f"{point.loss:.4g}" for point in points))
+        for name, points in step.sensitivity.items()
+    ]
+    return [Table("divergence of the outputs when a share of one group alone goes", ("made by", *shares), rows)]
 
 
 def _labelled(name: str, layers: Sequence[str]) -> str:

@@ -99,5 +99,7 @@ def _check_pruning(options: "PruneAndRetrain | MaskAndRetrain") -> None:
             type(target)(**given)
         except ValueError as error:
             raise ValueError(f"compare.at: {error}") from error
+    if None in compare.match and options.steps > 1 and options.retrain is None:
+        raise ValueError("compare.match: several steps need `match` or `retrain`; add `retrain`, or leave null out")
     if compare.layerwise_rates and options.retrain is None:
         raise ValueError("compare.layerwise_rates: rates are of retraining; add `retrain`, or leave them out")

@@ -8,6 +8,7 @@ from typing import Any
 
 from compresskit.commands.repair.ladder import Rung, metrics_of
 from compresskit.commands.session import Session
+from compresskit.passes.prune.budgets import Alone
 from compresskit.storage.atomic import write_json
 from compresskit.training.loop import History
 
@@ -20,7 +21,8 @@ class PruneStep:
 
     asked, got, whole: of the target; whole is that of the network before the step, or without any masks. rungs: the
     net as it is cut or masked, and its repairs. groups: name, layers, channels (or weights, or kernels), kept.
-    difference: of the cut net from the whole one that does not see what is cut, on one batch.
+    sensitivity: by group, what shares of it alone cost. difference: of the cut net from the whole one
+    that does not see what is cut, on one batch.
     """
 
     goal: str
@@ -33,9 +35,9 @@ class PruneStep:
     unrepaired: dict[str, str] = field(default_factory=dict)
     unexplained: dict[str, float] = field(default_factory=dict)
     difference: float = 0.0
-    kinds: dict[str, tuple[int, int]] = field(
-        default_factory=dict
-    )  # by kind of channels, how many there were, are left
+    # by kind of channels, how many there were, are left
+    kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
+    sensitivity: dict[str, list[Alone]] = field(default_factory=dict)
 
     @property
     def cut(self) -> dict[str, float]:
@@ -55,7 +57,9 @@ class PruneStep:
     @staticmethod
     def read(folder: Path) -> "PruneStep":
         found = json.loads((folder / STEP).read_text())
-        return PruneStep(**found | {"rungs": [Rung(**rung) for rung in found["rungs"]]})
+        found["rungs"] = [Rung(**rung) for rung in found["rungs"]]
+        found["sensitivity"] = {name: [Alone(*one) for one in own] for name, own in found["sensitivity"].items()}
+        return PruneStep(**found)
 
     def write(self, current: Session, folder: Path) -> None:
         """The last file of a step: only now is it done."""

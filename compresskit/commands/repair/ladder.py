@@ -15,6 +15,7 @@ from compresskit.commands.figures import said
 from compresskit.commands.result import Table
 from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
+from compresskit.errors import RecipeError
 from compresskit.graph.masks import Masks
 from compresskit.graph.operations import NORMS
 from compresskit.passes.reconstruct.alone import loss_of
@@ -71,7 +72,7 @@ class Ladder:
         self.rungs.append(Rung(name, divergence, self._current.evaluate(network), seconds, taken))
         if taken:
             self.network = network
-        told = said(self.rungs[-1].metrics) + ("" if taken else ", which diverges more than before: not taken")
+        told = said(self.rungs[-1].metrics) + ("" if taken else ", no nearer to the original: not taken")
         self._current.progress.log(f"{self._label}: {name}, {told}")
 
     def norms(self, samples: int) -> None:
@@ -80,15 +81,23 @@ class Ladder:
         Behind least squares they may well lose: those give outputs of less variance, by what they cannot explain, and
         norms would make that up by making errors larger.
         """
-        if any(isinstance(module, NORMS) for module in self.network.modules()):
-            self.climb("norms", lambda: self._with_norms(samples))
+        if any(isinstance(module, NORMS) and module.track_running_stats for module in self.network.modules()):
+            below = f" behind {self.rungs[-1].name}" if len(self.rungs) > 1 else ""
+            self.climb(f"norms{below}", lambda: self._with_norms(samples))
 
     def match(
         self, options: Match | None, folder: Path, seed: int, places: Places | None = None, masks: Masks | None = None
     ) -> None:
         """A rung for all weights together. folder: of what an interrupted run goes on from. places: see `Matching`."""
-        if options is not None:
-            self.climb("match", lambda: self._matched(options, folder / STATE, seed, places or {}, masks or {}))
+        if options is None:
+            return
+        if options.batch_size < self._current.group.world:
+            raise RecipeError(
+                f"match.batch_size: {options.batch_size} images are too few for {self._current.group.world} processes"
+            )
+        self.climb("match", lambda: self._matched(options, folder / STATE, seed, places or {}, masks or {}))
+        if self._current.group.is_main:
+            (folder / STATE).unlink(missing_ok=True)  # five times the weights
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -104,10 +113,12 @@ class Ladder:
             "masks": weights_digest(masks),
             "weights": [weights_digest(network.state_dict()) for network in (self.network, self._original)],
         }
-        if current.arguments.resume and path.exists():
-            kept = torch.load(path, map_location=current.device, weights_only=True)
-            if kept["made_for"] == made_for:
-                work.load(kept["work"])
+        kept = torch.load(path, map_location=current.device, weights_only=True) if path.exists() else None
+        goes_on = current.arguments.resume and kept is not None and kept["made_for"] == made_for
+        if current.group.share(goes_on):  # the main process's word, and all have read before it writes
+            assert kept is not None
+            work.load(kept["work"])
+        current.group.barrier()
 
         def save(state: dict[str, Any]) -> None:
             if current.group.is_main:
@@ -141,20 +152,32 @@ class Ladder:
 
 
 def ladder_table(title: str, ladders: Sequence[Sequence[Rung]]) -> Table:
-    """A row for each rung of one ladder in several trials."""
+    """A row for each rung of one ladder in several trials, of which some may lack one."""
     metrics = list(ladders[0][0].metrics)
+    names = dict.fromkeys(rung.name for rungs in sorted(ladders, key=len, reverse=True) for rung in rungs)
     rows: list[tuple[Any, ...]] = []
-    for same in zip(*ladders, strict=True):
-        taken = sum(rung.taken for rung in same)
-        told = "" if taken == len(same) else f"not taken in {len(same) - taken} of {len(same)}"
-        values = [tuple(rung.metrics[name] for rung in same) for name in metrics]
-        rows.append(
-            (
-                same[0].name,
-                tuple(rung.divergence for rung in same),
-                *values,
-                tuple(round(rung.seconds, 1) for rung in same),
-                told,
+    for name in names:
+        same = [rung for rungs in ladders for rung in rungs if rung.name == name]
+        left = sum(not rung.taken for rung in same)
+        told = (f"not taken in {left} of {len(same)}" if len(same) > 1 else "not taken") if left else ""
+        values = [tuple(rung.metrics[metric] for rung in same) for metric in metrics]
+        seconds = tuple(round(rung.seconds, 1) for rung in same)
+        rows.append((name, tuple(rung.divergence for rung in same), *values, seconds, told))
+    return Table(title, ("", "held-out divergence", *(f"test {metric}" for metric in metrics), "seconds", "note"), rows)
+
+
+def ladder_notes(current: Session, ladders: Sequence[Sequence[Rung]]) -> list[str]:
+    """Repairs that were not taken, and what judged them where there was nothing better."""
+    found = []
+    for name in dict.fromkeys(rung.name for rungs in ladders for rung in rungs):
+        same = [(rungs, place) for rungs in ladders for place, rung in enumerate(rungs) if rung.name == name]
+        if lost := [(rungs, place) for rungs, place in same if not rungs[place].taken]:
+            rungs, place = lost[0]
+            before = min(rung.divergence for rung in rungs[:place])
+            found.append(
+                f"{name}: not taken in {len(lost)} of {len(same)} cases, for on held-out images its outputs were no "
+                f"nearer to the original's (divergence {rungs[place].divergence:.4g} after {before:.4g})"
             )
-        )
-    return Table(title, ("", "held-out divergence", *(f"test {name}" for name in metrics), "seconds", "note"), rows)
+    if current.data.validation is None and any(len(rungs) > 1 for rungs in ladders):
+        found.append("repairs were judged on training images; set `data.validation` for images of their own")
+    return found

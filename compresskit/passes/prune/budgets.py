@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,12 +26,21 @@ Reaches = Callable[[Floats], bool]  # whether pruning by these ratios, one for e
 _FINE = 2000  # levels of a budget that has no steps of its own
 
 
+class Alone(NamedTuple):
+    """What one group alone costs. share: of it, that was to go. gone: what went, in whole channels. loss: of the
+    outputs, by that."""
+
+    share: float
+    gone: float
+    loss: float
+
+
 @dataclass(frozen=True)
 class Weighed:
     """What budgets look at. layers: of each group. scores: (n,) of what each group may lose, channels or weights, one
     at least. left: share of each group that is left of what it was; default: all. size: of the network by ratios, one
-    for each group. alone: for each group, what the outputs lose when these shares of it go, and nothing of others; none
-    of the two for weights and kernels.
+    for each group. alone: for each group, what shares of it cost when nothing of others goes; none of the two for
+    weights and kernels.
     """
 
     network: fx.GraphModule
@@ -40,7 +49,7 @@ class Weighed:
     seed: int
     left: Floats | None = None
     size: Callable[[Floats], float] | None = None
-    alone: Callable[[Sequence[float]], Floats] | None = None
+    alone: Callable[[Sequence[float]], Sequence[Sequence[Alone]]] | None = None
 
 
 @option
@@ -153,11 +162,18 @@ class Divergence:
     def __call__(self, weighed: Weighed, reaches: Reaches) -> Floats:
         assert weighed.alone is not None, "masks have budgets of their own"
         assert weighed.size is not None
-        shares = sorted(self.shares)
-        losses = np.maximum.accumulate(np.pad(weighed.alone(shares), ((0, 0), (1, 0))), axis=1)
         at = np.linspace(0, 1, max(2, round(1 / self.step)) + 1)
-        path = descent(np.array([convex(np.array([0.0, *shares]), row, at) for row in losses]), at, weighed.size)
+        losses = np.array([_curve(points, at) for points in weighed.alone(sorted(self.shares))])
+        path = descent(losses, at, weighed.size)
         return path[first(len(path) - 1, lambda number: reaches(path[number]))]
+
+
+def _curve(points: Sequence[Alone], at: Floats) -> Floats:
+    """The convex curve below measured losses that never fall, from 0 on; 0 for a group that cannot shrink."""
+    worst = {point.gone: point.loss for point in sorted(points, key=lambda point: point.gone) if point.gone > 0}
+    if not worst:
+        return np.zeros(len(at))
+    return convex(np.array([0.0, *worst]), np.maximum.accumulate([0.0, *worst.values()]), at)
 
 
 MaskBudget = Uniform | Global | LAMP | ERK | Spectral  # of weights and kernels, too

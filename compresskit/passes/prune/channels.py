@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.kinds import Kind
 from compresskit.graph.channels.walk import Channels, find_channels
 from compresskit.numerics.pruning.ratios import counts
+from compresskit.passes.prune.budgets import Alone, Floats, Weighed
 from compresskit.passes.prune.budgets import Divergence as AloneBudget
-from compresskit.passes.prune.budgets import Floats, Weighed
 from compresskit.passes.prune.criteria import Scored, atom_scores
 from compresskit.passes.prune.groups import Group, find_groups
 from compresskit.passes.prune.options import Prune
@@ -54,7 +53,7 @@ class Data:
 @dataclass(frozen=True)
 class Pruned:
     """What goes. alive: (n_atoms,) bool. kept: by group, how many of its channels. asked, got, whole: of the target, in
-    its own unit."""
+    its own unit. sensitivity: by group, what shares of it alone cost, where that was measured."""
 
     channels: Channels
     alive: Tensor
@@ -64,6 +63,7 @@ class Pruned:
     asked: float
     got: float
     whole: float
+    sensitivity: dict[str, list[Alone]]
 
 
 class Pruner:
@@ -141,15 +141,26 @@ class Pruner:
         """Chooses what goes; the network stays as it is. Raises RecipeError where a criterion has nothing to read."""
         options = self._options
         generator = torch.Generator().manual_seed(seed)
+        prunable = torch.zeros(self.channels.n_atoms, dtype=torch.bool)
+        for group in self.groups:
+            prunable[group.atoms] = True
         scored = Scored(
-            self._network, self.channels, self._input_shape, generator, data.gradients, data.responses, data.moments
-        )
+            self._network, self.channels, self._input_shape, prunable, generator, data.gradients, data.responses,
+            data.moments,
+        )  # fmt: skip
         scores = atom_scores(options.criterion, scored, options.combine)
         own = [scores[group.atoms] for group in self.groups]
         order = [values.argsort(descending=True, stable=True) for values in own]
 
         def reaches(ratios: Floats) -> bool:
             return self._size(self._alive(order, self._counts(ratios))) <= self.asked
+
+        measured: dict[str, list[Alone]] = {}
+
+        def alone(shares: Sequence[float]) -> list[list[Alone]]:
+            found = self._alone(data, order, shares)
+            measured.update(zip((group.name for group in self.groups), found, strict=True))
+            return found
 
         goal = "macs" if options.target.goal == "latency" else options.target.goal  # a latency is too dear to measure
         weighed = Weighed(
@@ -158,23 +169,25 @@ class Pruner:
             own,
             seed,
             size=lambda ratios: self._sizes(goal, self._alive(order, self._counts(ratios))),
-            alone=partial(self._alone, data, order),
+            alone=alone,
         )
         ratios = options.budget(weighed, reaches)
+        if options.sensitivity and not measured:
+            alone(AloneBudget().shares)
         kept = self._filled(order, self._counts(ratios))
         alive = self._alive(order, kept)
-        return Pruned(self.channels, alive, self.groups, kept, self.skipped, self.asked, self._size(alive), self.whole)
+        got = self._size(alive)
+        return Pruned(self.channels, alive, self.groups, kept, self.skipped, self.asked, got, self.whole, measured)
 
-    def _alone(self, data: Data, order: Sequence[Tensor], shares: Sequence[float]) -> Floats:
-        """(groups, shares) what the outputs lose when these shares of each group alone go."""
+    def _alone(self, data: Data, order: Sequence[Tensor], shares: Sequence[float]) -> list[list[Alone]]:
+        """For each group, what the outputs lose when these shares of it go, and nothing of others."""
         options, whole = self._options, [len(group.atoms) for group in self.groups]
-        assert isinstance(options.budget, AloneBudget)
         counted = [self._counts(np.full(len(whole), share)) for share in shares]
         cuts = [
             [self._alive(order, [*whole[:place], kept[place], *whole[place + 1 :]]) for kept in counted]
             for place in range(len(whole))
         ]
-        images = options.budget.images
+        images = (options.budget if isinstance(options.budget, AloneBudget) else AloneBudget()).images
         judge = Sensitivity(
             self._network, self.channels, self._input_shape, data.moments, lambda: data.held_out(images),
             data.divergence, options.repair != "none",
@@ -186,7 +199,13 @@ class Pruner:
                     f"prune.budget: without a part of {group.name} the outputs are not finite; check the checkpoint "
                     "and the data for NaN, or take another budget"
                 )
-        return found
+        return [
+            [
+                Alone(share, 1 - kept[place] / size, float(loss))
+                for share, kept, loss in zip(shares, counted, found[place], strict=True)
+            ]
+            for place, size in enumerate(whole)
+        ]
 
     def _filled(self, order: Sequence[Tensor], kept: Sequence[int]) -> list[int]:
         """One step of channels back to each group that has room for it within the target, from the first group on:

@@ -29,12 +29,14 @@ Slots = Iterator[tuple[Tensor, Tensor]]  # (atoms, scores): of a place where cha
 
 @dataclass(frozen=True)
 class Scored:
-    """What criteria look at. gradients: by parameter, of the loss; responses: to images and to changed ones; moments:
-    of what layers read and give; each is taken when a criterion asks for it."""
+    """What criteria look at. prunable: (n_atoms,) bool, those that may go. gradients: by parameter, of the loss;
+    responses: to images and to changed ones; moments: of what layers read and give; each is taken when a criterion asks
+    for it."""
 
     network: fx.GraphModule
     channels: Channels
     input_shape: Shape
+    prunable: Tensor
     generator: torch.Generator
     take_gradients: Callable[[fx.GraphModule], dict[str, Tensor]]
     take_responses: Callable[[fx.GraphModule, Sequence[str], AugMix], Responses]
@@ -190,8 +192,8 @@ class Backward(Worth):
 
     Channels leave one at a time, the one whose loss is least, and each is worth what is lost by then. Losses are those
     of layers' outputs, each as a share of its variance, summed over all layers that read the channel; of channels that
-    the same layers read, in one group or in several, all leave in one order. Layers whose moments cannot be taken have
-    no say. Source: the optimal brain surgeon for groups of weights (linear neural reconstruction, 5.1): `eliminate`.
+    the same layers read, in one group or in several, all that may go leave in one order. Layers whose moments cannot be
+    taken have no say. Source: the optimal brain surgeon for groups of weights (linear neural reconstruction, 5.1).
     """
 
     kind: Literal["backward"] = "backward"
@@ -208,11 +210,10 @@ class Backward(Worth):
         channels = scored.channels
         readers, _ = find_readers(scored.network, channels, scored.input_shape, channels.reads, several=True)
         moments = scored.take_moments(scored.network, [reader.request for reader in readers.values()], None)
-        frozen = torch.tensor([atom in channels.frozen for atom in range(channels.n_atoms)])
         for component in connected(readers.values()):
             site = static_site(component)
             assert site.atoms is not None
-            stay = frozen[site.atoms]
+            stay = ~scored.prunable[site.atoms]
             if not bool(stay.all()):
                 found = eliminate(site.problem(moments, relative=True), stay)
                 yield site.atoms[found.order.cpu()], found.errors[1:].cpu()

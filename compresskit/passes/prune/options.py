@@ -63,6 +63,8 @@ class Prune:
     # another from what is left before them, with a pass over the data for each
     repair: Repair = "parallel"
     norms: bool = True  # estimate the means and variances of batch norms again
+    # measure what each group alone costs when shares of it go, for the report; `budget: divergence` does it anyway
+    sensitivity: bool = False
 
     def __post_init__(self) -> None:
         if not self.groups:

@@ -34,7 +34,7 @@ def prune_model(
     *,
     seed: int = 0,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
-    divergence: Divergence = partial(soft_targets, temperature=1.0),  # noqa: B008
+    divergence: Divergence | None = None,
     **options: Any,
 ) -> tuple[fx.GraphModule, list[tuple[Group, int]]]:
     """New network without the channels that are worth least, repaired; and the groups with what each kept.
@@ -42,12 +42,16 @@ def prune_model(
     Of the repairs, that is taken whose outputs diverge least from those of `model`, over the loader.
 
     model: any module that torch.fx traces; it stays as it was. loader: an iterable of (inputs, targets) that can be
-    read several times. loss: for the criterion `taylor`. divergence: of outputs from those of `model`, for the budget
-    `divergence`. options: the fields of a recipe's `prune` section; target as a mapping, criterion and budget by name
-    or as objects. Raises RecipeError as the recipe would, and ValueError for a target of latency and for augprune,
-    which know of devices and of images.
+    read several times. loss: for the criterion `taylor`. divergence: of outputs from those of `model`, which judges
+    repairs; by default that of Kullback and Leibler for classes (where `loss` is cross-entropy), else the mean square.
+    options: the fields of a recipe's `prune` section; target as a mapping, criterion and budget by name or as objects.
+    Raises RecipeError as the recipe would, and ValueError for a target of latency and for augprune, which know of
+    devices and of images.
     """
     chosen = _options(options)
+    if divergence is None:
+        classes = loss is nn.functional.cross_entropy
+        divergence = partial(soft_targets, temperature=1.0) if classes else nn.functional.mse_loss
     shape = tuple(next(iter(loader))[0].shape[1:])
     network, _ = plain_layers(model if isinstance(model, fx.GraphModule) else trace(model, shape), shape)
     data = Data(

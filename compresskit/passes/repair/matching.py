@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from compresskit.distributed import Group
 from compresskit.errors import ConvergenceError
 from compresskit.graph.capture import capture
+from compresskit.graph.chains import WEIGHTED
 from compresskit.graph.masks import Masks
 from compresskit.graph.operations import calls_of
 from compresskit.graph.shapes import evaluating
@@ -26,6 +27,7 @@ Places = Mapping[str, Tensor | None]  # None: all are there
 LOOKS = 10  # at held-out images on the way, and one before it
 PATIENCE = 30
 _WARM = 0.05  # share of the steps in which the rate rises
+_CONSTANT = 1e-3  # variance that values count as having at least, as a share of their mean square
 _LEAST = 1e-3  # root mean square that a tensor counts as at least: new biases are near 0
 
 
@@ -33,8 +35,8 @@ _LEAST = 1e-3  # root mean square that a tensor counts as at least: new biases a
 class Match:
     """Train all weights together to give the original's outputs, on training images without their labels."""
 
-    steps: Annotated[int, Gt(0)] = 400  # of gradients; of the weights on the way the best are taken, by held-out images
-    batch_size: Annotated[int, Gt(0)] = 128  # of all processes together
+    steps: Annotated[int, Gt(0)] = 600  # of gradients; of the weights on the way the best are taken, by held-out images
+    batch_size: Annotated[int, Gt(0)] = 64  # of all processes together
     # by which a step moves weights at most, as a share of the root mean square of their tensor; it falls to 0
     rate: Annotated[float, Gt(0)] = 0.02
 
@@ -185,7 +187,10 @@ def relative_error(found: Tensor, expected: Tensor, dim: int = 1) -> Tensor:
     """Mean squared difference as a share of the mean variance of the expected values of a channel, along `dim`."""
     others = [axis for axis in range(expected.ndim) if axis != dim % expected.ndim]
     variance = (expected - expected.mean(others, keepdim=True)).square().mean()
-    return (found - expected).square().mean() / variance.clamp_min(torch.finfo(variance.dtype).tiny)
+    scale = torch.maximum(variance, _CONSTANT * expected.square().mean())  # of channels that hardly vary
+    error = (found - expected).square().mean()
+    known = scale > torch.finfo(scale.dtype).tiny ** 0.5  # else all are 0, and nothing is a share of that
+    return torch.where(known, error / torch.where(known, scale, 1.0), 0.0)
 
 
 def _compared(
@@ -197,7 +202,8 @@ def _compared(
     found: list[tuple[int, Tensor | None]] = []
     for layer, kept in places.items():
         calls = [calls_of(network, layer)[:1] for network in (student, teacher)]
-        if all(calls) and calls[0][0].name != names[0][0]:
+        weighted = all(calls) and isinstance(teacher.get_submodule(layer), WEIGHTED)  # attention gives a tuple
+        if weighted and calls[0][0].name != names[0][0]:
             for own, (node,) in zip(names, calls, strict=True):
                 own.append(node.name)
             found.append((-1 if isinstance(teacher.get_submodule(layer), nn.Linear) else 1, kept))

@@ -37,9 +37,13 @@ class Sensitivity:
         tell: is called behind the cuts of each group.
         """
         batches, found = list(self.images()), []
-        for own in cuts:
-            tell()
+        for number, own in enumerate(cuts):
+            if number:
+                tell()
             changed = torch.stack(list(own)).all(0).logical_not()
+            if not bool(changed.any()):  # a group that cannot shrink
+                found.append([0.0] * len(own))
+                continue
             touched = [layer for layer, atoms in self.channels.reads.items() if bool(changed[atoms].any())]
             layers = self._fits(own, touched) if self.solved else [{}] * len(own)
             if len(layers[0]) == len(touched) and not bool((changed & summed(self.channels)).any()):
@@ -50,6 +54,7 @@ class Sensitivity:
                 network = blind(with_layers(self.network, fitted), self.channels, alive)
                 losses.append(loss_of(network, self.network, batches, self.divergence))
             found.append(losses)
+        tell()
         return found
 
     def _fits(self, cuts: Sequence[Tensor], touched: Sequence[str]) -> list[dict[str, Layer]]:

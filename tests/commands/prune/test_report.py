@@ -9,7 +9,6 @@ import pytest
 from compresskit.commands.prune import report
 from compresskit.commands.prune.section import PruneAndRetrain
 from compresskit.commands.prune.stages import PruneStep
-from compresskit.commands.repair.ladder import Rung
 from compresskit.passes.prune.options import PruneTarget
 
 
@@ -55,14 +54,3 @@ def test_a_latency_within_its_tolerance_says_so():
     target = report._target(options, [SimpleNamespace(steps=[step])])
     assert target.met
     assert target.got.endswith("5 % more being allowed")
-
-
-def test_a_repair_that_takes_more_than_it_gives_is_said():
-    def told(*repairs: Rung) -> list[str]:
-        step = PruneStep("params", 1.0, 1.0, 2.0, [Rung("cut", 0.3, {}, 0.0, True), *repairs], [], {})
-        return report._fallen_back([SimpleNamespace(steps=[step])] * 2)
-
-    assert told() == told(Rung("norms", 0.2, {}, 1.0, True)) == []
-    (note,) = told(Rung("norms", 0.2, {}, 1.0, True), Rung("parallel", 0.4, {}, 1.0, False))
-    assert note.startswith("parallel: not taken in 2 of 2 cases")
-    assert "(0.4)" in note

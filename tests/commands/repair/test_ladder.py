@@ -1,13 +1,15 @@
 """The ladder of repairs on the command line: what it reports, that it sees no label, and that it can be interrupted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from compresskit.commands.repair import ladder
-from compresskit.commands.repair.ladder import Rung, ladder_table, metrics_of
+from compresskit.commands.repair.ladder import Rung, ladder_notes, ladder_table, metrics_of
 from compresskit.storage.checkpoint import load
 from tests.commands.conftest import RECIPE
 from tests.commands.test_bad_input import refused
@@ -89,10 +91,12 @@ def test_one_killed_while_it_matches_goes_on_from_there(call, recipe, trained, v
     monkeypatch.setattr(ladder, "write_tensors", killed)
     assert call(verb, recipe, *source, "--out", "out").status == 130
     assert not Path("out/model.pt").exists()
+    assert Path("out/match.pt").exists()
     monkeypatch.setattr(ladder, "write_tensors", lambda path, content: looks.append(content["work"]["step"]))
     outcome = call(verb, recipe, *source, "--out", "out", "--resume")
     assert outcome.status == 0, outcome.err
     assert looks == list(range(0, 21, 2))
+    assert not Path("out/match.pt").exists()
     assert same("whole", "out")
 
 
@@ -114,6 +118,10 @@ def test_steps_without_retraining(call, recipe, trained):
     refused(
         call("prune", recipe, "-c", trained / "runs/net-train", "prune.steps=2", "~prune.match"), 2, "add `match` or"
     )
+    compared = "prune.compare={match: [null, {}]}"
+    refused(
+        call("prune", recipe, "-c", trained / "runs/net-train", "prune.steps=2", compared), 2, "compare.match", "null"
+    )
 
 
 def test_masked_weights_stay_zero_and_can_be_compared(call, recipe, trained):
@@ -133,9 +141,67 @@ def test_masked_weights_stay_zero_and_can_be_compared(call, recipe, trained):
 
 def test_rungs_of_several_trials_share_a_table():
     one = [Rung("cut", 2.0, {"accuracy": 0.1}, 0.0, True), Rung("norms", 1.0, {"accuracy": 0.4}, 1.26, True)]
+    one.append(Rung("norms behind norms", 1.0, {"accuracy": 0.3}, 1.0, False))
     other = [Rung("cut", 3.0, {"accuracy": 0.2}, 0.0, True), Rung("norms", 4.0, {"accuracy": 0.1}, 2.0, False)]
     assert metrics_of(one) == {"accuracy": 0.4}
     assert metrics_of(other) == {"accuracy": 0.2}
-    found = ladder_table("repairs", [one, other])
-    assert found.rows[1] == ("norms", (1.0, 4.0), (0.4, 0.1), (1.3, 2.0), "not taken in 1 of 2")
-    assert found.rows[0][-1] == ""
+    for ladders in ([one, other], [other, one]):  # the last rung of one is not there in the other
+        found = ladder_table("repairs", ladders)
+        assert [row[0] for row in found.rows] == ["cut", "norms", "norms behind norms"]
+        assert found.rows[0][-1] == ""
+        assert found.rows[2] == ("norms behind norms", (1.0,), (0.3,), (1.0,), "not taken")
+    assert ladder_table("repairs", [one, other]).rows[1] == (
+        "norms",
+        (1, 4),
+        (0.4, 0.1),
+        (1.3, 2.0),
+        "not taken in 1 of 2",
+    )
+
+
+@pytest.mark.parametrize("validation", [None, "some"])
+def test_notes_say_what_was_not_taken_and_what_judged(validation):
+    current = SimpleNamespace(data=SimpleNamespace(validation=validation))
+    cut, norms = Rung("cut", 0.3, {}, 0.0, True), Rung("norms", 0.2, {}, 1.0, True)
+    assert ladder_notes(current, [[cut]]) == []
+    judged = (
+        [] if validation else ["repairs were judged on training images; set `data.validation` for images of their own"]
+    )
+    assert ladder_notes(current, [[cut, norms]]) == judged
+    lost, *rest = ladder_notes(current, [[cut, norms, Rung("match", 0.4, {}, 1.0, False)], [cut, norms]])
+    assert lost.startswith("match: not taken in 1 of 1 cases")
+    assert "(divergence 0.4 after 0.2)" in lost
+    assert rest == judged
+
+
+def test_several_trials_whose_ladders_differ(call, recipe, monkeypatch):
+    """In the second trial the repair is not taken, so that norms are not tried behind it."""
+    assert call("train", recipe, "train.epochs=1", "model.batch_norm=true", "--out", "normed").status == 0
+    climb = ladder.Ladder.climb
+
+    def climbed(self, name, work):
+        climb(self, name, work)
+        if name == "parallel" and self._label == "seed 1":
+            self.rungs[-1] = replace(self.rungs[-1], taken=False)
+
+    monkeypatch.setattr(ladder.Ladder, "climb", climbed)
+    outcome = call("prune", recipe, "~prune.match", "trials=2", "-c", "normed", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert [row[0] for row in table("out", "repairs")] == ["cut", "norms", "parallel", "norms behind parallel"]
+
+
+def test_what_each_group_alone_costs_is_told(call, recipe, trained):
+    source = ("-c", trained / "runs/net-train")
+    for out, options in (("out", ()), ("other", ("prune.budget=uniform", "prune.sensitivity=true"))):
+        outcome = call("prune", recipe, *source, "~prune.match", "--out", out, *options)
+        assert outcome.status == 0, outcome.err
+        rows = table(out, "divergence of the outputs when a share of one group alone goes")
+        assert [row[0] for row in rows] == ["conv1", "conv2"]
+        for row in rows:
+            losses = [float(cell) for cell in row[1:]]
+            assert len(losses) == 6
+            assert 0 <= losses[0] < losses[-1]
+        assert Path(out, "sensitivity.png").exists()
+    outcome = call("prune", recipe, *source, "~prune.match", "--out", "plain", "prune.budget=uniform")
+    assert outcome.status == 0, outcome.err
+    assert not Path("plain/sensitivity.png").exists()

@@ -22,7 +22,7 @@ from compresskit.models.images.mobilenet import MobileNet, MobileNetV2
 from compresskit.models.images.resnet import ResNet, WideResNet
 from compresskit.models.scenes.unet import UNet
 from compresskit.passes.moments import collect, gather_from
-from compresskit.passes.prune.budgets import BUDGETS, Global, Spectral, Uniform
+from compresskit.passes.prune.budgets import BUDGETS, Divergence, Global, Spectral, Uniform
 from compresskit.passes.prune.channels import Data, Pruner
 from compresskit.passes.prune.criteria import (
     CRITERIA,
@@ -235,7 +235,8 @@ def test_layers_of_equal_weights_leave_the_target_in_reach(net, kind, value, bud
 
 def scored(network) -> Scored:
     channels = find_channels(network, SHAPE)
-    return Scored(network, channels, SHAPE, torch.Generator().manual_seed(0), gradients, changed, gather)
+    prunable = torch.tensor([atom not in channels.frozen for atom in range(channels.n_atoms)])
+    return Scored(network, channels, SHAPE, prunable, torch.Generator().manual_seed(0), gradients, changed, gather)
 
 
 def test_scores_of_an_atom_combine_over_its_places(net):
@@ -328,6 +329,41 @@ def test_backward_is_what_all_readers_lose_when_they_are_fitted_again(net):
         assert float(scores[atoms[order[number - 1]]]) == pytest.approx(lost(kept), rel=1e-4, abs=1e-7)
     first = [lost(torch.arange(len(atoms)) != place) for place in range(len(atoms))]
     assert int(order[0]) == int(torch.tensor(first).argmin())
+
+
+class Beside(nn.Module):
+    """Two layers side by side, of which the second gives nearly what the first gives at its first channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(12, 6, 1)
+        with torch.no_grad():
+            self.b.weight.copy_(self.a.weight[:4] + 0.01 * torch.randn(4, 3, 3, 3))
+            self.b.bias.copy_(self.a.bias[:4])
+
+    def forward(self, x):
+        return self.head(torch.cat([self.b(x), self.a(x)], 1)).mean((2, 3))
+
+
+def test_backward_counts_on_channels_that_cannot_go():
+    """Where only `a` may go, its copies in `b` stay, so the channels that `b` has, too, are worth least."""
+    torch.manual_seed(0)
+    network = traced(Beside())
+    found = pruned(network, criterion=Backward(), layers=("a",), target=PruneTarget(channels="82%"))
+    (group,) = found.groups
+    assert (~found.alive[group.atoms]).nonzero()[:, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("repair", ["parallel", "none"])
+@pytest.mark.parametrize("least", [{"round_to": 12}, {"min_channels": 12}])
+def test_divergence_leaves_groups_alone_that_cannot_shrink(net, least, repair):
+    options = Divergence(images=32, shares=(0.5, 0.5, 0.9))
+    found = pruned(net, budget=options, repair=repair, target=PruneTarget(macs="80%"), **least)
+    assert found.got <= found.asked
+    (stem,) = [group for group in found.groups if "stem" in group.layers]
+    assert all(point.gone == point.loss == 0 for point in found.sensitivity[stem.name])
+    (inner,) = [group for group in found.groups if "inner" in group.layers]
+    assert {point.gone for point in found.sensitivity[inner.name]} <= {0.4, 0.5, 0.35, 0.9}
 
 
 def gone(found) -> dict[str, float]:
@@ -607,6 +643,23 @@ def test_from_python_as_by_the_parts(net, criterion, chained):
         assert torch.allclose(smaller(batches[0][0]), best(batches[0][0]), atol=1e-10)
 
 
+def test_from_python_repairs_of_regression_are_judged_by_squares():
+    """A network of one output: its softmax says nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 1)
+    )
+    loader = [(torch.randn(32, 3, 14, 14), torch.randn(32, 1)) for _ in range(4)]
+
+    def error(network) -> float:
+        with torch.no_grad():
+            return sum(float((network(x) - model(x)).square().mean()) for x, _ in loader)
+
+    given = {"target": {"macs": "50%"}, "loss": nn.functional.mse_loss}
+    repaired, bare = (compresskit.prune(model, loader, **given, repair=repair)[0] for repair in ("parallel", "none"))
+    assert error(repaired) < 0.5 * error(bare)
+
+
 def test_from_python_without_repair_the_net_is_cut_alone(net):
     batches = [(torch.randn(8, *SHAPE, dtype=torch.float64), torch.arange(8) % 5)]
     smaller, _ = compresskit.prune(net, batches, target={"params": "50%"}, repair="none", norms=False)
@@ -704,9 +757,9 @@ def test_norm_scale_reads_every_norm():
             if "norm" in name or name in ("call_weight", "root_weight", "bare.weight"):
                 parameter.normal_()
     channels = find_channels(network, (3, 8, 8))
-    scores = atom_scores(
-        NormScale(), Scored(network, channels, SHAPE, torch.Generator(), gradients, changed, gather), "mean"
-    )
+    free = torch.ones(channels.n_atoms, dtype=torch.bool)
+    seen = Scored(network, channels, SHAPE, free, torch.Generator(), gradients, changed, gather)
+    scores = atom_scores(NormScale(), seen, "mean")
     scales = {f"layers.{name}": f"norms.{name}.weight" for name in ("batch", "instance", "group", "map")}
     scales |= {"token": "token_norm.weight", "root": "root_norm.weight", "plain": "bare.weight"}
     scales |= {"call": "call_weight", "root_call": "root_weight"}

@@ -169,3 +169,45 @@ def test_relative_error_by_hand():
     assert float(relative_error(found, expected)) == pytest.approx(1 / 2.0)  # variances 2 and 2
     assert float(relative_error(found.mT, expected.mT, -1)) == pytest.approx(1 / 2.0)
     assert float(relative_error(expected, expected)) == 0
+
+
+def test_layers_that_hardly_vary_do_not_drown_the_others(teacher):
+    with torch.no_grad():
+        teacher.conv2.weight[:] = 0
+        teacher.conv2.bias[:] = 0
+    student = perturbed(teacher)
+    with torch.no_grad():
+        student.conv2.weight.normal_(std=0.01)
+        student.conv2.bias += 0.2
+    work = Matching(student, teacher, divergence, Match(steps=60), {"conv1": None, "conv2": None})
+    found, _ = run(work)
+    assert dict(work.found.looks)[work.found.best] < 0.1 * work.found.looks[0][1]
+    assert not torch.equal(found.conv1.weight, student.conv1.weight)
+    still = torch.full((3, 2), 5.0)
+    assert float(relative_error(still + 1, still)) == pytest.approx(1 / (1e-3 * 25))
+    assert float(relative_error(still, torch.zeros(3, 2))) == 0
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention = nn.Conv2d(3, 8, 4, 4), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+def test_masked_attention_is_matched_by_its_outputs():
+    torch.manual_seed(0)
+    teacher = trace(Attending().double().eval(), SHAPE)
+    student = perturbed(teacher)
+    mask = torch.rand(24, 8) > 0.5
+    with torch.no_grad():
+        student.attention.in_proj_weight *= mask
+    layers = {"attention": None, "embed": None}
+    work = Matching(student, teacher, divergence, Match(steps=30), layers, {"attention.in_proj_weight": mask})
+    found, _ = run(work)
+    assert work.found.best > 0
+    assert not found.attention.in_proj_weight[~mask].any()

@@ -209,7 +209,22 @@ PRUNINGS = {  # recipe: (what makes it small, settings in its table at one size)
 
 
 def test_every_study_of_pruning_is_here():
-    assert sorted(PRUNINGS) == sorted(path.stem for path in (CONFIGS / "prune").glob("*.yaml"))
+    assert sorted([*PRUNINGS, "one-shot"]) == sorted(path.stem for path in (CONFIGS / "prune").glob("*.yaml"))
+
+
+def test_one_shot_without_labels(call, tmp_path):
+    images(tmp_path / "data.h5", side=16)
+    recipe, small = CONFIGS / "prune/one-shot.yaml", ("model.width=0.1", "report.latency_repeats=1")
+    small = (*small, "data={kind: arrays, path: data.h5, validation: 32}", "train.schedule=cosine")
+    assert call("train", recipe, *small, "train.epochs=1", "train.batch_size=32", "--out", "train").status == 0
+    fewer = ("prune.samples=32", "prune.match={steps: 4, batch_size: 16}")
+    pruned = call("prune", recipe, *small, *fewer, "-c", "train", "--out", "pruned")
+    assert pruned.status == 0, pruned.err
+    found = json.loads(Path("pruned/report.json").read_text())
+    assert found["targets"][0]["met"]
+    (repairs,) = [table for table in found["tables"] if table["title"] == "repairs"]
+    assert {"cut", "norms", "top-down", "match"} <= {row[0] for row in repairs["rows"]}
+    assert Path("pruned/sensitivity.png").exists()
 
 
 @pytest.mark.parametrize("name", PRUNINGS)

@@ -97,7 +97,7 @@ def epochs_kept(folder: Path) -> dict[int, Path]:
 
 def load_best(folder: Path) -> dict[str, Tensor]:
     """The state dict kept last, on the CPU."""
-    weights: dict[str, Tensor] = _read(folder / BEST)
+    weights: dict[str, Tensor] = read(folder / BEST)
     return weights
 
 
@@ -109,7 +109,7 @@ def load(folder: Path, made_for: Mapping[str, Any]) -> tuple[Record, dict[str, A
     path = folder / STATE
     if not path.exists():
         return None
-    state = _read(path)
+    state = read(path)
     if state.get("version") != VERSION:
         raise RunFolderError(
             f"{path}: format {state.get('version')} is unknown, {VERSION} is read; start anew with --force"
@@ -152,7 +152,8 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().reshape(-1).view(torch.uint8)
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """What a run left to go on from, on the CPU. Raises RunFolderError for a damaged file."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -28,7 +28,8 @@ def prune_weights(
     network = copy.deepcopy(start.network)
     apply_masks(network, found.masks)
     ladder = Ladder(current, original, options.held_out, f"seed {seed}")
-    ladder.climb(f"masked, {found.got / found.whole:.2%} left", lambda: network)
+    ladder.climb("masked", lambda: network)
+    current.progress.log(f"seed {seed}: {found.got / found.whole:.2%} are left")
     if options.norms:
         ladder.norms(options.samples)
     layers = {name.rpartition(".")[0]: None for name in found.masks}

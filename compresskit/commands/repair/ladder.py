@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx
 
 from compresskit.commands.figures import said
@@ -22,8 +21,8 @@ from compresskit.passes.reconstruct.alone import loss_of
 from compresskit.passes.repair.matching import Match, Matching, Places
 from compresskit.passes.repair.norms import estimate_norms
 from compresskit.storage.atomic import write_tensors
+from compresskit.training import state
 from compresskit.training.seeds import epoch_seed
-from compresskit.training.state import weights_digest
 from compresskit.training.tasks.losses import divergence_for
 
 STATE = "match.pt"
@@ -110,19 +109,20 @@ class Ladder:
             **asdict(options),
             "seed": seed,
             "data": current.data.fingerprint,
-            "masks": weights_digest(masks),
-            "weights": [weights_digest(network.state_dict()) for network in (self.network, self._original)],
+            "masks": state.weights_digest(masks),
+            "weights": [state.weights_digest(network.state_dict()) for network in (self.network, self._original)],
         }
-        kept = torch.load(path, map_location=current.device, weights_only=True) if path.exists() else None
-        goes_on = current.arguments.resume and kept is not None and kept["made_for"] == made_for
-        if current.group.share(goes_on):  # the main process's word, and all have read before it writes
+        kept = state.read(path) if current.arguments.resume and path.exists() else None
+        if current.group.share(
+            kept is not None and kept["made_for"] == made_for
+        ):  # the main process's word, and all have read before it writes
             assert kept is not None
             work.load(kept["work"])
         current.group.barrier()
 
-        def save(state: dict[str, Any]) -> None:
+        def save(work: dict[str, Any]) -> None:
             if current.group.is_main:
-                write_tensors(path, {"made_for": made_for, "work": state})
+                write_tensors(path, {"made_for": made_for, "work": work})
 
         group, train = current.group, current.data.train
         current.progress.start(f"{self._label}: match", options.steps)

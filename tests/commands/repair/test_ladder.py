@@ -92,6 +92,10 @@ def test_one_killed_while_it_matches_goes_on_from_there(call, recipe, trained, v
     assert call(verb, recipe, *source, "--out", "out").status == 130
     assert not Path("out/model.pt").exists()
     assert Path("out/match.pt").exists()
+    whole = Path("out/match.pt").read_bytes()
+    Path("out/match.pt").write_bytes(whole[: len(whole) // 2])
+    refused(call(verb, recipe, *source, "--out", "out", "--resume"), 1, "match.pt: cannot be read", "--force")
+    Path("out/match.pt").write_bytes(whole)
     monkeypatch.setattr(ladder, "write_tensors", lambda path, content: looks.append(content["work"]["step"]))
     outcome = call(verb, recipe, *source, "--out", "out", "--resume")
     assert outcome.status == 0, outcome.err

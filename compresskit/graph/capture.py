@@ -27,6 +27,12 @@ def capture(network: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
     return fx.GraphModule(network, graph)
 
 
+def output_name(network: fx.GraphModule) -> str:
+    """The node whose value the network returns."""
+    (node,) = (node for node in network.graph.nodes if node.op == "output")
+    return str(node.args[0].name)
+
+
 def _clone(graph: fx.Graph, node: fx.Node) -> None:
     output = next(reader for reader in node.users if reader.op == "output")
     with graph.inserting_after(node):

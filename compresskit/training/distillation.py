@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from compresskit.errors import RecipeError, near_names
-from compresskit.graph.capture import capture
+from compresskit.graph.capture import capture, output_name
 from compresskit.graph.layers.expanded import Expanded
 from compresskit.graph.shapes import node_shapes
 from compresskit.numerics.distillation import hint, probabilistic_transfer, soft_targets
@@ -82,7 +82,7 @@ class Student(nn.Module):
 
     def __init__(self, network: fx.GraphModule, names: Sequence[str], regressors: nn.ModuleList) -> None:
         super().__init__()
-        self.graph = capture(network, [_output(network), *names])
+        self.graph = capture(network, [output_name(network), *names])
         self.regressors = regressors
 
     def forward(self, inputs: Any) -> tuple[Tensor, ...]:
@@ -110,7 +110,7 @@ class Distiller:
         device = next(student.parameters()).device
         self.student = Student(student, [name for name, _ in pairs], self.regressors.to(device))
         teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-        self._teacher = capture(teacher, [_output(teacher), *(name for _, name in pairs)])
+        self._teacher = capture(teacher, [output_name(teacher), *(name for _, name in pairs)])
 
     def loss(self, task_loss: Tensor, outputs: Sequence[Tensor], inputs: Any) -> tuple[Tensor, Tensor]:
         """The loss to train with, and the teacher's term in it. outputs: the student's of this batch.
@@ -143,11 +143,6 @@ def distiller_for(
     if teacher is None:
         raise ValueError("distill names a teacher, which the caller must load and hand over")
     return Distiller(student, teacher, options, input_shape, seed)
-
-
-def _output(network: fx.GraphModule) -> str:
-    (node,) = (node for node in network.graph.nodes if node.op == "output")
-    return str(node.args[0].name)
 
 
 def _compared(student: fx.GraphModule, teacher: fx.GraphModule, options: Distill) -> list[Pair]:

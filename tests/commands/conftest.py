@@ -1,5 +1,6 @@
 """Running the program: the installed one in a process of its own, or the same app in this one, which is quicker."""
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,16 @@ class Outcome(NamedTuple):
     status: int
     out: str
     err: str
+
+
+def report(folder: str | Path) -> dict:
+    return json.loads((Path(folder) / "report.json").read_text())
+
+
+def rows(folder: str | Path, title: str) -> list[list]:
+    """Of the one table of the report with this title."""
+    (found,) = [table for table in report(folder)["tables"] if table["title"] == title]
+    return found["rows"]
 
 
 @pytest.fixture(autouse=True)

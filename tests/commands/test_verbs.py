@@ -13,16 +13,12 @@ import torch
 
 from compresskit import __version__
 from compresskit.storage.checkpoint import load
-from tests.commands.conftest import environment, program
+from tests.commands.conftest import environment, program, report
 
 
 def same_weights(first: str, second: str) -> bool:
     one, two = (load(Path(folder) / "model.pt").network.state_dict() for folder in (first, second))
     return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
-
-
-def report(folder: Path) -> dict:
-    return json.loads((folder / "report.json").read_text())
 
 
 @pytest.mark.parametrize("verb", ["train", "fuse", "finetune"])

@@ -13,8 +13,7 @@ from compresskit.training.tasks.losses import divergence_for
 
 
 def judge_by(current: Session, original: fx.GraphModule, split: Split, alone: int) -> Judge:
-    """accuracy: of a classifier on `split`. alone: so many images of `split` measure
-    what each site loses alone."""
+    """accuracy: of a classifier on `split`. alone: so many images of `split` measure what each site loses alone."""
     expected, divergence = _outputs(current, original, split), divergence_for(current.data.task)
 
     def loss(candidate: fx.GraphModule) -> float:

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from compresskit.numerics.pruning.ratios import Floats
 
 
 def convex(xs: Floats, ys: Floats, at: Floats) -> Floats:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from compresskit.distributed import Group
 from compresskit.errors import ConvergenceError
-from compresskit.graph.capture import capture
+from compresskit.graph.capture import capture, output_name
 from compresskit.graph.chains import WEIGHTED
 from compresskit.graph.masks import Masks
 from compresskit.graph.operations import calls_of
@@ -198,7 +198,7 @@ def _compared(
 ) -> tuple[fx.GraphModule, fx.GraphModule, list[tuple[int, Tensor | None]]]:
     """Both networks with their outputs and those of the layers that both have; the dimension of the channels, and where
     the student's are among the teacher's."""
-    names: list[list[str]] = [[_output(student)], [_output(teacher)]]
+    names: list[list[str]] = [[output_name(student)], [output_name(teacher)]]
     found: list[tuple[int, Tensor | None]] = []
     for layer, kept in places.items():
         calls = [calls_of(network, layer)[:1] for network in (student, teacher)]
@@ -208,8 +208,3 @@ def _compared(
                 own.append(node.name)
             found.append((-1 if isinstance(teacher.get_submodule(layer), nn.Linear) else 1, kept))
     return capture(student, names[0]), capture(teacher, names[1]), found
-
-
-def _output(network: fx.GraphModule) -> str:
-    (node,) = (node for node in network.graph.nodes if node.op == "output")
-    return str(node.args[0].name)

@@ -1,6 +1,5 @@
 """`compresskit fuse`: what it reports of layers that least squares does not find well, and its random baseline."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +11,9 @@ from compresskit.commands.fuse import steps
 from compresskit.graph.edit import reset_parameters
 from compresskit.models.parts.initialisation import VARIANCE
 from compresskit.storage.checkpoint import load
-from tests.commands.conftest import program
+from tests.commands.conftest import program, report
 
 TRAINING = "{epochs: 1, batch_size: 64, optimizer: {kind: adam, lr: 1e-3}}"
-
-
-def report(folder: str) -> dict:
-    return json.loads((Path(folder) / "report.json").read_text())
 
 
 def test_few_images_get_a_ridge_and_are_told_what_to_expect(call, recipe, trained):

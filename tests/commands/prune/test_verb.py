@@ -1,6 +1,5 @@
 """`compresskit prune` end to end: its stages, targets, steps, resuming and refusals."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from compresskit.commands.prune import channels as prune_channels
 from compresskit.graph.channels.cut import cut
 from compresskit.storage.checkpoint import Checkpoint, load
-from tests.commands.conftest import RECIPE, program
+from tests.commands.conftest import RECIPE, program, report, rows
 from tests.commands.test_bad_input import refused
 
 PRUNE = """\
@@ -28,13 +27,8 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def report(folder: str) -> dict:
-    return json.loads((Path(folder) / "report.json").read_text())
-
-
 def table(folder: str, title: str) -> dict[str, list]:
-    (found,) = [table for table in report(folder)["tables"] if table["title"] == title]
-    return {row[0]: row[1:] for row in found["rows"]}
+    return {row[0]: row[1:] for row in rows(folder, title)}
 
 
 def test_every_stage_is_reported(call, recipe, trained):

@@ -16,7 +16,7 @@ from compresskit.graph.channels.cut import cut
 from compresskit.passes.reconstruct import network as reconstruct_network
 from compresskit.storage.checkpoint import load, save
 from compresskit.storage.lock import is_lock
-from tests.commands.conftest import environment, program
+from tests.commands.conftest import environment, program, report
 from tests.forked.start import torchrun
 
 RECIPE = """\
@@ -47,10 +47,6 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "net.yaml"
     path.write_text(RECIPE)
     return path
-
-
-def report(folder: Path) -> dict:
-    return json.loads((folder / "report.json").read_text())
 
 
 def accuracies(folder: Path) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """The ladder of repairs on the command line: what it reports, that it sees no label, and that it can be interrupted."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ import torch
 from compresskit.commands.repair import ladder
 from compresskit.commands.repair.ladder import Rung, ladder_notes, ladder_table, metrics_of
 from compresskit.storage.checkpoint import load
-from tests.commands.conftest import RECIPE
+from tests.commands.conftest import RECIPE, report, rows
 from tests.commands.test_bad_input import refused
 
 PRUNE = """\
@@ -37,18 +36,9 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def report(folder: str) -> dict:
-    return json.loads((Path(folder) / "report.json").read_text())
-
-
 def rungs(folder: str) -> list[dict]:
     (trial,) = report(folder)["details"]["trials"]
     return trial["rungs"] if "rungs" in trial else trial["steps"][-1]["rungs"]
-
-
-def table(folder: str, title: str) -> list[list]:
-    (found,) = [table for table in report(folder)["tables"] if table["title"] == title]
-    return found["rows"]
 
 
 def weights(folder: str) -> dict[str, torch.Tensor]:
@@ -71,7 +61,7 @@ def test_each_rung_is_judged_without_labels_and_reported(call, recipe, trained, 
     taken = [rung["divergence"] for rung in found if rung["taken"]]
     assert taken == sorted(taken, reverse=True)
     assert found[-1]["taken"]
-    assert [row[0] for row in table("out", "repairs")] == [rung["name"] for rung in found]
+    assert [row[0] for row in rows("out", "repairs")] == [rung["name"] for rung in found]
     assert same("out", "other")  # nine of ten training labels are others
     assert load(Path("out/model.pt")).history[-1]["metrics"] == found[-1]["metrics"]
 
@@ -136,7 +126,7 @@ def test_masked_weights_stay_zero_and_can_be_compared(call, recipe, trained):
     checkpoint = load(Path("out/model.pt"))
     for name, mask in checkpoint.masks.items():
         assert not checkpoint.network.state_dict()[name][~mask].any()
-    assert [row[0] for row in table("out", "comparison")] == ["no match", "match"]
+    assert [row[0] for row in rows("out", "comparison")] == ["no match", "match"]
     refused(
         call("prune", recipe, *MASKS, "prune.budget=divergence", "-c", trained / "runs/net-train"), 2,
         "unknown kind 'divergence'",
@@ -191,7 +181,7 @@ def test_several_trials_whose_ladders_differ(call, recipe, monkeypatch):
     monkeypatch.setattr(ladder.Ladder, "climb", climbed)
     outcome = call("prune", recipe, "~prune.match", "trials=2", "-c", "normed", "--out", "out")
     assert outcome.status == 0, outcome.err
-    assert [row[0] for row in table("out", "repairs")] == ["cut", "norms", "parallel", "norms behind parallel"]
+    assert [row[0] for row in rows("out", "repairs")] == ["cut", "norms", "parallel", "norms behind parallel"]
 
 
 def test_what_each_group_alone_costs_is_told(call, recipe, trained):
@@ -199,9 +189,9 @@ def test_what_each_group_alone_costs_is_told(call, recipe, trained):
     for out, options in (("out", ()), ("other", ("prune.budget=uniform", "prune.sensitivity=true"))):
         outcome = call("prune", recipe, *source, "~prune.match", "--out", out, *options)
         assert outcome.status == 0, outcome.err
-        rows = table(out, "divergence of the outputs when a share of one group alone goes")
-        assert [row[0] for row in rows] == ["conv1", "conv2"]
-        for row in rows:
+        found = rows(out, "divergence of the outputs when a share of one group alone goes")
+        assert [row[0] for row in found] == ["conv1", "conv2"]
+        for row in found:
             losses = [float(cell) for cell in row[1:]]
             assert len(losses) == 6
             assert 0 <= losses[0] < losses[-1]

@@ -11,7 +11,7 @@ import torch
 
 from compresskit.graph.masks import apply_masks
 from compresskit.storage.checkpoint import load, save
-from tests.commands.conftest import program
+from tests.commands.conftest import program, report
 from tests.commands.test_bad_input import refused
 
 
@@ -44,10 +44,6 @@ def net(tmp_path: Path) -> Path:
 def rows(folder: str) -> dict[tuple[str, str], dict[str, str]]:
     with (Path(folder) / "isometry.csv").open() as file:
         return {(row["network"], row["layer"]): row for row in csv.DictReader(file)}
-
-
-def report(folder: str) -> dict:
-    return json.loads((Path(folder) / "report.json").read_text())
 
 
 def table(folder: str, title: str) -> list[list]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from compresskit.models.torchvision_zoo import Torchvision
 from compresskit.storage.checkpoint import load, save
+from tests.commands.conftest import report
 from tests.commands.test_bad_input import refused
 
 SPECTRA = "spectra: {min_eigenvalues: 4}\n"
@@ -23,10 +24,6 @@ def bare(tmp_path: Path) -> Path:
     path = tmp_path / "bare.yaml"
     path.write_text(SPECTRA)
     return path
-
-
-def report(folder: str) -> dict:
-    return json.loads((Path(folder) / "report.json").read_text())
 
 
 def rows(folder: str) -> dict[str, dict[str, str]]:

@@ -131,14 +131,14 @@ def check_training(current: Session, network: fx.GraphModule, options: Training)
 
 
 def check_room(
-    current: Session, networks: Iterable[fx.GraphModule], folder: Path, runs: int = 1, epochs: int = 0
+    current: Session, networks: Iterable[fx.GraphModule], folder: Path, runs: int = 1, epochs: int = 0, passing: int = 0
 ) -> None:
     """Raises ResourceError if the disk cannot hold what all trials of so many runs of each network will write.
 
-    epochs: whose weights are kept, each.
+    epochs: whose weights are kept, each. passing: copies of the weights that one run at a time has beside all that.
     """
     weights = sum(tensor.nbytes for network in networks for tensor in network.state_dict().values())
-    check_disk(folder, (STATE_COPIES + epochs) * current.recipe.trials * runs * weights)
+    check_disk(folder, ((STATE_COPIES + epochs) * current.recipe.trials * runs + passing) * weights)
 
 
 def _train_trial(current: Session, options: Training, start: Start, trial: int, count: int) -> Trial:

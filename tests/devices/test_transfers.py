@@ -48,6 +48,15 @@ def test_passes_over_the_data(on_gpu, which):
     assert found == Transfers()
 
 
+@pytest.mark.parametrize("kind", ["channels", "weights"])
+def test_steps_of_matching(on_gpu, kind):
+    """Of ten looks and one epoch each."""
+    target = {"macs": "60%"} if kind == "channels" else {"sparsity": 0.5}
+    prune = {"kind": kind, "target": target, "samples": 200, "held_out": 100, "norms": False}
+    found = more(on_gpu, "prune", *({"prune": prune | {"match": {"steps": n, "batch_size": 10}}} for n in (10, 20)))
+    assert found == Transfers()
+
+
 def test_responses_to_augmentation(on_gpu):
     """AugMix is drawn on the CPU, batch by batch, and the host asks once whether the images are of bytes."""
     prune = CUT | {"criterion": "augprune"}

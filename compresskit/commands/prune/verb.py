@@ -13,6 +13,7 @@ from compresskit.commands.prune.report import PrunedTrial, plan_result, prune_re
 from compresskit.commands.prune.section import MaskAndRetrain
 from compresskit.commands.prune.stages import PRUNED, STEP, PruneStep, Retrained
 from compresskit.commands.prune.weights import masker, prune_weights
+from compresskit.commands.repair.ladder import COPIES, check_match
 from compresskit.commands.result import Result
 from compresskit.commands.session import (
     Arguments,
@@ -41,8 +42,12 @@ def run(arguments: Arguments, progress: Progress) -> Result:
             _planned(current, other, start, current.recipe.seed)
         if options.retrain is not None:
             check_training(current, start.network, options.retrain)
+        for other in (options, *others):
+            check_match(current, other.match)
         if current.group.is_main:
-            check_room(current, [start.network], run_path(current), options.steps * (1 + len(others)))
+            passing = COPIES * any(other.match is not None for other in (options, *others))
+            runs = options.steps * (1 + len(others))
+            check_room(current, [start.network], run_path(current), runs, passing=passing)
         if arguments.dry_run:
             return plan_result(current, options, plan)
         current = with_folder(current)

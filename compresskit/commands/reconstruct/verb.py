@@ -17,18 +17,19 @@ from compresskit.commands.reconstruct.report import Outcome, ReconstructedTrial,
 from compresskit.commands.reconstruct.section import ReconstructAndRetrain
 from compresskit.commands.reconstruct.sizes import sizes
 from compresskit.commands.reconstruct.sparse_rows import check_sparse_rows, sparse_rows
-from compresskit.commands.repair.ladder import Ladder, Rung, judging_split
+from compresskit.commands.repair.ladder import COPIES, Ladder, Rung, check_match, judging_split
 from compresskit.commands.result import Result
 from compresskit.commands.session import (
     Arguments,
     Progress,
     Session,
     Start,
+    run_path,
     session,
     trial_folder,
     with_folder,
 )
-from compresskit.commands.trials import check_training, keep, plain_parent, train_network
+from compresskit.commands.trials import check_room, check_training, keep, plain_parent, train_network
 from compresskit.errors import RecipeError
 from compresskit.graph.shapes import evaluating
 from compresskit.passes.reconstruct.budget import SizeModel, check_target
@@ -51,6 +52,9 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         if options.retrain is not None:
             check_training(current, network, options.retrain)
         made = _checked_plan(current, network, options)
+        check_match(current, options.match)
+        if current.group.is_main:
+            check_room(current, [network], run_path(current), passing=COPIES * (options.match is not None))
         if arguments.dry_run:
             return plan_result(current, network, options, made)
         current = with_folder(current)

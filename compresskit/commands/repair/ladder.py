@@ -26,6 +26,8 @@ from compresskit.training.seeds import epoch_seed
 from compresskit.training.tasks.losses import divergence_for
 
 STATE = "match.pt"
+VERSION = 2  # of what it holds
+COPIES = 8  # of the weights on disk: present and best ones, two moments of Adam's, twice while a file replaces another
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ class Rung:
 def judging_split(current: Session, images: int) -> Split:
     """So many images of the validation split, or of the training images where there is none: never of the test set."""
     return (current.data.validation or current.data.train).sample(images)
+
+
+def check_match(current: Session, options: Match | None) -> None:
+    """Raises RecipeError where a batch does not reach all processes."""
+    if options is None:
+        return
+    images, world = min(options.batch_size, len(current.data.train)), current.group.world
+    if images < world:
+        raise RecipeError(f"match: a batch has {images} images, too few for {world} processes; start fewer")
 
 
 def metrics_of(rungs: Sequence[Rung]) -> dict[str, float]:
@@ -90,10 +101,6 @@ class Ladder:
         """A rung for all weights together. folder: of what an interrupted run goes on from. places: see `Matching`."""
         if options is None:
             return
-        if options.batch_size < self._current.group.world:
-            raise RecipeError(
-                f"match.batch_size: {options.batch_size} images are too few for {self._current.group.world} processes"
-            )
         self.climb("match", lambda: self._matched(options, folder / STATE, seed, places or {}, masks or {}))
         if self._current.group.is_main:
             (folder / STATE).unlink(missing_ok=True)  # five times the weights
@@ -106,6 +113,7 @@ class Ladder:
         current = self._current
         work = Matching(self.network, self._original, self._divergence, options, places, masks, current.group)
         made_for = {
+            "version": VERSION,
             **asdict(options),
             "seed": seed,
             "data": current.data.fingerprint,
@@ -113,12 +121,12 @@ class Ladder:
             "weights": [state.weights_digest(network.state_dict()) for network in (self.network, self._original)],
         }
         kept = state.read(path) if current.arguments.resume and path.exists() else None
-        if current.group.share(
-            kept is not None and kept["made_for"] == made_for
-        ):  # the main process's word, and all have read before it writes
+        if current.group.share(kept is not None and kept["made_for"] == made_for):  # the main process's word
             assert kept is not None
             work.load(kept["work"])
-        current.group.barrier()
+        elif kept is not None:
+            current.progress.log(f"{self._label}: {path} is of other weights, data or options; match starts anew")
+        current.group.barrier()  # all have read before it is written
 
         def save(work: dict[str, Any]) -> None:
             if current.group.is_main:
@@ -127,9 +135,9 @@ class Ladder:
         group, train = current.group, current.data.train
         current.progress.start(f"{self._label}: match", options.steps)
         found = work.run(
-            lambda epoch: train.batches(
+            lambda epoch, served: train.batches(
                 options.batch_size, current.device, seed=epoch_seed(seed, epoch), rank=group.rank, world=group.world,
-                drop_last=len(train) >= options.batch_size,
+                drop_last=len(train) >= options.batch_size, start=served,
             ),
             lambda: (inputs for inputs, _ in self._batches()),
             lambda step, least: current.progress.update(step, f"divergence {least:.4g}"),

@@ -14,14 +14,14 @@ from torch import Tensor, fx, nn
 from compresskit.distributed import Group
 from compresskit.errors import ConvergenceError
 from compresskit.graph.capture import capture, output_name
-from compresskit.graph.chains import WEIGHTED
+from compresskit.graph.chains import WEIGHTED, weighted
 from compresskit.graph.masks import Masks
 from compresskit.graph.operations import calls_of
 from compresskit.graph.shapes import evaluating
 from compresskit.options import option
 from compresskit.passes.reconstruct.alone import Divergence, loss_of
 
-Batches = Callable[[int], Iterable[tuple[Any, Tensor]]]  # epoch, counted from 0 -> shuffled batches of it
+Batches = Callable[[int, int], Iterable[tuple[Any, Tensor]]]  # epoch, first batch -> its shuffled batches from there on
 Saved = dict[str, Any]
 Places = Mapping[str, Tensor | None]  # None: all are there
 LOOKS = 10  # at held-out images on the way, and one before it
@@ -88,7 +88,8 @@ class Matching:
         ]
         self._optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
         self._masks = {name: mask.to(self._trained[name].device) for name, mask in (masks or {}).items()}
-        self._step, self.found, self._best = 0, Matched(), self._weights()
+        self._step, self._epoch, self._served = 0, 0, 0  # served: batches of the epoch
+        self.found, self._best = Matched(), self._weights()
 
     def run(
         self, batches: Batches, held_out: Callable[[], Iterable[Any]], on_step: Callable[[int, float], None],
@@ -102,11 +103,10 @@ class Matching:
         steps = self._options.steps
         if not self.found.looks:
             self._look(held_out, save)
+        inputs = self._inputs(batches)
         with evaluating(self.network), evaluating(self._original):
-            for inputs in self._inputs(batches):
-                if self._step >= steps:
-                    break
-                self._descend(inputs)
+            while self._step < steps:
+                self._descend(next(inputs))
                 self._step += 1
                 if self._step * LOOKS // steps > (self._step - 1) * LOOKS // steps:
                     self._look(held_out, save)
@@ -118,22 +118,20 @@ class Matching:
         return self.network
 
     def load(self, saved: Saved) -> None:
-        self._step, self.found, self._best = saved["step"], Matched(saved["looks"]), saved["best"]
+        self._step, self._epoch, self._served = saved["step"], saved["epoch"], saved["served"]
+        self.found, self._best = Matched(saved["looks"]), saved["best"]
         self.network.load_state_dict(saved["network"])
         self._optimizer.load_state_dict(saved["optimizer"])
 
     def _inputs(self, batches: Batches) -> Iterator[Any]:
-        """From the batch of the present step on, epoch after epoch."""
-        epoch, behind = 0, 0
+        """From the batch of the present step on, epoch after epoch; none before it is read."""
         while True:
-            served = 0
-            for inputs, _ in batches(epoch):
-                served += 1
-                if behind + served > self._step:
-                    yield inputs
-            if not served:
+            for inputs, _ in batches(self._epoch, self._served):
+                self._served += 1
+                yield inputs
+            if not self._served:
                 raise ValueError("no batches to match on")
-            epoch, behind = epoch + 1, behind + served
+            self._epoch, self._served = self._epoch + 1, 0
 
     def _rate(self) -> float:
         done = self._step / self._options.steps
@@ -146,7 +144,7 @@ class Matching:
         found, *ours = self._student(inputs)
         loss = relative_error(found, expected)
         for one, other, (dim, kept) in zip(ours, theirs, self._places, strict=True):
-            other = other if kept is None else other.index_select(dim, kept.to(other.device))
+            other = other if kept is None else other.index_select(dim, kept)
             loss = loss + relative_error(one, other, dim) / len(ours)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -172,6 +170,8 @@ class Matching:
         save(
             {
                 "step": self._step,
+                "epoch": self._epoch,
+                "served": self._served,
                 "looks": self.found.looks,
                 "best": self._best,
                 "network": self.network.state_dict(),
@@ -202,9 +202,11 @@ def _compared(
     found: list[tuple[int, Tensor | None]] = []
     for layer, kept in places.items():
         calls = [calls_of(network, layer)[:1] for network in (student, teacher)]
-        weighted = all(calls) and isinstance(teacher.get_submodule(layer), WEIGHTED)  # attention gives a tuple
-        if weighted and calls[0][0].name != names[0][0]:
+        plain = all(calls) and isinstance(teacher.get_submodule(layer), WEIGHTED)  # attention gives a tuple
+        if plain and calls[0][0].name != names[0][0]:
             for own, (node,) in zip(names, calls, strict=True):
                 own.append(node.name)
-            found.append((-1 if isinstance(teacher.get_submodule(layer), nn.Linear) else 1, kept))
+            module = weighted(teacher, layer)
+            there = kept if kept is None else kept.to(module.weight.device)  # once, and not in each step
+            found.append((-1 if isinstance(module, nn.Linear) else 1, there))
     return capture(student, names[0]), capture(teacher, names[1]), found

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from compresskit.commands import trials
 from compresskit.commands.repair import ladder
 from compresskit.commands.repair.ladder import Rung, ladder_notes, ladder_table, metrics_of
+from compresskit.storage.atomic import write_tensors
 from compresskit.storage.checkpoint import load
 from tests.commands.conftest import RECIPE, report, rows
 from tests.commands.test_bad_input import refused
@@ -91,6 +93,42 @@ def test_one_killed_while_it_matches_goes_on_from_there(call, recipe, trained, v
     assert outcome.status == 0, outcome.err
     assert looks == list(range(0, 21, 2))
     assert not Path("out/match.pt").exists()
+    assert same("whole", "out")
+
+
+@pytest.mark.parametrize(("verb", "masks"), [("prune", MASKS), ("prune", []), ("reconstruct", [])])
+def test_the_disk_has_room_for_all_that_is_written_at_a_time(call, recipe, monkeypatch, verb, masks):
+    mlp = "model={kind: mlp, widths: [500, 40]}"  # its weights are all of a file, but for a hundredth
+    assert call("train", recipe, mlp, "train.epochs=1", "--out", "wide").status == 0
+    asked, most, write = [], [0], ladder.write_tensors
+
+    def weighed(path, content):
+        before = sum(file.stat().st_size for file in Path("out").rglob("*.pt"))
+        write(path, content)
+        most.append(before + path.stat().st_size)  # the old file is there until the new one is whole
+
+    monkeypatch.setattr(trials, "check_disk", lambda folder, nbytes: asked.append(nbytes))
+    monkeypatch.setattr(ladder, "write_tensors", weighed)
+    outcome = call(verb, recipe, mlp, *masks, "-c", "wide", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    weights = sum(tensor.nbytes for tensor in load(Path("wide/model.pt")).network.state_dict().values())
+    assert asked == [14 * weights]
+    assert max(most) == pytest.approx(8 * weights, rel=0.02) if masks else max(most) < 8 * weights
+    outcome = call(verb, recipe, mlp, *masks, f"~{verb}.match", "-c", "wide", "--out", "plain")
+    assert outcome.status == 0, outcome.err
+    assert asked[1:] == [6 * weights]
+
+
+def test_a_state_of_something_else_is_said(call, recipe, trained):
+    source = ("-c", trained / "runs/net-train")
+    assert call("prune", recipe, *source, "--out", "whole").status == 0
+    assert call("prune", recipe, *source, "--out", "out").status == 0
+    for name in ("pruned.json", "model.pt", "report.json"):
+        Path("out", name).unlink()
+    write_tensors(Path("out/match.pt"), {"made_for": {}, "work": {}})
+    outcome = call("prune", recipe, *source, "--out", "out", "--resume")
+    assert outcome.status == 0, outcome.err
+    assert "match.pt is of other weights, data or options; match starts anew" in outcome.err
     assert same("whole", "out")
 
 

@@ -57,14 +57,14 @@ class PruneStep:
     @staticmethod
     def read(folder: Path) -> "PruneStep":
         found = json.loads((folder / STEP).read_text())
-        found["rungs"] = [Rung(**rung) for rung in found["rungs"]]
+        found["rungs"] = [Rung.of(rung) for rung in found["rungs"]]
         found["sensitivity"] = {name: [Alone(*one) for one in own] for name, own in found["sensitivity"].items()}
         return PruneStep(**found)
 
     def write(self, current: Session, folder: Path) -> None:
         """The last file of a step: only now is it done."""
         if current.group.is_main:
-            write_json(folder / STEP, asdict(self))
+            write_json(folder / STEP, asdict(self) | {"rungs": [rung.plain for rung in self.rungs]})
         current.group.barrier()
 
 

@@ -1,7 +1,7 @@
 """What `reconstruct` reports: stages, layers with their certificates, sizes, targets, and the comparison."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,15 @@ class Outcome:
         """Test metrics of the net that is kept."""
         return metrics_of(self.rungs)
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        return asdict(self) | {"rungs": [rung.plain for rung in self.rungs]}
+
     @classmethod
     def read(cls, path: Path) -> "Outcome":
         plain = json.loads(path.read_text())
         rows = [ReconstructedLayer(**{name: tuples(value) for name, value in row.items()}) for row in plain.pop("rows")]
-        rungs = [Rung(**rung) for rung in plain.pop("rungs")]
+        rungs = [Rung.of(rung) for rung in plain.pop("rungs")]
         return cls(rows=rows, rungs=rungs, **plain)
 
 

@@ -99,7 +99,7 @@ def _run_trial(current: Session, options: ReconstructAndRetrain, trial: int) -> 
         outcome = _outcome(current, found, ladder.rungs, work.held_out_drop(ladder.network))
         keep(current, ladder.network, folder / RECONSTRUCTED, seed, outcome.final, start)
         if current.group.is_main:
-            write_json(done, asdict(outcome))
+            write_json(done, outcome.plain)
         current.group.barrier()
     outcome = Outcome.read(done)
     network = load(folder / RECONSTRUCTED, current.device).network

@@ -41,6 +41,19 @@ class Rung:
     seconds: float
     taken: bool
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """For a file: null is what is not finite."""
+        metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
+        divergence = self.divergence if math.isfinite(self.divergence) else None
+        return asdict(self) | {"divergence": divergence, "metrics": metrics}
+
+    @staticmethod
+    def of(plain: dict[str, Any]) -> "Rung":
+        divergence = math.inf if plain["divergence"] is None else plain["divergence"]
+        metrics = {name: math.nan if value is None else value for name, value in plain["metrics"].items()}
+        return Rung(**plain | {"divergence": divergence, "metrics": metrics})
+
 
 def judging_split(current: Session, images: int) -> Split:
     """So many images of the validation split, or of the training images where there is none: never of the test set."""

@@ -1,5 +1,7 @@
 """The ladder of repairs on the command line: what it reports, that it sees no label, and that it can be interrupted."""
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +10,12 @@ import pytest
 import torch
 
 from compresskit.commands import trials
+from compresskit.commands.prune.stages import STEP, PruneStep
+from compresskit.commands.reconstruct.report import Outcome
 from compresskit.commands.repair import ladder
 from compresskit.commands.repair.ladder import Rung, ladder_notes, ladder_table, metrics_of
-from compresskit.storage.atomic import write_tensors
+from compresskit.distributed import Group
+from compresskit.storage.atomic import write_json, write_tensors
 from compresskit.storage.checkpoint import load
 from tests.commands.conftest import RECIPE, report, rows
 from tests.commands.test_bad_input import refused
@@ -189,6 +194,27 @@ def test_rungs_of_several_trials_share_a_table():
         (1.3, 2.0),
         "not taken in 1 of 2",
     )
+
+
+def test_what_is_not_finite_is_null_in_files_and_comes_back(tmp_path):
+    def strict(text):
+        def refused(constant):
+            raise AssertionError(constant)
+
+        return json.loads(text, parse_constant=refused)
+
+    rungs = [Rung("cut", math.inf, {"loss": math.nan, "accuracy": 0.5}, 0.0, True), Rung("norms", 1.0, {}, 2.0, True)]
+    step = PruneStep("macs", 1.0, 1.0, 2.0, rungs, [], {})
+    step.write(SimpleNamespace(group=Group()), tmp_path)
+    outcome = Outcome(rungs, [], {}, [], {}, 0.0)
+    write_json(tmp_path / "outcome.json", outcome.plain)
+    for read, name in ((PruneStep.read(tmp_path), STEP), (Outcome.read(tmp_path / "outcome.json"), "outcome.json")):
+        (first, second), plain = read.rungs, strict((tmp_path / name).read_text())["rungs"]
+        assert plain[0]["divergence"] is plain[0]["metrics"]["loss"] is None
+        assert first.divergence == math.inf
+        assert math.isnan(first.metrics["loss"])
+        assert first.metrics["accuracy"] == 0.5
+        assert second == rungs[1]
 
 
 @pytest.mark.parametrize("validation", [None, "some"])

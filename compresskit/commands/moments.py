@@ -63,13 +63,18 @@ def gatherer(current: Session, folder: Path, samples: int | None) -> Gatherer:
     """folder: of the cache, where the recipe names none. samples: training images; None for all."""
     settings, data = current.recipe.moments, current.data.train
     split = data.sample(samples) if samples else data
-    memory = settings.memory_bytes() or current.group.share(SHARE * free_memory(current.device, current.group.world))
     path = folder
     if settings.cache and current.folder is not None:  # a folder for each trial there, too; a dry run leaves it alone
         path = Path(settings.cache) / folder.parent.relative_to(current.folder.path)
     cache = MomentCache(path, settings.stale, current.device)
-    moments = CachedMoments(cache, memory, settings.batch_size, current.device, current.group)
+    moments = CachedMoments(cache, allowed_memory(current), settings.batch_size, current.device, current.group)
     return Gatherer(current, moments, split)
+
+
+def allowed_memory(current: Session) -> float:
+    """Bytes that one process may take for moments: as the recipe says, or a share of what is free."""
+    settings, group = current.recipe.moments, current.group
+    return settings.memory_bytes() or group.share(SHARE * free_memory(current.device, group.world))
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def prune_channels(
             ladder.norms(options.samples)
     whole = original is start.network  # of later steps, the original's channels have other places
     places = pruned.channels.places(pruned.alive) if whole else None
-    ladder.match(options.match, folder, seed, places)
+    ladder.fit(options, folder, seed, places)
     keep(current, ladder.network, folder / PRUNED, seed, ladder.metrics, start)
     groups = [
         (group.name, list(group.layers), len(group.atoms), kept)

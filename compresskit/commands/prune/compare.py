@@ -114,8 +114,8 @@ def settings(options: Options) -> list[Setting]:
 
 
 def _said(key: str, value: Any) -> str:
-    if key == "match":
-        return f"match {named(value)}".strip() if value else "no match"
+    if key in ("blocks", "match"):
+        return f"{key} {named(value)}".strip() if value else f"no {key}"
     if key == "layerwise_rates":
         if value is None or value.steers is None:
             return "one rate"

@@ -10,6 +10,7 @@ from compresskit.passes.prune.budgets import Budget, MaskBudget
 from compresskit.passes.prune.criteria import Criterion
 from compresskit.passes.prune.mask_options import Mask, MaskCriterion
 from compresskit.passes.prune.options import Prune, Repair
+from compresskit.passes.repair.blocks import Blocks
 from compresskit.passes.repair.matching import Match
 from compresskit.passes.shares import Amount
 from compresskit.training.layer_rates import LayerwiseRates
@@ -24,6 +25,7 @@ class PruneCompare:
     criterion: tuple[Criterion, ...] = ()
     budget: tuple[Budget, ...] = ()
     repair: tuple[Repair, ...] = ()
+    blocks: tuple[Blocks | None, ...] = ()  # null: none
     match: tuple[Match | None, ...] = ()  # null: none
     layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
 
@@ -35,6 +37,7 @@ class MaskCompare:
     at: tuple[Amount, ...] = ()  # in the place of the target's value
     criterion: tuple[MaskCriterion, ...] = ()
     budget: tuple[MaskBudget, ...] = ()
+    blocks: tuple[Blocks | None, ...] = ()  # null: none
     match: tuple[Match | None, ...] = ()  # null: none
     layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
 
@@ -44,7 +47,10 @@ class Stepwise:
     """Pruning in one go or in several, with repairs and retraining in between."""
 
     samples: Annotated[int, Gt(1)] = 10000  # training images that layers are repaired and norms estimated by
-    # behind the repair, all weights together by gradients, towards the outputs of the network before the first step, on
+    # behind the repair, all weights of one block after another, towards what the original gives behind that block; {}
+    # takes its defaults
+    blocks: Blocks | None = None
+    # behind that, all weights together by gradients, towards the outputs of the network before the first step, on
     # training images without labels; {} takes its defaults
     match: Match | None = None
     # images that judge every repair: of the validation split, or of the training images where there is none
@@ -85,9 +91,9 @@ PRUNINGS: dict[str, type[PruneAndRetrain] | type[MaskAndRetrain]] = {
 def _check_pruning(options: "PruneAndRetrain | MaskAndRetrain") -> None:
     """Raises ValueError for steps and rates without retraining, and for a comparison of nothing, or of no targets."""
     compare, target = options.compare, options.target
-    if options.steps > 1 and options.retrain is None and options.match is None:
+    if options.steps > 1 and options.retrain is None and options.match is None and options.blocks is None:
         raise ValueError(
-            "steps: several steps match or retrain in between; add `match` or `retrain`, or leave steps out"
+            "steps: several steps match or retrain in between; add `match`, `blocks` or `retrain`, or leave steps out"
         )
     if compare is None:
         return

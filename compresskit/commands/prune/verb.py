@@ -13,7 +13,7 @@ from compresskit.commands.prune.report import PrunedTrial, plan_result, prune_re
 from compresskit.commands.prune.section import MaskAndRetrain
 from compresskit.commands.prune.stages import PRUNED, STEP, PruneStep, Retrained
 from compresskit.commands.prune.weights import masker, prune_weights
-from compresskit.commands.repair.ladder import COPIES, check_match
+from compresskit.commands.repair.fitting import check_fits, copies
 from compresskit.commands.result import Result
 from compresskit.commands.session import (
     Arguments,
@@ -43,9 +43,9 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         if options.retrain is not None:
             check_training(current, start.network, options.retrain)
         for other in (options, *others):
-            check_match(current, other.match)
+            check_fits(current, other)
         if current.group.is_main:
-            passing = COPIES * any(other.match is not None for other in (options, *others))
+            passing = max(copies(other) for other in (options, *others))
             runs = options.steps * (1 + len(others))
             check_room(current, [start.network], run_path(current), runs, passing=passing)
         if arguments.dry_run:

@@ -33,7 +33,7 @@ def prune_weights(
     if options.norms:
         ladder.norms(options.samples)
     layers = {name.rpartition(".")[0]: None for name in found.masks}
-    ladder.match(options.match, folder, seed, layers, found.masks)
+    ladder.fit(options, folder, seed, layers, found.masks)
     keep(current, ladder.network, folder / PRUNED, seed, ladder.metrics, replace(start, masks=found.masks))
     groups = [(name, [name], units, kept) for name, units, kept in found.layers]
     return PruneStep(

@@ -157,7 +157,7 @@ def _stages(trials: list[ReconstructedTrial]) -> Table:
     stages = {
         "original": [trial.before.metrics for trial in trials],
         "reconstructed": [trial.outcome.rungs[0].metrics for trial in trials],
-        "matched": [trial.outcome.final for trial in trials if len(trial.outcome.rungs) > 1],
+        "fitted": [trial.outcome.final for trial in trials if len(trial.outcome.rungs) > 1],
         "retrained": [trial.retrained for trial in trials if trial.retrained is not None],
     }
     shown = shown_metrics(trials[0].before.metrics)

@@ -7,6 +7,7 @@ from annotated_types import Gt
 
 from compresskit.options import option
 from compresskit.passes.reconstruct.options import GOALS, Chaining, Reconstruct
+from compresskit.passes.repair.blocks import Blocks
 from compresskit.passes.repair.matching import Match
 from compresskit.passes.shares import share
 from compresskit.training.options import Training
@@ -34,11 +35,14 @@ class ReconstructAndRetrain(Reconstruct):
     # images that judge what a target leads to: of the validation split, or of the training images where there is none
     held_out: Annotated[int, Gt(0)] = 5000
     alone: Annotated[int, Gt(0)] = 128  # of these, that measure what thinning each layer alone does, before a target
-    # behind it, all weights together by gradients, towards the original's outputs, on training images without labels;
+    # behind it, all weights of one block after another, towards what the original gives behind that block; {} takes its
+    # defaults
+    blocks: Blocks | None = None
+    # behind that, all weights together by gradients, towards the original's outputs, on training images without labels;
     # {} takes its defaults
     match: Match | None = None
     retrain: Training | None = None  # behind all; default: none
-    compare: Compare | None = None  # other settings, without low-rank factors, matching and retraining
+    compare: Compare | None = None  # other settings, without low-rank factors, blocks, match and retraining
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,8 @@ from compresskit.commands.reconstruct.report import Outcome, ReconstructedTrial,
 from compresskit.commands.reconstruct.section import ReconstructAndRetrain
 from compresskit.commands.reconstruct.sizes import sizes
 from compresskit.commands.reconstruct.sparse_rows import check_sparse_rows, sparse_rows
-from compresskit.commands.repair.ladder import COPIES, Ladder, Rung, check_match, judging_split
+from compresskit.commands.repair.fitting import check_fits, copies
+from compresskit.commands.repair.ladder import Ladder, Rung, judging_split
 from compresskit.commands.result import Result
 from compresskit.commands.session import (
     Arguments,
@@ -52,9 +53,9 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         if options.retrain is not None:
             check_training(current, network, options.retrain)
         made = _checked_plan(current, network, options)
-        check_match(current, options.match)
+        check_fits(current, options)
         if current.group.is_main:
-            check_room(current, [network], run_path(current), passing=COPIES * (options.match is not None))
+            check_room(current, [network], run_path(current), passing=copies(options))
         if arguments.dry_run:
             return plan_result(current, network, options, made)
         current = with_folder(current)
@@ -95,7 +96,7 @@ def _run_trial(current: Session, options: ReconstructAndRetrain, trial: int) -> 
             raise RecipeError("reconstruct: every layer keeps all of its inputs; ask for less, or lower min_channels")
         ladder = Ladder(current, start.network, options.held_out, f"seed {seed}")
         ladder.climb(f"reconstructed, {options.chaining}", lambda: found.network)
-        ladder.match(options.match, folder, seed, found.places)
+        ladder.fit(options, folder, seed, found.places)
         outcome = _outcome(current, found, ladder.rungs, work.held_out_drop(ladder.network))
         keep(current, ladder.network, folder / RECONSTRUCTED, seed, outcome.final, start)
         if current.group.is_main:

@@ -11,35 +11,29 @@ from typing import Any
 from torch import fx
 
 from compresskit.commands.figures import said
+from compresskit.commands.repair.fitting import Fits, Fitting
 from compresskit.commands.result import Table
 from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
-from compresskit.errors import RecipeError
 from compresskit.graph.masks import Masks
 from compresskit.graph.operations import NORMS
 from compresskit.passes.reconstruct.alone import loss_of
-from compresskit.passes.repair.matching import Match, Matching, Places
+from compresskit.passes.repair.matching import Places
 from compresskit.passes.repair.norms import estimate_norms
-from compresskit.storage.atomic import write_tensors
-from compresskit.training import state
-from compresskit.training.seeds import epoch_seed
 from compresskit.training.tasks.losses import divergence_for
-
-STATE = "match.pt"
-VERSION = 2  # of what it holds
-COPIES = 8  # of the weights on disk: present and best ones, two moments of Adam's, twice while a file replaces another
 
 
 @dataclass(frozen=True)
 class Rung:
     """name: of the repair. divergence: of the outputs from the original's, on held-out images. metrics: on the test
-    set, which decides nothing. taken: whether it diverges less than all before it."""
+    set, which decides nothing. taken: whether it diverges less than all before it. told: what the repair says."""
 
     name: str
     divergence: float
     metrics: dict[str, float]
     seconds: float
     taken: bool
+    told: str = ""
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -60,15 +54,6 @@ def judging_split(current: Session, images: int) -> Split:
     return (current.data.validation or current.data.train).sample(images)
 
 
-def check_match(current: Session, options: Match | None) -> None:
-    """Raises RecipeError where a batch does not reach all processes."""
-    if options is None:
-        return
-    images, world = min(options.batch_size, len(current.data.train)), current.group.world
-    if images < world:
-        raise RecipeError(f"match: a batch has {images} images, too few for {world} processes; start fewer")
-
-
 def metrics_of(rungs: Sequence[Rung]) -> dict[str, float]:
     """Of the network that was taken, on the test set."""
     return next(rung.metrics for rung in reversed(rungs) if rung.taken)
@@ -83,8 +68,9 @@ class Ladder:
         self.rungs: list[Rung] = []
         self.network = original
 
-    def climb(self, name: str, work: Callable[[], fx.GraphModule]) -> None:
-        """Does the work, and takes what comes of it where that diverges less than the best so far."""
+    def climb(self, name: str, work: Callable[[], fx.GraphModule], told: Callable[[], str] = str) -> None:
+        """Does the work, and takes what comes of it where that diverges less than the best so far. told: what is to be
+        said of it, asked behind it."""
         began = time.perf_counter()
         network = work()
         seconds = time.perf_counter() - began
@@ -92,11 +78,11 @@ class Ladder:
         divergence = divergence if math.isfinite(divergence) else math.inf
         least = min((rung.divergence for rung in self.rungs), default=math.inf)
         taken = divergence < least or not self.rungs
-        self.rungs.append(Rung(name, divergence, self._current.evaluate(network), seconds, taken))
+        self.rungs.append(Rung(name, divergence, self._current.evaluate(network), seconds, taken, told()))
         if taken:
             self.network = network
-        told = said(self.rungs[-1].metrics) + ("" if taken else ", no nearer to the original: not taken")
-        self._current.progress.log(f"{self._label}: {name}, {told}")
+        result = said(self.rungs[-1].metrics) + ("" if taken else ", no nearer to the original: not taken")
+        self._current.progress.log(f"{self._label}: {name}, {result}")
 
     def norms(self, samples: int) -> None:
         """A rung for batch norms estimated again on so many training images, where there are any.
@@ -108,56 +94,26 @@ class Ladder:
             below = f" behind {self.rungs[-1].name}" if len(self.rungs) > 1 else ""
             self.climb(f"norms{below}", lambda: self._with_norms(samples))
 
-    def match(
-        self, options: Match | None, folder: Path, seed: int, places: Places | None = None, masks: Masks | None = None
+    def fit(
+        self, options: Fits, folder: Path, seed: int, places: Places | None = None, masks: Masks | None = None
     ) -> None:
-        """A rung for all weights together. folder: of what an interrupted run goes on from. places: see `Matching`."""
-        if options is None:
-            return
-        self.climb("match", lambda: self._matched(options, folder / STATE, seed, places or {}, masks or {}))
-        if self._current.group.is_main:
-            (folder / STATE).unlink(missing_ok=True)  # five times the weights
+        """Rungs for the weights of one block after another, and for all of them together, where they are asked for.
+
+        folder: of what an interrupted run goes on from. places, masks: see `Matching`.
+        """
+        fitting = Fitting(self._current, self._original, folder, seed, self._label, places or {}, masks or {})
+        if options.blocks is not None:
+            blocks = options.blocks
+            self.climb("blocks", lambda: fitting.blocks(self.network, blocks), lambda: fitting.told)
+        if options.match is not None:
+            match, held_out = options.match, lambda: (inputs for inputs, _ in self._batches())
+            self.climb(
+                "match", lambda: fitting.match(self.network, match, held_out, self._divergence), lambda: fitting.told
+            )
 
     @property
     def metrics(self) -> dict[str, float]:
         return metrics_of(self.rungs)
-
-    def _matched(self, options: Match, path: Path, seed: int, places: Places, masks: Masks) -> fx.GraphModule:
-        current = self._current
-        work = Matching(self.network, self._original, self._divergence, options, places, masks, current.group)
-        made_for = {
-            "version": VERSION,
-            **asdict(options),
-            "seed": seed,
-            "data": current.data.fingerprint,
-            "masks": state.weights_digest(masks),
-            "weights": [state.weights_digest(network.state_dict()) for network in (self.network, self._original)],
-        }
-        kept = state.read(path) if current.arguments.resume and path.exists() else None
-        if current.group.share(kept is not None and kept["made_for"] == made_for):  # the main process's word
-            assert kept is not None
-            work.load(kept["work"])
-        elif kept is not None:
-            current.progress.log(f"{self._label}: {path} is of other weights, data or options; match starts anew")
-        current.group.barrier()  # all have read before it is written
-
-        def save(work: dict[str, Any]) -> None:
-            if current.group.is_main:
-                write_tensors(path, {"made_for": made_for, "work": work})
-
-        group, train = current.group, current.data.train
-        current.progress.start(f"{self._label}: match", options.steps)
-        found = work.run(
-            lambda epoch, served: train.batches(
-                options.batch_size, current.device, seed=epoch_seed(seed, epoch), rank=group.rank, world=group.world,
-                drop_last=len(train) >= options.batch_size, start=served,
-            ),
-            lambda: (inputs for inputs, _ in self._batches()),
-            lambda step, least: current.progress.update(step, f"divergence {least:.4g}"),
-            save,
-        )  # fmt: skip
-        current.progress.log(f"{self._label}: match, held-out divergence {work.found.told}")
-        return found
 
     def _with_norms(self, samples: int) -> fx.GraphModule:
         network, current = copy.deepcopy(self.network), self._current
@@ -180,7 +136,7 @@ def ladder_table(title: str, ladders: Sequence[Sequence[Rung]]) -> Table:
     for name in names:
         same = [rung for rungs in ladders for rung in rungs if rung.name == name]
         left = sum(not rung.taken for rung in same)
-        told = (f"not taken in {left} of {len(same)}" if len(same) > 1 else "not taken") if left else ""
+        told = (f"not taken in {left} of {len(same)}" if len(same) > 1 else "not taken") if left else same[0].told
         values = [tuple(rung.metrics[metric] for rung in same) for metric in metrics]
         seconds = tuple(round(rung.seconds, 1) for rung in same)
         rows.append((name, tuple(rung.divergence for rung in same), *values, seconds, told))

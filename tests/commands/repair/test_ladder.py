@@ -12,7 +12,7 @@ import torch
 from compresskit.commands import trials
 from compresskit.commands.prune.stages import STEP, PruneStep
 from compresskit.commands.reconstruct.report import Outcome
-from compresskit.commands.repair import ladder
+from compresskit.commands.repair import fitting, ladder
 from compresskit.commands.repair.ladder import Rung, ladder_notes, ladder_table, metrics_of
 from compresskit.distributed import Group
 from compresskit.storage.atomic import write_json, write_tensors
@@ -77,7 +77,7 @@ def test_each_rung_is_judged_without_labels_and_reported(call, recipe, trained, 
 def test_one_killed_while_it_matches_goes_on_from_there(call, recipe, trained, verb, monkeypatch):
     source = ("-c", trained / "runs/net-train")
     assert call(verb, recipe, *source, "--out", "whole").status == 0
-    looks, write = [], ladder.write_tensors
+    looks, write = [], fitting.write_tensors
 
     def killed(path, content):
         write(path, content)
@@ -85,7 +85,7 @@ def test_one_killed_while_it_matches_goes_on_from_there(call, recipe, trained, v
         if len(looks) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ladder, "write_tensors", killed)
+    monkeypatch.setattr(fitting, "write_tensors", killed)
     assert call(verb, recipe, *source, "--out", "out").status == 130
     assert not Path("out/model.pt").exists()
     assert Path("out/match.pt").exists()
@@ -93,7 +93,7 @@ def test_one_killed_while_it_matches_goes_on_from_there(call, recipe, trained, v
     Path("out/match.pt").write_bytes(whole[: len(whole) // 2])
     refused(call(verb, recipe, *source, "--out", "out", "--resume"), 1, "match.pt: cannot be read", "--force")
     Path("out/match.pt").write_bytes(whole)
-    monkeypatch.setattr(ladder, "write_tensors", lambda path, content: looks.append(content["work"]["step"]))
+    monkeypatch.setattr(fitting, "write_tensors", lambda path, content: looks.append(content["work"]["step"]))
     outcome = call(verb, recipe, *source, "--out", "out", "--resume")
     assert outcome.status == 0, outcome.err
     assert looks == list(range(0, 21, 2))
@@ -101,11 +101,53 @@ def test_one_killed_while_it_matches_goes_on_from_there(call, recipe, trained, v
     assert same("whole", "out")
 
 
+BLOCKS = "blocks={layers: 1, images: 64, steps: 1, iterations: 3}"
+
+
+@pytest.mark.parametrize(("verb", "masks"), [("prune", MASKS), ("prune", []), ("reconstruct", [])])
+def test_blocks_are_a_rung_below_that_sees_no_label_and_goes_on(call, recipe, trained, verb, masks, monkeypatch):
+    source = ("-c", trained / "runs/net-train")
+    asked = (verb, recipe, *masks, *source, f"{verb}.{BLOCKS}", f"~{verb}.match", "data.label_noise=0.9", "--out")
+    assert call(*asked, "whole", "data.label_noise=0").status == 0
+    saved, write = [], fitting.write_tensors
+
+    def killed(path, content):
+        write(path, content)
+        saved.append(len(content["work"]["found"]))
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "write_tensors", killed)
+    assert call(*asked, "out").status == 130
+    assert Path("out/blocks.pt").exists()
+    outcome = call(*asked, "out", "--resume")
+    assert outcome.status == 0, outcome.err
+    assert saved == list(range(1, saved[-1] + 1))
+    assert saved[-1] > 2
+    assert not Path("out/blocks.pt").exists()
+    assert same("whole", "out")
+    found = rungs("out")
+    assert found[-1]["name"] == "blocks"
+    assert found[-1]["told"] == f"{saved[-1]} blocks, {found[-1]['told'].split()[2]} of {saved[-1]} steps taken"
+    assert "steps taken" in rows("out", "repairs")[-1][-1] or not found[-1]["taken"]
+
+
+def test_steps_may_fit_blocks_alone_and_settings_may_differ_in_them(call, recipe, trained):
+    outcome = call(
+        "prune", recipe, "-c", trained / "runs/net-train", "--out", "out", "prune.steps=2", "~prune.match",
+        f"prune.{BLOCKS}", "prune.compare={blocks: [{layers: 1, images: 64, steps: 1, iterations: 1}], at: [60%]}",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    assert [rung["name"] for rung in rungs("out")][-1] == "blocks"
+    (trial,) = report("out")["details"]["comparison"]
+    assert "blocks" in trial[0]["blocks"]
+
+
 @pytest.mark.parametrize(("verb", "masks"), [("prune", MASKS), ("prune", []), ("reconstruct", [])])
 def test_the_disk_has_room_for_all_that_is_written_at_a_time(call, recipe, monkeypatch, verb, masks):
     mlp = "model={kind: mlp, widths: [500, 40]}"  # its weights are all of a file, but for a hundredth
     assert call("train", recipe, mlp, "train.epochs=1", "--out", "wide").status == 0
-    asked, most, write = [], [0], ladder.write_tensors
+    asked, most, write = [], [0], fitting.write_tensors
 
     def weighed(path, content):
         before = sum(file.stat().st_size for file in Path("out").rglob("*.pt"))
@@ -113,7 +155,7 @@ def test_the_disk_has_room_for_all_that_is_written_at_a_time(call, recipe, monke
         most.append(before + path.stat().st_size)  # the old file is there until the new one is whole
 
     monkeypatch.setattr(trials, "check_disk", lambda folder, nbytes: asked.append(nbytes))
-    monkeypatch.setattr(ladder, "write_tensors", weighed)
+    monkeypatch.setattr(fitting, "write_tensors", weighed)
     outcome = call(verb, recipe, mlp, *masks, "-c", "wide", "--out", "out")
     assert outcome.status == 0, outcome.err
     weights = sum(tensor.nbytes for tensor in load(Path("wide/model.pt")).network.state_dict().values())
@@ -237,7 +279,7 @@ def test_several_trials_whose_ladders_differ(call, recipe, monkeypatch):
     assert call("train", recipe, "train.epochs=1", "model.batch_norm=true", "--out", "normed").status == 0
     climb = ladder.Ladder.climb
 
-    def climbed(self, name, work):
+    def climbed(self, name, work, *told):
         climb(self, name, work)
         if name == "parallel" and self._label == "seed 1":
             self.rungs[-1] = replace(self.rungs[-1], taken=False)

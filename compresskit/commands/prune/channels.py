@@ -35,10 +35,10 @@ def pruner(current: Session, options: PruneAndRetrain, network: fx.GraphModule) 
 
 def prune_channels(
     current: Session, options: PruneAndRetrain, start: Start, original: fx.GraphModule, folder: Path, seed: int,
-    moments: Path,
+    moments: Path, before: PruneStep | None,
 ) -> PruneStep:  # fmt: skip
     """Cuts and repairs the start's network, into pruned.pt. original: whose outputs repairs are judged by. moments:
-    folder of those that the repair takes."""
+    folder of those that the repair takes. before: the last step, of several."""
     pruned = pruner(current, options, start.network).prune(_data(current, options, moments), seed)
     alive, kept, got = current.group.share((pruned.alive, pruned.kept, pruned.got))  # sums differ among processes
     pruned = replace(pruned, alive=alive, kept=kept, got=got)
@@ -53,9 +53,8 @@ def prune_channels(
         ladder.climb(options.repair, lambda: _repaired(current, options, start.network, pruned, moments, found))
         if options.norms and ladder.rungs[-1].taken:
             ladder.norms(options.samples)
-    whole = original is start.network  # of later steps, the original's channels have other places
-    places = pruned.channels.places(pruned.alive) if whole else None
-    ladder.fit(options, folder, seed, places)
+    places = _places(pruned, before)
+    ladder.fit(options, folder, seed, {layer: torch.tensor(kept) for layer, kept in places.items()})
     keep(current, ladder.network, folder / PRUNED, seed, ladder.metrics, start)
     groups = [
         (group.name, list(group.layers), len(group.atoms), kept)
@@ -64,8 +63,17 @@ def prune_channels(
     unrepaired, unexplained = (found[0].skipped, found[0].unexplained) if found else ({}, {})
     return PruneStep(
         options.target.goal, pruned.asked, pruned.got, pruned.whole, ladder.rungs, groups, pruned.skipped, unrepaired,
-        unexplained, difference, _by_kind(pruned), pruned.sensitivity,
+        unexplained, difference, _by_kind(pruned), pruned.sensitivity, places,
     )  # fmt: skip
+
+
+def _places(pruned: Pruned, before: PruneStep | None) -> dict[str, list[int]]:
+    """See `PruneStep`; of layers that the last step knew, too."""
+    left = {layer: kept.tolist() for layer, kept in pruned.channels.places(pruned.alive).items()}
+    if before is None:
+        return left
+    known = before.places
+    return {layer: [known[layer][place] for place in kept] for layer, kept in left.items() if layer in known}
 
 
 def _by_kind(pruned: Pruned) -> dict[str, tuple[int, int]]:

@@ -22,7 +22,8 @@ class PruneStep:
     asked, got, whole: of the target; whole is that of the network before the step, or without any masks. rungs: the
     net as it is cut or masked, and its repairs. groups: name, layers, channels (or weights, or kernels), kept.
     sensitivity: by group, what shares of it alone cost. difference: of the cut net from the whole one
-    that does not see what is cut, on one batch.
+    that does not see what is cut, on one batch. places: by layer, its outputs that are left, counted among those before
+    the first step.
     """
 
     goal: str
@@ -38,6 +39,7 @@ class PruneStep:
     # by kind of channels, how many there were, are left
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
     sensitivity: dict[str, list[Alone]] = field(default_factory=dict)
+    places: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def cut(self) -> dict[str, float]:
@@ -51,8 +53,10 @@ class PruneStep:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """For report.json."""
-        return asdict(self) | {"cut": self.cut, "repaired": self.repaired}
+        """For report.json, where a number for each channel would be too much."""
+        found = asdict(self) | {"cut": self.cut, "repaired": self.repaired}
+        del found["places"]
+        return found
 
     @staticmethod
     def read(folder: Path) -> "PruneStep":

@@ -113,7 +113,9 @@ class _Work:
             left *= (plan.asked / left) ** (1 / (options.steps + 1 - number))
             own = folder / f"step-{number}" if options.steps > 1 else folder
             now = _at(options, left, plan.whole)
-            start, step = self._step(now, start, original, own, self._moments(options, own, number))
+            start, step = self._step(
+                now, start, original, own, self._moments(options, own, number), steps[-1] if steps else None
+            )  # fmt: skip
             steps.append(step)
             left = step.got
             if options.retrain is not None:
@@ -133,15 +135,16 @@ class _Work:
         return folder / "moments" if chained or number > 1 else self.moments
 
     def _step(
-        self, options: Options, start: Start, original: fx.GraphModule, folder: Path, moments: Path
-    ) -> tuple[Start, PruneStep]:
+        self, options: Options, start: Start, original: fx.GraphModule, folder: Path, moments: Path,
+        before: PruneStep | None,
+    ) -> tuple[Start, PruneStep]:  # fmt: skip
         """Where the next step starts, and what this one did; read back where an interrupted run had finished it."""
         current = self.current
         if not (current.arguments.resume and (folder / STEP).exists()):
             if isinstance(options, MaskAndRetrain):
                 step = prune_weights(current, options, start, original, folder, self.seed)
             else:
-                step = prune_channels(current, options, start, original, folder, self.seed, moments)
+                step = prune_channels(current, options, start, original, folder, self.seed, moments, before)
             step.write(current, folder)
         pruned = load(folder / PRUNED, current.device)
         return replace(start, network=pruned.network, masks=pruned.masks), PruneStep.read(folder)

@@ -203,6 +203,36 @@ def test_steps_without_retraining(call, recipe, trained):
     )
 
 
+def test_every_step_matches_the_outputs_of_layers_at_the_original_s_channels(call, recipe, trained, monkeypatch):
+    """Rates next to 0 and no repair: the filters of each step are the original's, at the places that are told."""
+    told = []
+
+    class Told(ladder.Matching):
+        def __init__(self, student, teacher, divergence, options, places, masks, group):
+            super().__init__(student, teacher, divergence, options, places, masks, group)
+            told.append({layer: kept.tolist() for layer, kept in places.items()})
+
+    monkeypatch.setattr(ladder, "Matching", Told)
+    options = ("prune.steps=3", "prune.repair=none", "prune.match={steps: 1, rate: 1e-12}", "prune.criterion=magnitude")
+    options = (*options, "prune.budget=uniform", "-c", trained / "runs/net-train", "--out", "out")
+    outcome = call("prune", recipe, *options)
+    assert outcome.status == 0, outcome.err
+    original = load(trained / "runs/net-train/model.pt").network
+    for step, places in enumerate(told, 1):
+        assert list(places) == ["conv1", "conv2", "head"]
+        left = load(Path(f"out/step-{step}/pruned.pt")).network
+        first, second = original.conv1.weight[places["conv1"]], original.conv2.weight[places["conv2"]]
+        torch.testing.assert_close(left.conv1.weight, first, rtol=0, atol=1e-6)
+        torch.testing.assert_close(left.conv2.weight, second[:, places["conv1"]], rtol=0, atol=1e-6)
+    assert len({len(places["conv2"]) for places in told}) == 3
+    for name in ("step-2/pruned.json", "step-3/pruned.json", "model.pt", "report.json"):
+        Path("out", name).unlink()
+    outcome = call("prune", recipe, *options, "--resume")
+    assert outcome.status == 0, outcome.err
+    assert told[3:] == told[1:3]
+    assert "places" not in report("out")["details"]["trials"][0]["steps"][0]
+
+
 def test_masked_weights_stay_zero_and_can_be_compared(call, recipe, trained):
     outcome = call(
         "prune", recipe, *MASKS, "-c", trained / "runs/net-train", "--out", "out", "prune.compare={match: [null, {}]}"

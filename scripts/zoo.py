@@ -199,7 +199,7 @@ def stages(name: str, rival: bool) -> Iterator[Callable[[dict[str, Any]], dict[s
         options = Prune(target=PruneTarget(macs="50%"), repair="none", norms=False)
         network = plain_layers(kept["network"], kept["shape"])[0]
         pruner = Pruner(network, options, kept["shape"])
-        pruned = pruner.prune(Data(None, None, None, None, None), 0)  # type: ignore[arg-type]
+        pruned = pruner.prune(Data(), 0)
         small = cut(network, pruned.channels, pruned.alive)
         macs = count(small, kept["shape"]).macs
         with torch.no_grad():

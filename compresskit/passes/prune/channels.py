@@ -36,17 +36,24 @@ ROOM = 0.3  # of every group, that a target must leave for the next kind to stay
 Measure = Callable[[fx.GraphModule], float]  # the latency of a network, in milliseconds
 
 
+def _not_given(what: str) -> Callable[..., Any]:
+    def refuse(*_: Any) -> Any:
+        raise ValueError(f"prune: the criterion or the budget takes {what}, and none were given; see Data")
+
+    return refuse
+
+
 @dataclass(frozen=True)
 class Data:
     """What criteria and budgets take from images; each is called only if it is needed. held_out: batches of so many
     inputs that judge what channels alone cost. divergence: of outputs from the original's. tell: how far long work is.
     """
 
-    gradients: Callable[[fx.GraphModule], dict[str, Tensor]]
-    responses: Callable[[fx.GraphModule, Sequence[str], AugMix], Responses]
-    moments: Gather
-    held_out: Callable[[int], Iterable[Any]]
-    divergence: Divergence
+    gradients: Callable[[fx.GraphModule], dict[str, Tensor]] = _not_given("gradients")
+    responses: Callable[[fx.GraphModule, Sequence[str], AugMix], Responses] = _not_given("augmented images")
+    moments: Gather = _not_given("moments")
+    held_out: Callable[[int], Iterable[Any]] = _not_given("held-out images")
+    divergence: Divergence = _not_given("divergences of outputs")
     tell: Callable[[str, int], Callable[[], None]] = lambda label, work: lambda: None
 
 

@@ -55,11 +55,11 @@ def prune_model(
     shape = tuple(next(iter(loader))[0].shape[1:])
     network, _ = plain_layers(model if isinstance(model, fx.GraphModule) else trace(model, shape), shape)
     data = Data(
-        lambda net: mean_gradients(net, loader, loss),
-        _no_images,
-        gather_from(loader),
-        lambda count: _first_inputs(loader, count),
-        divergence,
+        gradients=lambda net: mean_gradients(net, loader, loss),
+        responses=_no_images,
+        moments=gather_from(loader),
+        held_out=lambda count: _first_inputs(loader, count),
+        divergence=divergence,
     )
     pruned = Pruner(network, chosen, shape).prune(data, seed)
     candidates = [cut(network, pruned.channels, pruned.alive)]

@@ -643,6 +643,22 @@ def test_from_python_as_by_the_parts(net, criterion, chained):
         assert torch.allclose(smaller(batches[0][0]), best(batches[0][0]), atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("key", "kind", "words"),
+    [
+        ("criterion", "taylor", "gradients"),
+        ("criterion", "augprune", "augmented images"),
+        ("criterion", "backward", "moments"),
+        ("budget", "divergence", "held-out images"),
+    ],
+)
+def test_what_is_needed_and_was_not_given_is_named(net, key, kind, words):
+    chosen = {"criterion": CRITERIA, "budget": BUDGETS}[key][kind]()
+    pruner = Pruner(net, Prune(target=PruneTarget(macs="60%"), **{key: chosen}), SHAPE)
+    with pytest.raises(ValueError, match=f"takes {words}, and none were given"):
+        pruner.prune(Data(), 0)
+
+
 def test_from_python_repairs_of_regression_are_judged_by_squares():
     """A network of one output: its softmax says nothing."""
     torch.manual_seed(0)
@@ -664,7 +680,7 @@ def test_from_python_without_repair_the_net_is_cut_alone(net):
     batches = [(torch.randn(8, *SHAPE, dtype=torch.float64), torch.arange(8) % 5)]
     smaller, _ = compresskit.prune(net, batches, target={"params": "50%"}, repair="none", norms=False)
     options = Prune(target=PruneTarget(params="50%"))
-    pruned = Pruner(net, options, SHAPE).prune(replace(DATA, gradients=None, responses=None), 0)
+    pruned = Pruner(net, options, SHAPE).prune(Data(), 0)
     assert torch.equal(smaller(batches[0][0]), cut(net, pruned.channels, pruned.alive)(batches[0][0]))
 
 

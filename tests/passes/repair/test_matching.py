@@ -217,3 +217,47 @@ def test_masked_attention_is_matched_by_its_outputs():
     found, _ = run(work)
     assert work.found.best > 0
     assert not found.attention.in_proj_weight[~mask].any()
+
+
+def test_a_stopped_one_keeps_the_best_weights_that_it_had(teacher):
+    student, kept = perturbed(teacher), []
+    run(
+        Matching(student, teacher, divergence, Match(steps=20, rate=30.0)),
+        lambda saved: kept.append(copy.deepcopy(saved)),
+    )
+    best = {name: tensor + 1 for name, tensor in kept[5]["best"].items()}
+    again = Matching(student, teacher, divergence, Match(steps=20, rate=30.0))
+    again.load(kept[5] | {"best": best, "looks": [(0, 1.0), (kept[5]["step"], -1.0)]})  # nothing is below that
+    found, _ = run(again)
+    assert same(best, found.state_dict())
+
+
+def test_without_batches_there_is_an_end(teacher):
+    with pytest.raises(ValueError, match="no batches to match on"):
+        run(Matching(teacher, teacher, divergence, Match(steps=2)), batches=lambda epoch, start: [])
+
+
+class Tokens(nn.Module):
+    """Its first layer, called twice, has its channels in the last place."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(8, width), nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = x.flatten(2)  # (N, 3, 64): three tokens of eight times eight numbers
+        return self.head(torch.relu(self.hidden(x[..., :8])) + self.hidden(x[..., 8:16])).mean(1)
+
+
+def test_channels_of_linear_layers_lie_in_the_last_place():
+    torch.manual_seed(0)
+    teacher, student = (trace(Tokens(width).double().eval(), SHAPE) for width in (6, 3))
+    kept = [0, 2, 5]  # more than there are tokens
+    with torch.no_grad():
+        student.hidden.weight.copy_(teacher.hidden.weight[kept] + 0.1)
+        student.hidden.bias.copy_(teacher.hidden.bias[kept])
+    work = Matching(student, teacher, divergence, Match(steps=100), {"hidden": torch.tensor(kept)})
+    found, _ = run(work)
+    assert work.found.best > 0
+    distance = [float((net.hidden.weight - teacher.hidden.weight[kept]).detach().norm()) for net in (student, found)]
+    assert distance[1] < 0.75 * distance[0]

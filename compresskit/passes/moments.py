@@ -1,13 +1,16 @@
 """Moments of activations, taken in one pass over the data for several layers at once."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TypeVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from compresskit.graph.capture import capture
+from compresskit.graph.chains import WEIGHTED, Weighted, weighted
+from compresskit.graph.operations import calls_of
 from compresskit.graph.shapes import evaluating
 from compresskit.numerics.moments.moments import Moments, MomentSums
 from compresskit.numerics.moments.patches import Patches
@@ -61,6 +64,51 @@ class Request:
 
     def zeros(self, device: torch.device | str) -> MomentSums:
         return MomentSums.zeros(self.features, self.outputs, self.groups, device=device)
+
+
+def without_moments(network: fx.GraphModule, layer: str) -> str | None:
+    """Why there are no moments of what a layer reads; None where there are."""
+    module = network.get_submodule(layer)
+    if not calls_of(network, layer):
+        return "its weight is an argument of a call, which has no moments"
+    if not isinstance(module, WEIGHTED):
+        return f"moments of {type(module).__name__} are not there yet"
+    if isinstance(module, nn.Conv3d):
+        return "moments of 3-D convolutions are not there yet"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return f"its padding_mode is {module.padding_mode}; moments are taken with zeros"
+    return None
+
+
+def request_of(network: fx.GraphModule, layer: str, shapes: Mapping[str, tuple[int, ...]]) -> Request:
+    """Moments of a layer's input and its own output, over all of its calls. shapes: of the nodes' results."""
+    module = weighted(network, layer)
+    node, *others = calls_of(network, layer)
+    source, patches = node.all_input_nodes[0], _patches(module)
+    return Request(
+        f"{source.name}--{node.name}",
+        source.name,
+        node.name,
+        patches,
+        False,
+        prod(module.weight.shape[1:]),
+        shapes[node.name][1 if patches else -1],
+        tuple((other.all_input_nodes[0].name, other.name) for other in others),
+    )
+
+
+def _patches(module: Weighted) -> Patches | None:
+    if isinstance(module, nn.Linear):
+        return None
+    padding = module.padding
+    if padding == "valid":
+        sides = [(0, 0)] * len(module.kernel_size)
+    elif padding == "same":  # as torch pads: the odd one behind
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    else:
+        sides = [(int(amount), int(amount)) for amount in padding]
+    return Patches(module.kernel_size, module.stride, module.dilation, tuple(sides), module.groups)
 
 
 def in_passes(wanted: Sequence[T], nbytes: Callable[[T], int], memory: float) -> list[list[T]]:

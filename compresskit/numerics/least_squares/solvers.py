@@ -66,7 +66,7 @@ class Cholesky:
         ridge = 0.0 if self.ridge == "auto" else self.ridge
         shift = ridge * float(whole.diagonal().mean())
         ridged = whole + shift * torch.eye(len(whole), dtype=whole.dtype, device=whole.device) if shift else whole
-        alive = _alive(ridged.diagonal())
+        alive = varying(ridged.diagonal())
         block = ridged if bool(alive.all()) else ridged[alive][:, alive]
         factor, failed = torch.linalg.cholesky_ex(block)
         if block.numel() == 0 or bool(failed) or _nearly_singular(block, factor):
@@ -93,7 +93,7 @@ class EigenDecomposition:
         without them.
         """
         cxx = dense(cxx)
-        values, basis = _eigenpairs(cxx, self.cut, len(cxx) if samples is None else samples.count)
+        values, basis = eigenpairs(cxx, self.cut, len(cxx) if samples is None else samples.count)
         along = cyx @ basis
         mean = float(cxx.diagonal().mean())
         shift = best_shift(values, along, _known(samples), mean) if self.ridge == "auto" else self.ridge * mean
@@ -127,7 +127,7 @@ class ConjugateGradient:
             draws = torch.Generator().manual_seed(0)
             probes = torch.randint(2, (PROBES, len(diagonal)), generator=draws).to(cyx) * 2 - 1
         sides = torch.cat([cyx, (cxx @ probes.T).T])
-        inverse = torch.where(_alive(diagonal), 1 / (diagonal + shift), 0.0)
+        inverse = torch.where(varying(diagonal), 1 / (diagonal + shift), 0.0)
         bound = self.tol * sides.norm(dim=1)
         weight, residual = torch.zeros_like(sides), sides.clone()
         direction = residual * inverse
@@ -154,7 +154,7 @@ class ConjugateGradient:
         return Solution(weight, None, remains, n_iter, arrived, "cg", freedom, self.ridge)
 
 
-def _eigenpairs(cxx: Tensor, cut: float, rank: int) -> tuple[Tensor, Tensor]:
+def eigenpairs(cxx: Tensor, cut: float, rank: int) -> tuple[Tensor, Tensor]:
     """The eigenvalues above `cut` of the largest, ascending, and their vectors (in, found). rank: of Cxx at most.
 
     Of few samples Cxx = G G^T with a thin G, from Cholesky's factorisation with pivots, and the eigenvectors are those
@@ -175,24 +175,33 @@ def _eigenpairs(cxx: Tensor, cut: float, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def best_shift(values: Tensor, along: Tensor, samples: Samples, unit: float) -> float:
-    """The lambda whose expected error on new samples is the least, by generalised cross-validation.
-
-    values: (rank,) eigenvalues s of Cxx. along: (out, rank) Cyx V = c. unit: the mean diagonal of Cxx; lambda is 0, or
-    1e-12 to 100 times that. Minimises E / (1 - (d + 1) / n)^2, where d = sum_j s_j / (s_j + lambda) are the degrees of
-    freedom and E = tr Cyy - sum_j |c_j|^2 / s_j + sum_j |c_j|^2 / s_j (lambda / (s_j + lambda))^2 is the error on the
-    samples. One sample more than d + 1 is asked for at least, since E is 0 and says nothing without any.
-    Source: Golub, Heath and Wahba 1979; d + 1, since the mean is fitted, too.
-    """
+    """The lambda whose expected error on new samples is the least. unit: the mean diagonal of Cxx; see the next two."""
     if values.numel() == 0 or unit <= 0:
         return 0.0
-    exponents = torch.linspace(-12, 2, 141, dtype=values.dtype, device=values.device)
-    shifts = torch.cat([values.new_zeros(1), unit * 10**exponents])[:, None]
-    lost = shifts / (values + shifts)
+    shifts = possible_shifts(values, unit)
+    return float(shifts[expected_errors(values, along, samples, shifts).argmin()])
+
+
+def possible_shifts(like: Tensor, unit: float) -> Tensor:
+    """(142,) lambdas: 0, and 1e-12 to 100 times the unit."""
+    exponents = torch.linspace(-12, 2, 141, dtype=like.dtype, device=like.device)
+    return torch.cat([like.new_zeros(1), unit * 10**exponents])
+
+
+def expected_errors(values: Tensor, along: Tensor, samples: Samples, shifts: Tensor) -> Tensor:
+    """(n,) error on new samples with each of these lambdas, (n,), by generalised cross-validation.
+
+    values: (rank,) eigenvalues s of Cxx. along: (out, rank) Cyx V = c. It is E / (1 - (d + 1) / n)^2, where
+    d = sum_j s_j / (s_j + lambda) are the degrees of freedom and
+    E = tr Cyy - sum_j |c_j|^2 / s_j + sum_j |c_j|^2 / s_j (lambda / (s_j + lambda))^2 is the error on the samples; and
+    infinity without one sample more than d + 1 at least, since E is 0 then and says nothing.
+    Source: Golub, Heath and Wahba 1979; d + 1, since the mean is fitted, too.
+    """
+    lost = shifts[:, None] / (values + shifts[:, None])
     explained = along.square().sum(0) / values
     error = max(samples.variance - float(explained.sum()), 0.0) + (explained * lost.square()).sum(1)
     unseen = (samples.count - 1 - len(values) + lost.sum(1)) / samples.count
-    expected = torch.where(unseen * samples.count >= 1, error / unseen.square(), torch.inf)
-    return float(shifts[expected.argmin()])
+    return torch.where(unseen * samples.count >= 1, error / unseen.square(), torch.inf)
 
 
 Solver = Cholesky | EigenDecomposition | ConjugateGradient
@@ -204,7 +213,7 @@ def _known(samples: Samples | None) -> Samples:
     return samples
 
 
-def _alive(diagonal: Tensor) -> Tensor:
+def varying(diagonal: Tensor) -> Tensor:
     """Inputs that vary by more than rounding: a tap that sees only padding may not come out as an exact zero."""
     return diagonal > CUT * diagonal.max()
 

@@ -6,10 +6,10 @@ from math import prod
 from typing import Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from compresskit.errors import ConvergenceError, RecipeError
-from compresskit.graph.chains import WEIGHTED, Weighted, weighted
+from compresskit.graph.chains import weighted
 from compresskit.graph.channels.walk import Channels, find_channels
 from compresskit.graph.operations import calls_of
 from compresskit.graph.selectors import select
@@ -17,8 +17,7 @@ from compresskit.graph.shapes import node_shapes
 from compresskit.numerics.group_lasso.problem import Part, Problem
 from compresskit.numerics.moments.matrix import dense
 from compresskit.numerics.moments.moments import Moments
-from compresskit.numerics.moments.patches import Patches
-from compresskit.passes.moments import Request
+from compresskit.passes.moments import Request, request_of, without_moments
 from compresskit.passes.reconstruct.options import Reconstruct
 from compresskit.shapes import Shape
 
@@ -186,20 +185,13 @@ def refusal(
     network: fx.GraphModule, channels: Channels, layer: str, from_input: bool, several: bool = False
 ) -> str | None:
     """Why a layer cannot be fitted again to fewer inputs; None where it can."""
-    module = network.get_submodule(layer)
     calls = len(calls_of(network, layer))
-    if not calls:
-        return "its weight is an argument of a call, which has no moments"
     if calls > 1 and not several:
         return f"it is called {calls} times"
-    if layer not in channels.reads:
+    if calls and layer not in channels.reads:
         return "each output reads one channel, so there is none to drop"
-    if not isinstance(module, WEIGHTED):
-        return f"moments of {type(module).__name__} are not there yet"
-    if isinstance(module, nn.Conv3d):
-        return "moments of 3-D convolutions are not there yet"
-    if getattr(module, "padding_mode", "zeros") != "zeros":
-        return f"its padding_mode is {module.padding_mode}; moments are taken with zeros"
+    if (reason := without_moments(network, layer)) is not None:
+        return reason
     if len(channels.reads[layer]) == 1:
         return "it reads a single channel"
     if _reads_the_input(channels, layer) and not from_input:
@@ -219,39 +211,11 @@ def _reads_the_input(channels: Channels, layer: str) -> bool:
 
 
 def _reader(network: fx.GraphModule, channels: Channels, layer: str, shapes: dict[str, tuple[int, ...]]) -> Reader:
-    module = weighted(network, layer)
-    node, *others = calls_of(network, layer)
-    source = node.all_input_nodes[0]
-    patches = _patches(module)
-    groups = patches.groups if patches else 1
-    features = prod(module.weight.shape[1:])
-    request = Request(
-        f"{source.name}--{node.name}",
-        source.name,
-        node.name,
-        patches,
-        False,
-        features,
-        shapes[node.name][1 if patches else -1],
-        tuple((other.all_input_nodes[0].name, other.name) for other in others),
-    )
+    request = request_of(network, layer, shapes)
     atoms = channels.reads[layer]
-    by_feature = atoms.view(groups, -1).repeat_interleave(prod(module.weight.shape[2:]), dim=1)
+    taps = prod(weighted(network, layer).weight.shape[2:])
+    by_feature = atoms.view(request.groups, -1).repeat_interleave(taps, dim=1)
     return Reader(layer, request, by_feature, atoms)
-
-
-def _patches(module: Weighted) -> Patches | None:
-    if isinstance(module, nn.Linear):
-        return None
-    padding = module.padding
-    if padding == "valid":
-        sides = [(0, 0)] * len(module.kernel_size)
-    elif padding == "same":  # as torch pads: the odd one behind
-        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        sides = [(total // 2, total - total // 2) for total in totals]
-    else:
-        sides = [(int(amount), int(amount)) for amount in padding]
-    return Patches(module.kernel_size, module.stride, module.dilation, tuple(sides), module.groups)
 
 
 def connected(readers: Iterable[Reader]) -> list[list[Reader]]:

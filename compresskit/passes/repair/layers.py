@@ -14,15 +14,15 @@ from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.moments import Request
 from compresskit.passes.reconstruct.chaining import Draft, Gather
 from compresskit.passes.reconstruct.readers import Reader, find_readers, static_site
-from compresskit.passes.reconstruct.refitted import with_layers
+from compresskit.passes.reconstruct.refitted import Layer, with_layers
 from compresskit.passes.reconstruct.selection import Choice, Curve
 from compresskit.shapes import Shape
 
 
 @dataclass(frozen=True)
 class Repair:
-    """network: of full size, its layers blind to what is cut. unexplained: by layer, the share of the variance of its
-    output that is lost. skipped: layers that read what is cut and were not solved, and why."""
+    """network: of full size, its layers blind to what is cut, or masked. unexplained: by layer, the share of the
+    variance of its output that is lost. skipped: layers that lost inputs and were not solved, and why."""
 
     network: fx.GraphModule
     unexplained: dict[str, float]
@@ -60,10 +60,13 @@ def repair(
         kept = alive[site.atoms]
         with within(reader.layer):
             draft.add(site, Choice(kept, Curve((), (), kept[None])), moments, True, None)
-    unexplained = {
-        name: layer.error / layer.variance if layer.variance > 0 else 0.0 for name, layer in draft.layers.items()
-    }
-    return Repair(with_layers(network, draft.layers), unexplained, skipped)
+    return repaired(network, draft.layers, skipped)
+
+
+def repaired(network: fx.GraphModule, layers: Mapping[str, Layer], skipped: dict[str, str]) -> Repair:
+    """What came of it, with these layers in the network."""
+    unexplained = {name: layer.error / layer.variance if layer.variance > 0 else 0.0 for name, layer in layers.items()}
+    return Repair(with_layers(network, layers), unexplained, skipped)
 
 
 def _original(

@@ -12,7 +12,7 @@ from compresskit.numerics.least_squares.solvers import (
     ConjugateGradient,
     EigenDecomposition,
     Samples,
-    _eigenpairs,
+    eigenpairs,
 )
 
 FEATURES, OUTPUTS = 12, 3
@@ -159,14 +159,14 @@ def test_auto_takes_the_ridge_that_cross_validation_likes_best(kind, rows):
 
 @pytest.mark.parametrize("dead", [0, 5])
 @pytest.mark.parametrize("rows", [4, 11, 39])
-def test_a_matrix_of_few_samples_has_the_same_eigenpairs_by_its_thin_factor(rows, dead):
+def test_a_matrix_of_few_samples_has_the_sameeigenpairs_by_its_thin_factor(rows, dead):
     """40 inputs: of fewer than 20 samples the spectrum comes from the factorisation with pivots."""
     random = np.random.default_rng(rows)
     x = random.normal(size=(rows, 40)) * np.logspace(0, -3, 40)
     x[:, :dead] = 2.0
     x = torch.from_numpy(x - x.mean(0))
     cxx = x.T @ x / rows
-    values, vectors = _eigenpairs(cxx, 1e-12, rows)
+    values, vectors = eigenpairs(cxx, 1e-12, rows)
     expected = torch.linalg.eigvalsh(cxx)
     expected = expected[expected > 1e-12 * expected[-1]]
     torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-14 * float(expected[-1]))

@@ -133,6 +133,11 @@ def test_prune_masks(on_gpu, kind, criterion):
     on_gpu("prune", {"prune": MASKED | {"kind": kind, "criterion": criterion, "retrain": TRAIN}})
 
 
+@pytest.mark.parametrize("repair", get_args(Repair))
+def test_mask_repairs(on_gpu, repair):
+    on_gpu("prune", {"prune": MASKED | {"kind": "weights", "repair": repair}})
+
+
 @pytest.mark.parametrize("chaining", get_args(Chaining))
 def test_reconstruct_backward(on_gpu, chaining):
     on_gpu("reconstruct", {"reconstruct": THINNED | {"error": 0.1, "chaining": chaining}})

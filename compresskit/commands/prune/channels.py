@@ -47,12 +47,10 @@ def prune_channels(
     ladder, found = Ladder(current, original, options.held_out, f"seed {seed}"), list[Repair]()
     ladder.climb("cut", lambda: bare)
     current.progress.log(f"seed {seed}: {pruned.got / pruned.whole:.1%} of the {options.target.goal} left")
-    if options.norms:
-        ladder.norms(options.samples)
-    if options.repair != "none":
-        ladder.climb(options.repair, lambda: _repaired(current, options, start.network, pruned, moments, found))
-        if options.norms and ladder.rungs[-1].taken:
-            ladder.norms(options.samples)
+    ladder.layers(
+        options.repair, options.norms, options.samples,
+        lambda: _repaired(current, options, start.network, pruned, moments, found),
+    )  # fmt: skip
     places = _places(pruned, before)
     ladder.fit(options, folder, seed, {layer: torch.tensor(kept) for layer, kept in places.items()})
     keep(current, ladder.network, folder / PRUNED, seed, ladder.metrics, start)

@@ -37,6 +37,7 @@ class MaskCompare:
     at: tuple[Amount, ...] = ()  # in the place of the target's value
     criterion: tuple[MaskCriterion, ...] = ()
     budget: tuple[MaskBudget, ...] = ()
+    repair: tuple[Repair, ...] = ()
     blocks: tuple[Blocks | None, ...] = ()  # null: none
     match: tuple[Match | None, ...] = ()  # null: none
     layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
@@ -73,9 +74,9 @@ class PruneAndRetrain(Prune, Stepwise):
 
 @option
 class MaskAndRetrain(Mask, Stepwise):
-    """Set single weights, or kernels (the taps that one output has of one input), to zero, and retrain the others."""
+    """Set single weights, or kernels (the taps that one output has of one input), to zero, repair, and retrain."""
 
-    compare: MaskCompare | None = None  # other settings, each masked and retrained
+    compare: MaskCompare | None = None  # other settings, each masked, repaired and retrained
 
     def __post_init__(self) -> None:
         _check_pruning(self)

@@ -131,7 +131,7 @@ class _Work:
 
     def _moments(self, options: Options, folder: Path, number: int) -> Path:
         """One folder for the network as it was given, whatever the setting; others for what steps and repairs left."""
-        chained = not isinstance(options, MaskAndRetrain) and options.repair == "top-down"
+        chained = options.repair == "top-down"
         return folder / "moments" if chained or number > 1 else self.moments
 
     def _step(
@@ -142,7 +142,7 @@ class _Work:
         current = self.current
         if not (current.arguments.resume and (folder / STEP).exists()):
             if isinstance(options, MaskAndRetrain):
-                step = prune_weights(current, options, start, original, folder, self.seed)
+                step = prune_weights(current, options, start, original, folder, self.seed, moments)
             else:
                 step = prune_channels(current, options, start, original, folder, self.seed, moments, before)
             step.write(current, folder)

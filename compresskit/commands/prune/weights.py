@@ -1,4 +1,4 @@
-"""`prune` of single weights and of kernels: one step, from masks to a network whose norms are estimated again."""
+"""`prune` of single weights and of kernels: one step, from masks to a repaired network."""
 
 import copy
 from dataclasses import replace
@@ -6,13 +6,16 @@ from pathlib import Path
 
 from torch import fx
 
+from compresskit.commands.moments import gatherer
 from compresskit.commands.prune.section import MaskAndRetrain
 from compresskit.commands.prune.stages import PRUNED, PruneStep
 from compresskit.commands.repair.ladder import Ladder
 from compresskit.commands.session import Session, Start
 from compresskit.commands.trials import keep
-from compresskit.graph.masks import apply_masks
+from compresskit.graph.masks import Masks, apply_masks
 from compresskit.passes.prune.masks import Masker
+from compresskit.passes.repair.layers import Repair
+from compresskit.passes.repair.masked import repair_masked
 
 
 def masker(current: Session, options: MaskAndRetrain, start: Start, seed: int) -> Masker:
@@ -21,21 +24,38 @@ def masker(current: Session, options: MaskAndRetrain, start: Start, seed: int) -
 
 
 def prune_weights(
-    current: Session, options: MaskAndRetrain, start: Start, original: fx.GraphModule, folder: Path, seed: int
-) -> PruneStep:
-    """Masks the start's network, into pruned.pt."""
+    current: Session, options: MaskAndRetrain, start: Start, original: fx.GraphModule, folder: Path, seed: int,
+    moments: Path,
+) -> PruneStep:  # fmt: skip
+    """Masks and repairs the start's network, into pruned.pt. original: whose outputs repairs are judged by. moments:
+    folder of those that the repair takes."""
     found = masker(current, options, start, seed).mask()
     network = copy.deepcopy(start.network)
     apply_masks(network, found.masks)
     ladder = Ladder(current, original, options.held_out, f"seed {seed}")
     ladder.climb("masked", lambda: network)
     current.progress.log(f"seed {seed}: {found.got / found.whole:.2%} are left")
-    if options.norms:
-        ladder.norms(options.samples)
+    solved = list[Repair]()
+    ladder.layers(
+        options.repair, options.norms, options.samples,
+        lambda: _repaired(current, options, start.network, found.masks, moments, solved),
+    )  # fmt: skip
     layers = {name.rpartition(".")[0]: None for name in found.masks}
     ladder.fit(options, folder, seed, layers, found.masks)
     keep(current, ladder.network, folder / PRUNED, seed, ladder.metrics, replace(start, masks=found.masks))
     groups = [(name, [name], units, kept) for name, units, kept in found.layers]
+    unrepaired, unexplained = (solved[0].skipped, solved[0].unexplained) if solved else ({}, {})
     return PruneStep(
-        options.target.goal, found.asked, found.got, found.whole, ladder.rungs, groups, found.skipped,
+        options.target.goal, found.asked, found.got, found.whole, ladder.rungs, groups, found.skipped, unrepaired,
+        unexplained,
     )  # fmt: skip
+
+
+def _repaired(
+    current: Session, options: MaskAndRetrain, network: fx.GraphModule, masks: Masks, moments: Path,
+    solved: list[Repair],
+) -> fx.GraphModule:  # fmt: skip
+    """The masked network with layers solved again. solved: gets what the repair says of them."""
+    gather, chained = gatherer(current, moments, options.samples), options.repair == "top-down"
+    solved.append(repair_masked(network, masks, gather, current.data.input_shape, chained=chained))
+    return solved[0].network

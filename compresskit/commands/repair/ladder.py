@@ -68,9 +68,9 @@ class Ladder:
         self.rungs: list[Rung] = []
         self.network = original
 
-    def climb(self, name: str, work: Callable[[], fx.GraphModule], told: Callable[[], str] = str) -> None:
-        """Does the work, and takes what comes of it where that diverges less than the best so far. told: what is to be
-        said of it, asked behind it."""
+    def climb(self, name: str, work: Callable[[], fx.GraphModule], told: Callable[[], str] = str) -> fx.GraphModule:
+        """What comes of the work, which is taken where it diverges less than the best so far. told: what is to be said
+        of it, asked behind it."""
         began = time.perf_counter()
         network = work()
         seconds = time.perf_counter() - began
@@ -83,16 +83,26 @@ class Ladder:
             self.network = network
         result = said(self.rungs[-1].metrics) + ("" if taken else ", no nearer to the original: not taken")
         self._current.progress.log(f"{self._label}: {name}, {result}")
+        return network
 
-    def norms(self, samples: int) -> None:
-        """A rung for batch norms estimated again on so many training images, where there are any.
+    def layers(self, repair: str, norms: bool, samples: int, work: Callable[[], fx.GraphModule]) -> None:
+        """Rungs for batch norms estimated again; for layers solved again, by the work of a `repair`; and for norms
+        behind that, whether it was taken or not.
 
-        Behind least squares they may well lose: those give outputs of less variance, by what they cannot explain, and
-        norms would make that up by making errors larger.
+        Layers that cannot explain all of their old outputs give outputs of less variance. Norms make that up: it helps
+        where much is lost, and where little is lost it makes errors larger.
         """
-        if any(isinstance(module, NORMS) and module.track_running_stats for module in self.network.modules()):
-            below = f" behind {self.rungs[-1].name}" if len(self.rungs) > 1 else ""
-            self.climb(f"norms{below}", lambda: self._with_norms(samples))
+        if norms:
+            self._norms("norms", self.network, samples)
+        if repair != "none":
+            solved = self.climb(repair, work)
+            if norms:
+                self._norms(f"norms behind {repair}", solved, samples)
+
+    def _norms(self, name: str, network: fx.GraphModule, samples: int) -> None:
+        """A rung for batch norms estimated again on so many training images, where there are any."""
+        if any(isinstance(module, NORMS) and module.track_running_stats for module in network.modules()):
+            self.climb(name, lambda: self._with_norms(network, samples))
 
     def fit(
         self, options: Fits, folder: Path, seed: int, places: Places | None = None, masks: Masks | None = None
@@ -115,8 +125,8 @@ class Ladder:
     def metrics(self) -> dict[str, float]:
         return metrics_of(self.rungs)
 
-    def _with_norms(self, samples: int) -> fx.GraphModule:
-        network, current = copy.deepcopy(self.network), self._current
+    def _with_norms(self, network: fx.GraphModule, samples: int) -> fx.GraphModule:
+        network, current = copy.deepcopy(network), self._current
         batches = current.data.train.sample(samples).batches(current.recipe.moments.batch_size, current.device)
         estimate_norms(network, batches)
         return network

@@ -11,6 +11,7 @@ from torch import Tensor
 from compresskit.numerics.pruning import masks
 from compresskit.options import option
 from compresskit.passes.prune.budgets import Global, MaskBudget
+from compresskit.passes.prune.options import Repair
 from compresskit.passes.shares import Amount, only_one, share
 
 GOALS = ("sparsity", "degree", "params", "macs")
@@ -100,6 +101,9 @@ class Masking:
 class Mask(Masking):
     """Set single weights, or kernels (the taps that one output has of one input), to zero, and keep them there."""
 
+    # the weights that are left, solved again by least squares for the outputs that their layers had: all layers at
+    # once, or one after another from what is left before them, with a pass over the data for each
+    repair: Repair = "top-down"
     norms: bool = True  # estimate the means and variances of batch norms again
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from compresskit.commands.prune import weights
+from compresskit.passes.repair.masked import repair_masked
 from compresskit.storage.checkpoint import load
-from tests.commands.conftest import RECIPE
+from tests.commands.conftest import RECIPE, rows
 from tests.commands.prune.test_verb import RETRAIN, report, table, whole_and_resumed
 from tests.commands.test_bad_input import refused
 
@@ -36,7 +38,8 @@ def test_masks_are_found_kept_in_training_and_reported(call, recipe, kind):
     assert call("train", recipe, norms, "train.epochs=1", "--out", "normed").status == 0
     outcome = call("prune", recipe, f"prune.kind={kind}", RETRAIN, "-c", "normed", "--out", "out")
     assert outcome.status == 0, outcome.err
-    assert list(table("out", "test metrics")) == ["original", "masked", "norms estimated", "fine-tuned"]
+    assert list(table("out", "test metrics")) == ["original", "masked", "repaired", "fine-tuned"]
+    assert list(table("out", "repairs")) == ["masked", "norms", "top-down", "norms behind top-down"]
     found = report("out")
     (target,) = found["targets"]
     assert target["met"]
@@ -103,6 +106,60 @@ def test_a_masked_net_is_masked_further(call, recipe, trained):
     )
 
 
+def test_the_weights_that_are_left_are_solved_again(call, recipe, trained):
+    source, compare = ("-c", trained / "runs/net-train"), "prune.compare.repair=[none, parallel, top-down]"
+    outcome = call("prune", recipe, "prune.repair=parallel", compare, *source, "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert [path.name for path in Path("out/moments").iterdir()]
+    first, second = report("out")["details"]["trials"][0]["steps"][0]["rungs"]
+    assert (first["name"], second["name"]) == ("masked", "parallel")
+    assert second["divergence"] < first["divergence"]
+    (note,) = (note for note in report("out")["notes"] if note.startswith("repair: "))
+    assert "3 layers solved again; most is lost of " in note
+    compared = [row[0] for row in rows("out", "comparison")]
+    assert compared == ["repair none", "repair parallel", "repair top-down"]
+    folders = ("out/compare/sparsity-90-repair-none", "out", "out/compare/sparsity-90-repair-top-down")
+    plain, solved, chained = (load(Path(folder, "pruned.pt")) for folder in folders)
+    for name, mask in plain.masks.items():
+        for other in (solved, chained):
+            assert torch.equal(other.masks[name], mask)
+            assert not bool(other.network.get_parameter(name)[~mask].any())
+        assert not torch.equal(plain.network.get_parameter(name), solved.network.get_parameter(name))
+    assert not torch.equal(solved.network.head.weight, chained.network.head.weight)
+
+
+@pytest.mark.parametrize("repair", ["parallel", "top-down"])
+def test_steps_solve_what_each_of_them_leaves(call, recipe, trained, repair):
+    options = ("prune.steps=2", f"prune.repair={repair}", "prune.match={steps: 5}", "prune.held_out=200")
+    outcome = call("prune", recipe, *options, "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    for step in report("out")["details"]["trials"][0]["steps"]:
+        assert [rung["name"] for rung in step["rungs"]] == ["masked", repair, "match"]
+        assert step["rungs"][1]["taken"]
+        assert list(step["unexplained"]) == ["conv1", "conv2", "head"]
+    found = load(Path("out/model.pt"))
+    assert all(not bool(found.network.get_parameter(name)[~mask].any()) for name, mask in found.masks.items())
+
+
+def test_a_repair_that_makes_it_worse_is_not_taken(call, recipe, trained, monkeypatch):
+    def spoiled(*args, **options):
+        found = repair_masked(*args, **options)
+        with torch.no_grad():
+            found.network.head.weight.mul_(-1)
+        return found
+
+    monkeypatch.setattr(weights, "repair_masked", spoiled)
+    outcome = call("prune", recipe, "-c", trained / "runs/net-train", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    _, solved = report("out")["details"]["trials"][0]["steps"][0]["rungs"]
+    assert not solved["taken"]
+    assert any(note.startswith("top-down: not taken") for note in report("out")["notes"])
+    source = load(trained / "runs/net-train/model.pt").network
+    found = load(Path("out/model.pt"))
+    for name, mask in found.masks.items():
+        assert torch.equal(found.network.get_parameter(name), source.get_parameter(name) * mask)
+
+
 def test_a_killed_run_goes_on(recipe, trained, tmp_path):
     one, other = whole_and_resumed(("-c", trained / "runs/net-train"), tmp_path)
     for name, tensor in one.network.state_dict().items():
@@ -161,7 +218,7 @@ def test_masks_are_compared(call, recipe, trained):
     (found,) = [table for table in report("out")["tables"] if table["title"] == "comparison"]
     assert len(found["rows"]) == 8
     assert [float(row[3].removesuffix("%")) for row in found["rows"][:2]] == pytest.approx([50, 10], abs=0.02)
-    assert found["columns"][-1] == "test accuracy, masked"  # it has no norms
+    assert found["columns"][-1] == "test accuracy, repaired"
     assert (
         load(Path("out/compare/sparsity-0.9-random-uniform/model.pt")).masks.keys()
         == load(Path("out/model.pt")).masks.keys()

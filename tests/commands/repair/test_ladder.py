@@ -304,20 +304,29 @@ def test_notes_say_what_was_not_taken_and_what_judged(validation):
     assert rest == judged
 
 
-def test_several_trials_whose_ladders_differ(call, recipe, monkeypatch):
-    """In the second trial the repair is not taken, so that norms are not tried behind it."""
+def test_norms_are_tried_behind_a_repair_that_was_not_taken(call, recipe, monkeypatch):
+    """In the second trial it counts as worse than the cut; norms behind it are of its network all the same."""
     assert call("train", recipe, "train.epochs=1", "model.batch_norm=true", "--out", "normed").status == 0
-    climb = ladder.Ladder.climb
+    climb, behind = ladder.Ladder.climb, {}
 
     def climbed(self, name, work, *told):
-        climb(self, name, work)
+        best = self.network
+        found = climb(self, name, work, *told)
+        if name == "norms behind parallel":
+            behind[self._label] = found.state_dict()
         if name == "parallel" and self._label == "seed 1":
-            self.rungs[-1] = replace(self.rungs[-1], taken=False)
+            self.rungs[-1] = replace(self.rungs[-1], divergence=torch.inf, taken=False)
+            self.network = best
+        return found
 
     monkeypatch.setattr(ladder.Ladder, "climb", climbed)
     outcome = call("prune", recipe, "~prune.match", "trials=2", "-c", "normed", "--out", "out")
     assert outcome.status == 0, outcome.err
     assert [row[0] for row in rows("out", "repairs")] == ["cut", "norms", "parallel", "norms behind parallel"]
+    assert all(torch.equal(tensor, behind["seed 1"][name]) for name, tensor in behind["seed 0"].items())
+    first, second = (trial["steps"][0]["rungs"] for trial in report("out")["details"]["trials"])
+    assert second[3]["divergence"] == first[3]["divergence"]
+    assert second[3]["taken"] == (first[3]["divergence"] < min(rung["divergence"] for rung in first[:2]))
 
 
 def test_what_each_group_alone_costs_is_told(call, recipe, trained):

@@ -33,6 +33,7 @@ FLOORS = [
     ["training.optimization", "training.tasks"],
     # (model, statistics, options) -> (new model, rows)
     ["passes.prune"],
+    ["passes.prune.criteria"],
     ["passes.repair"],
     ["passes.expand", "passes.fuse", "passes.initialise", "passes.isometry", "passes.reconstruct", "passes.spectra"],
     ["passes"],

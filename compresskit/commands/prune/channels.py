@@ -22,8 +22,8 @@ from compresskit.errors import RecipeError
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.shapes import evaluating
 from compresskit.passes.prune.channels import Data, Pruned, Pruner
-from compresskit.passes.prune.gradients import mean_gradients
-from compresskit.passes.prune.responses import Responses, responses
+from compresskit.passes.prune.criteria.gradients import mean_gradients
+from compresskit.passes.prune.criteria.responses import Responses, responses
 from compresskit.passes.repair.layers import Repair, blind, repair
 from compresskit.training.tasks.losses import divergence_for, loss_for
 

@@ -17,10 +17,10 @@ from compresskit.numerics.pruning.ratios import counts
 from compresskit.passes.prune.budgets import Alone, Floats, Weighed
 from compresskit.passes.prune.budgets import Divergence as AloneBudget
 from compresskit.passes.prune.criteria import Scored, atom_scores
+from compresskit.passes.prune.criteria.responses import Responses
 from compresskit.passes.prune.groups import Group, find_groups
 from compresskit.passes.prune.options import Prune
 from compresskit.passes.prune.reach import reach_by_kind, smallest
-from compresskit.passes.prune.responses import Responses
 from compresskit.passes.prune.sizes import CutSizes
 from compresskit.passes.reconstruct.alone import Divergence
 from compresskit.passes.reconstruct.chaining import Gather
@@ -105,7 +105,7 @@ class Pruner:
         if options.groups != "auto":
             return find_groups(network, self.channels, options.layers, options.groups)
         every = find_groups(network, self.channels, options.layers)[0]
-        lacking = options.criterion.lacking(network, self.channels, every)
+        lacking = options.criterion.lacking(network, self.channels, {group.name: group.atoms for group in every})
         there = {group.kind for group in every if group.name not in lacking}
         stages = [stage for stage in STAGES if there & set(stage)] or [STAGES[-1]]
         for stage in stages:
@@ -118,7 +118,8 @@ class Pruner:
 
     def _check_scores(self) -> None:
         """Raises RecipeError where the criterion has nothing to score channels of the groups by."""
-        lacking = self._options.criterion.lacking(self._network, self.channels, self.groups)
+        atoms = {group.name: group.atoms for group in self.groups}
+        lacking = self._options.criterion.lacking(self._network, self.channels, atoms)
         if not lacking:
             return
         (name, reason), *others = lacking.items()

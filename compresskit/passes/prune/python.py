@@ -19,10 +19,10 @@ from compresskit.passes.moments import Batches, gather_from
 from compresskit.passes.prune.budgets import BUDGETS
 from compresskit.passes.prune.channels import Data, Pruner
 from compresskit.passes.prune.criteria import CRITERIA
-from compresskit.passes.prune.gradients import mean_gradients
+from compresskit.passes.prune.criteria.gradients import mean_gradients
+from compresskit.passes.prune.criteria.responses import Responses
 from compresskit.passes.prune.groups import Group
 from compresskit.passes.prune.options import Prune, PruneTarget
-from compresskit.passes.prune.responses import Responses
 from compresskit.passes.reconstruct.alone import Divergence, loss_of
 from compresskit.passes.repair.layers import repair
 from compresskit.passes.repair.norms import estimate_norms

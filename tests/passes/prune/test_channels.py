@@ -36,10 +36,10 @@ from compresskit.passes.prune.criteria import (
     Taylor,
     atom_scores,
 )
+from compresskit.passes.prune.criteria.responses import responses
 from compresskit.passes.prune.groups import find_groups
 from compresskit.passes.prune.options import Prune, PruneTarget
 from compresskit.passes.prune.python import prune_model
-from compresskit.passes.prune.responses import responses
 from compresskit.passes.prune.sizes import CutSizes
 from compresskit.passes.repair.layers import blind, repair
 from compresskit.passes.repair.norms import estimate_norms

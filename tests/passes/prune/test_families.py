@@ -18,10 +18,10 @@ from compresskit.passes.moments import gather_from
 from compresskit.passes.prune.budgets import BUDGETS
 from compresskit.passes.prune.channels import Data, Pruner
 from compresskit.passes.prune.criteria import CRITERIA
-from compresskit.passes.prune.gradients import mean_gradients
+from compresskit.passes.prune.criteria.gradients import mean_gradients
+from compresskit.passes.prune.criteria.responses import responses
 from compresskit.passes.prune.groups import find_groups
 from compresskit.passes.prune.options import Prune, PruneTarget
-from compresskit.passes.prune.responses import responses
 from compresskit.passes.repair.layers import Repair, repair
 from tests.graph.channels.test_families import IMAGES, image
 

@@ -17,11 +17,16 @@ from compresskit.training.options import Training
 from compresskit.training.tasks.losses import loss_for
 
 
-def plan_training(current: Session, network: fx.GraphModule, options: Training) -> Result:
-    """One batch, or a part that is accumulated, forward and backward on a copy, and the size of what lies ahead."""
+def plan_training(
+    current: Session, network: fx.GraphModule, options: Training, original: fx.GraphModule | None = None
+) -> Result:
+    """One batch, or a part that is accumulated, forward and backward on a copy, and the size of what lies ahead.
+
+    original: see `train_network`.
+    """
     data = current.data
     check_room(current, [network], run_path(current), epochs=options.kept_epochs)
-    steps = check_training(current, network, options) * options.epochs
+    steps = check_training(current, network, options, original) * options.epochs
     trial = copy.deepcopy(network).train()
     size = min(-(-options.batch_size // options.accumulate), len(data.train))
     inputs, targets = next(data.train.batches(size, current.device, seed=0))

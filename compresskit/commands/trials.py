@@ -13,7 +13,7 @@ from compresskit.commands.figures import Figures, compared
 from compresskit.commands.parents import MODEL, not_finite
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Progress, Session, Start, trial_folder
-from compresskit.commands.teacher import teacher_for
+from compresskit.commands.teacher import teacher_for, teacher_notes
 from compresskit.commands.train.section import FreshTraining
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.channels.plain import plain_layers
@@ -71,8 +71,12 @@ def train_network(
     folder: Path,
     label: str,
     masks: Masks | None = None,
+    original: fx.GraphModule | None = None,
 ) -> History:
-    """Trains `network` in place with its state in `folder`; goes on from there when the run is resumed."""
+    """Trains `network` in place with its state in `folder`; goes on from there when the run is resumed.
+
+    original: the network that the run starts from, which can be the teacher.
+    """
     progress = EpochProgress(current.progress, label, options.epochs)
     return fit(
         network,
@@ -84,7 +88,7 @@ def train_network(
         resume=current.arguments.resume,
         group=current.group,
         progress=progress,
-        teacher=teacher_for(current, network, options),
+        teacher=teacher_for(current, network, options, original),
         masks=masks,
         metrics=current.metrics,
     )
@@ -118,9 +122,11 @@ def train_trials(current: Session, options: Training, start: Callable[[int], Sta
     return result
 
 
-def check_training(current: Session, network: fx.GraphModule, options: Training) -> int:
+def check_training(
+    current: Session, network: fx.GraphModule, options: Training, original: fx.GraphModule | None = None
+) -> int:
     """Steps of an epoch, if `network` can be trained so. Raises RecipeError or CheckpointError where it cannot."""
-    teacher_for(current, network, options)
+    teacher_for(current, network, options, original)
     train: FreshTraining | None = current.recipe.train if current.verb in ("train", "expand") else None
     landscape = train.landscape if train is not None else None
     if landscape is not None and landscape.drawn == "error" and current.data.task != "classification":
@@ -149,7 +155,8 @@ def _train_trial(current: Session, options: Training, start: Start, trial: int, 
     if start.path is not None:
         before = current.figures(start.network, current.evaluate(start.network), start.path, start.masks)
     label = f"{current.verb} {trial + 1} of {count}" if count > 1 else current.verb
-    history = train_network(current, start.network, options, seed, folder, label, start.masks)
+    original = start.network if start.path is not None else None
+    history = train_network(current, start.network, options, seed, folder, label, start.masks, original)
     metrics = current.evaluate(start.network)
     keep(current, start.network, folder / MODEL, seed, metrics, start)
     best = copy.deepcopy(start.network)
@@ -217,6 +224,7 @@ def _result(current: Session, options: Training, trials: list[Trial]) -> Result:
     result.tables = [Table(f"{current.verb}: {options.epochs} epoch{'s' if options.epochs > 1 else ''}", columns, rows)]
     if current.data.validation is None:
         result.notes.append(ON_TEST_SET)
+    result.notes += teacher_notes(options)
     if len(trials) > 1:
         seed = trials[best_trial([trial.history for trial in trials], current.data.task)].seed
         result.notes.append(f"model.pt is that of seed {seed}, the best by {trials[0].history.monitor}")

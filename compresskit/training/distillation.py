@@ -18,6 +18,7 @@ from compresskit.options import option
 from compresskit.shapes import Shape
 
 Pair = tuple[str, str]  # a layer of the student, and one of the teacher
+ORIGINAL = "original"  # as a teacher: the network that a run starts from, before its first step
 
 
 @option
@@ -25,7 +26,7 @@ class KD:
     """Soft targets (Hinton et al. 2015): (1 - weight) loss + weight T^2 KL(teacher || student) at temperature T."""
 
     kind: Literal["kd"] = "kd"
-    teacher: str  # model.pt, or the folder of a run
+    teacher: str = ORIGINAL  # model.pt, or the folder of a run; original: the network that the run starts from
     weight: Annotated[float, Gt(0), Le(1)] = 0.9  # of the teacher; the rest is the loss's
     temperature: Annotated[float, Gt(0)] = 4.0  # T in the formula
 
@@ -44,7 +45,7 @@ class Hint:
     """
 
     kind: Literal["hint"] = "hint"
-    teacher: str  # model.pt, or the folder of a run
+    teacher: str = ORIGINAL  # model.pt, or the folder of a run; original: the network that the run starts from
     weight: Annotated[float, Gt(0)] = 1.0  # of the maps' term
     layers: Annotated[tuple[Pair, ...], Len(1)]  # whose outputs are compared: [[student's, teacher's], ...]
 
@@ -63,7 +64,7 @@ class PKT:
     """
 
     kind: Literal["pkt"] = "pkt"
-    teacher: str  # model.pt, or the folder of a run
+    teacher: str = ORIGINAL  # model.pt, or the folder of a run; original: the network that the run starts from
     # the term is some 1e-3; published trainings weigh their mean over pairs by 30000 at 64 samples, ours by 30000 / 64
     weight: Annotated[float, Gt(0)] = 500.0
     layers: tuple[Pair, ...] = ()  # whose outputs are compared; default: what the last linear layer of each reads

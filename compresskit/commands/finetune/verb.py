@@ -12,6 +12,6 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         options = current.recipe.section("finetune")
         start = current.parent(0)
         if arguments.dry_run:
-            return plan_training(current, start.network, options)
-        check_training(current, start.network, options)
+            return plan_training(current, start.network, options, start.network)
+        check_training(current, start.network, options, start.network)
         return train_trials(with_folder(current), options, current.parent)

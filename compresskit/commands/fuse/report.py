@@ -13,6 +13,7 @@ from compresskit.commands.fuse.section import FuseAndRetrain
 from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result, Table, Target, by
 from compresskit.commands.session import Session
+from compresskit.commands.teacher import teacher_notes
 from compresskit.graph.chains import WEIGHTED
 from compresskit.passes.fuse.auto import Candidate, unmet
 from compresskit.passes.fuse.fusible import Fusible
@@ -29,7 +30,7 @@ def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTri
     after = [trial.after for trial in trials if trial.after is not None]
     batch = current.recipe.report.latency_batch
     result.figures = compared([trial.before for trial in trials], after, batch, current.device)
-    result.notes = [*slower(result.figures), *_worse_than_constants(trials)]
+    result.notes = [*slower(result.figures), *_worse_than_constants(trials), *teacher_notes(options.retrain)]
     result.tables = [_networks(trials, metric), *_training(trials), _layers(trials)]
     if trials[0].ranking.rows:
         result.tables.append(candidate_table(trials[0].ranking.rows))

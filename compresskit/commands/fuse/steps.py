@@ -111,17 +111,20 @@ class FuseSteps:
 
     def train(self, fused: fx.GraphModule, step: Step, stage: Path, index: int) -> None:
         """Trains `fused` in place as the recipe says, and random ones beside it; their state is below `stage`."""
-        current, retrain, label = self._current, self._options.retrain, f"seed {self.seed}, {step.widths}"
+        current, retrain, original = self._current, self._options.retrain, self.start.network
+        label = f"seed {self.seed}, {step.widths}"
         for name, settings in baselines(self._options, self.trained, index).items():
             random = copy.deepcopy(fused)
             step.not_random = reset_parameters(random, self.seed, self._initialisation())
-            history = train_network(current, random, settings, self.seed, stage / name, f"{name} {label}")
+            told = f"{name} {label}"
+            history = train_network(current, random, settings, self.seed, stage / name, told, original=original)
             curve = [row[history.monitor] for row in history.rows]
             step.baselines[name] = Baseline(settings.epochs, current.evaluate(random), curve)
         step.epochs = self.trained
         if retrain is not None:
             monitored = current.evaluate(fused, current.data.validation)
-            history = train_network(current, fused, retrain, self.seed, stage / "retrain", f"retrain {label}")
+            told = f"retrain {label}"
+            history = train_network(current, fused, retrain, self.seed, stage / "retrain", told, original=original)
             step.retrained, step.monitor = current.evaluate(fused), history.monitor
             step.curve = [monitored[history.monitor.partition("_")[2]], *(row[history.monitor] for row in history.rows)]
             step.epochs = self.trained and self.trained + index * retrain.epochs

@@ -43,7 +43,7 @@ def run(arguments: Arguments, progress: Progress, *, ranked: bool = True) -> Res
             baselines(options, trained_epochs(current.parent(trial)), 1)
         for settings in (options.retrain, *beside.values()):
             if settings is not None:
-                check_training(current, planning.start.network, settings)
+                check_training(current, planning.start.network, settings, planning.start.network)
         if arguments.dry_run:
             return _plan(current, options, ranked)
         _chains(options, planning)

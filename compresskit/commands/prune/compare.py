@@ -23,6 +23,7 @@ from compresskit.plots.prune import ratios_by_setting
 from compresskit.storage.run_folder import slug
 
 Options = PruneAndRetrain | MaskAndRetrain
+OF_RETRAINING = ("layerwise_rates", "distill")  # keys of `compare` that stand in the section `retrain`
 _LONG = 120  # characters of a folder's name
 
 Stage = Literal["cut", "repaired", "retrained"]
@@ -104,8 +105,9 @@ def settings(options: Options) -> list[Setting]:
     ):
         changes: dict[str, Any] = dict(zip(keys, chosen, strict=True))
         varied = {key: _said(key, value) for key, value in changes.items()}
-        if "layerwise_rates" in changes and options.retrain is not None:
-            changes["retrain"] = replace(options.retrain, layerwise_rates=changes.pop("layerwise_rates"))
+        training = {key: changes.pop(key) for key in OF_RETRAINING if key in changes}
+        if training and options.retrain is not None:
+            changes["retrain"] = replace(options.retrain, **training)
         changes |= {"target": type(options.target)(**{goal: at}), "compare": None}
         found.append(Setting(replace(options, **changes), f"{goal} {at}", varied))
     if twice := [name for name, times in Counter(setting.folder for setting in found).items() if times > 1]:
@@ -116,6 +118,8 @@ def settings(options: Options) -> list[Setting]:
 def _said(key: str, value: Any) -> str:
     if key in ("blocks", "match"):
         return f"{key} {named(value)}".strip() if value else f"no {key}"
+    if key == "distill":
+        return f"distill {named(value)}" if value else "no teacher"
     if key == "layerwise_rates":
         if value is None or value.steers is None:
             return "one rate"

@@ -15,6 +15,7 @@ from compresskit.commands.prune.stages import PruneStep, Retrained, changes, kin
 from compresskit.commands.repair.ladder import ladder_notes, ladder_table
 from compresskit.commands.result import Figure, Format, Result, Table, Target, shortened
 from compresskit.commands.session import Session
+from compresskit.commands.teacher import teacher_notes
 from compresskit.passes.prune.channels import Pruner
 from compresskit.passes.prune.mask_options import OF_WEIGHTS
 from compresskit.passes.prune.masks import ROUNDING, Masker
@@ -87,6 +88,7 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
         check = "cut against the whole net that does not see what is cut"
         result.checks[check] = max(step.difference for trial in trials for step in trial.steps)
         result.notes = slower(result.figures) + _single(trials)
+    result.notes += teacher_notes(options.retrain)
     result.notes += ladder_notes(current, [step.rungs for trial in trials for step in trial.steps])
     if len(trials) > 1:
         result.notes.append(_promote(current, trials))

@@ -13,6 +13,7 @@ from compresskit.passes.prune.options import Prune, Repair
 from compresskit.passes.repair.blocks import Blocks
 from compresskit.passes.repair.matching import Match
 from compresskit.passes.shares import Amount
+from compresskit.training.distillation import Distill
 from compresskit.training.layer_rates import LayerwiseRates
 from compresskit.training.options import Training
 
@@ -28,6 +29,7 @@ class PruneCompare:
     blocks: tuple[Blocks | None, ...] = ()  # null: none
     match: tuple[Match | None, ...] = ()  # null: none
     layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
+    distill: tuple[Distill | None, ...] = ()  # of retraining; null: no teacher
 
 
 @option
@@ -41,6 +43,7 @@ class MaskCompare:
     blocks: tuple[Blocks | None, ...] = ()  # null: none
     match: tuple[Match | None, ...] = ()  # null: none
     layerwise_rates: tuple[LayerwiseRates | None, ...] = ()  # of retraining; null: the same rate for all layers
+    distill: tuple[Distill | None, ...] = ()  # of retraining; null: no teacher
 
 
 @option
@@ -108,5 +111,7 @@ def _check_pruning(options: "PruneAndRetrain | MaskAndRetrain") -> None:
             raise ValueError(f"compare.at: {error}") from error
     if None in compare.match and options.steps > 1 and options.retrain is None:
         raise ValueError("compare.match: several steps need `match` or `retrain`; add `retrain`, or leave null out")
-    if compare.layerwise_rates and options.retrain is None:
-        raise ValueError("compare.layerwise_rates: rates are of retraining; add `retrain`, or leave them out")
+    if options.retrain is None:
+        for key, told in (("layerwise_rates", "rates are"), ("distill", "teachers are")):
+            if getattr(compare, key):
+                raise ValueError(f"compare.{key}: {told} of retraining; add `retrain`, or leave them out")

@@ -40,8 +40,10 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         others = [setting.options for setting in settings(options)]
         for other in others:
             _planned(current, other, start, current.recipe.seed)
-        if options.retrain is not None:
-            check_training(current, start.network, options.retrain)
+        trainings = [one.retrain for one in (options, *others) if one.retrain is not None]
+        for number, training in enumerate(trainings):
+            if training not in trainings[:number]:
+                check_training(current, start.network, training, start.network)
         for other in (options, *others):
             check_fits(current, other)
         if current.group.is_main:
@@ -121,7 +123,9 @@ class _Work:
             if options.retrain is not None:
                 label = f"retrain seed {seed}" + (f", step {number} of {options.steps}" if options.steps > 1 else "")
                 path = own / "retrain"
-                history = train_network(current, start.network, options.retrain, seed, path, label, start.masks)
+                history = train_network(
+                    current, start.network, options.retrain, seed, path, label, start.masks, original
+                )
                 retrained.append(Retrained(current.evaluate(start.network), replace(history, best_state={})))
                 if options.retrain.layerwise_rates is not None:
                     draw_rates(current, path, history, options.retrain.layerwise_rates)

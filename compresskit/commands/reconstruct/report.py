@@ -16,6 +16,7 @@ from compresskit.commands.reconstruct.sizes import Sizes
 from compresskit.commands.repair.ladder import Rung, ladder_notes, ladder_table, metrics_of
 from compresskit.commands.result import Figure, Result, Table, Target, by, tuples
 from compresskit.commands.session import Session
+from compresskit.commands.teacher import teacher_notes
 from compresskit.graph.chains import weighted
 from compresskit.passes.reconstruct.budget import SizeModel, goal_of
 from compresskit.passes.reconstruct.network import ReconstructedLayer
@@ -105,6 +106,7 @@ def reconstruct_result(
         result.notes.append(f"{bits:,.0f} bits say which inputs are selected (log2 of the binomials): part of the size")
     if current.data.validation is None and options.target is not None:
         result.notes.append("a target was judged on training images; set `data.validation` for images of its own")
+    result.notes += teacher_notes(options.retrain)
     result.notes += ladder_notes(current, [trial.outcome.rungs for trial in trials])
     result.details = {"trials": [_plain(trial) for trial in trials]}
     if current.group.is_main:

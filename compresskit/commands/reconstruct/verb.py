@@ -51,7 +51,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         options: ReconstructAndRetrain = current.recipe.section("reconstruct")
         network = plain_parent(current, 0).network
         if options.retrain is not None:
-            check_training(current, network, options.retrain)
+            check_training(current, network, options.retrain, network)
         made = _checked_plan(current, network, options)
         check_fits(current, options)
         if current.group.is_main:
@@ -106,7 +106,8 @@ def _run_trial(current: Session, options: ReconstructAndRetrain, trial: int) -> 
     network = load(folder / RECONSTRUCTED, current.device).network
     retrained = None
     if options.retrain is not None:
-        train_network(current, network, options.retrain, seed, folder / "retrain", f"retrain seed {seed}")
+        label, original = f"retrain seed {seed}", start.network
+        train_network(current, network, options.retrain, seed, folder / "retrain", label, original=original)
         retrained = current.evaluate(network)
     path = folder / MODEL
     keep(current, network, path, seed, retrained or outcome.final, start)

@@ -136,3 +136,18 @@ def test_two_processes_fuse_as_one_does(trained, tmp_path):
     for name, tensor in first.items():
         # sums of float64 in another order, behind a solve, rounded to float32
         torch.testing.assert_close(second[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_two_processes_prune_as_one_does(trained, tmp_path):
+    """By curvatures, which each takes of all images, and under the original as a teacher."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    section = "prune={target: {params: 90%}, criterion: fisher, repair: none, images: 100, held_out: 100, "
+    section += "retrain: {epochs: 1, batch_size: 50, distill: kd, optimizer: {kind: sgd, lr: 0.01}}}"
+    arguments = ["prune", "net.yaml", section, "-c", "runs/net-train"]
+    done = torchrun("-m", "compresskit", *arguments, "--device", "cpu", "--out", "two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one = program(*arguments, "--out", "one", cwd=tmp_path)
+    assert one.status == 0, one.err
+    first, second = (load(tmp_path / name / "model.pt").network.state_dict() for name in ("one", "two"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5)

@@ -19,6 +19,7 @@ from tests.pretended_tensor import GPU, Transfers
 
 LARGE, SMALL = 50, 10  # batches
 CUT: dict[str, Any] = {"target": {"macs": "60%"}, "samples": 200, "images": 100, "repair": "none", "norms": False}
+DRAWING = ("augprune", "fisher")  # criteria that draw on the CPU, batch by batch
 PASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "evaluation": ("evaluate", {}),
     "moments, and what a fused layer is measured by": (
@@ -31,7 +32,9 @@ PASSES: dict[str, tuple[str, dict[str, Any]]] = {
         "reconstruct",
         {"reconstruct": {"target": {"macs": "60%"}, "samples": 200, "held_out": 100, "alone": 100}},
     ),
-    **{f"criterion {kind}": ("prune", {"prune": CUT | {"criterion": kind}}) for kind in CRITERIA if kind != "augprune"},
+    **{
+        f"criterion {kind}": ("prune", {"prune": CUT | {"criterion": kind}}) for kind in CRITERIA if kind not in DRAWING
+    },
 }
 
 
@@ -64,6 +67,15 @@ def test_responses_to_augmentation(on_gpu):
     batches = 100 // SMALL - 100 // LARGE
     assert list(found.to_device.values()) == [batches]
     assert sorted(found.to_host.values()) == [batches, batches]
+
+
+def test_curvatures(on_gpu):
+    """Signs are drawn on the CPU, batch by batch, and nothing is read from the device."""
+    prune = CUT | {"criterion": "fisher"}
+    found = more(on_gpu, "prune", *({"prune": prune, "moments": {"batch_size": size}} for size in (LARGE, SMALL)))
+    batches = 100 // SMALL - 100 // LARGE
+    assert list(found.to_device.values()) == [batches]
+    assert not found.to_host
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ from compresskit.data.augmentation.augmix import AugMix
 from compresskit.errors import RecipeError
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.shapes import evaluating
+from compresskit.numerics.pruning.fisher import root_of_classes, root_of_squares
 from compresskit.passes.prune.channels import Data, Pruned, Pruner
-from compresskit.passes.prune.criteria.gradients import mean_gradients
+from compresskit.passes.prune.criteria.gradients import curvatures, mean_gradients
 from compresskit.passes.prune.criteria.responses import Responses, responses
 from compresskit.passes.repair.layers import Repair, blind, repair
-from compresskit.training.tasks.losses import divergence_for, loss_for
+from compresskit.training.tasks.losses import CLASSES, divergence_for, loss_for
 
 
 def pruner(current: Session, options: PruneAndRetrain, network: fx.GraphModule) -> Pruner:
@@ -94,11 +95,15 @@ def _repaired(
 
 def _data(current: Session, options: PruneAndRetrain, moments: Path) -> Data:
     split = current.data.train.sample(options.images)
-    size = current.recipe.moments.batch_size
+    size, task = current.recipe.moments.batch_size, current.data.task
 
     def gradients(network: fx.GraphModule) -> dict[str, Tensor]:
-        loss = loss_for(current.data.task, None, current.data.anchors)
+        loss = loss_for(task, None, current.data.anchors)
         return mean_gradients(network, split.batches(size, current.device), loss)
+
+    def curved(network: fx.GraphModule, layers: Sequence[str]) -> dict[str, Tensor]:
+        root = root_of_classes if task in CLASSES else root_of_squares
+        return curvatures(network, layers, split.batches(size, current.device), root, current.recipe.seed)
 
     def paired(network: fx.GraphModule, layers: Sequence[str], augmix: AugMix) -> Responses:
         draws = torch.Generator().manual_seed(current.recipe.seed)
@@ -118,7 +123,7 @@ def _data(current: Session, options: PruneAndRetrain, moments: Path) -> Data:
         return lambda: current.progress.update(next(done))
 
     gather = gatherer(current, moments, options.samples)
-    return Data(gradients, paired, gather, held_out, divergence_for(current.data.task), tell)
+    return Data(gradients, paired, gather, held_out, divergence_for(task), curved, tell)
 
 
 def _augmented(images: Any, mean: Tensor, std: Tensor, augmix: AugMix, draws: torch.Generator) -> Tensor:

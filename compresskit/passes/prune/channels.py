@@ -17,6 +17,7 @@ from compresskit.numerics.pruning.ratios import counts
 from compresskit.passes.prune.budgets import Alone, Floats, Weighed
 from compresskit.passes.prune.budgets import Divergence as AloneBudget
 from compresskit.passes.prune.criteria import Scored, atom_scores
+from compresskit.passes.prune.criteria.base import Curvatures
 from compresskit.passes.prune.criteria.responses import Responses
 from compresskit.passes.prune.groups import Group, find_groups
 from compresskit.passes.prune.options import Prune
@@ -46,7 +47,8 @@ def _not_given(what: str) -> Callable[..., Any]:
 @dataclass(frozen=True)
 class Data:
     """What criteria and budgets take from images; each is called only if it is needed. held_out: batches of so many
-    inputs that judge what channels alone cost. divergence: of outputs from the original's. tell: how far long work is.
+    inputs that judge what channels alone cost. divergence: of outputs from the original's. curvatures: see `Scored`.
+    tell: how far long work is.
     """
 
     gradients: Callable[[fx.GraphModule], dict[str, Tensor]] = _not_given("gradients")
@@ -54,6 +56,7 @@ class Data:
     moments: Gather = _not_given("moments")
     held_out: Callable[[int], Iterable[Any]] = _not_given("held-out images")
     divergence: Divergence = _not_given("divergences of outputs")
+    curvatures: Curvatures = _not_given("curvatures of the loss")
     tell: Callable[[str, int], Callable[[], None]] = lambda label, work: lambda: None
 
 
@@ -154,7 +157,7 @@ class Pruner:
             prunable[group.atoms] = True
         scored = Scored(
             self._network, self.channels, self._input_shape, prunable, generator, data.gradients, data.responses,
-            data.moments,
+            data.moments, data.curvatures,
         )  # fmt: skip
         scores = atom_scores(options.criterion, scored, options.combine)
         own = [scores[group.atoms] for group in self.groups]

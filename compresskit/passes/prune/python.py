@@ -15,11 +15,12 @@ from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.plain import plain_layers
 from compresskit.graph.trace import trace
 from compresskit.numerics.distillation import soft_targets
+from compresskit.numerics.pruning.fisher import root_of_classes, root_of_squares
 from compresskit.passes.moments import Batches, gather_from
 from compresskit.passes.prune.budgets import BUDGETS
 from compresskit.passes.prune.channels import Data, Pruner
 from compresskit.passes.prune.criteria import CRITERIA
-from compresskit.passes.prune.criteria.gradients import mean_gradients
+from compresskit.passes.prune.criteria.gradients import curvatures, mean_gradients
 from compresskit.passes.prune.criteria.responses import Responses
 from compresskit.passes.prune.groups import Group
 from compresskit.passes.prune.options import Prune, PruneTarget
@@ -42,15 +43,16 @@ def prune_model(
     Of the repairs, that is taken whose outputs diverge least from those of `model`, over the loader.
 
     model: any module that torch.fx traces; it stays as it was. loader: an iterable of (inputs, targets) that can be
-    read several times. loss: for the criterion `taylor`. divergence: of outputs from those of `model`, which judges
+    read several times. loss: for the criterion `taylor`; `fisher` takes
+    the outputs for class scores where it is cross-entropy. divergence: of outputs from those of `model`, which judges
     repairs; by default that of Kullback and Leibler for classes (where `loss` is cross-entropy), else the mean square.
     options: the fields of a recipe's `prune` section; target as a mapping, criterion and budget by name or as objects.
     Raises RecipeError as the recipe would, and ValueError for a target of latency and for augprune, which know of
     devices and of images.
     """
     chosen = _options(options)
+    classes = loss is nn.functional.cross_entropy
     if divergence is None:
-        classes = loss is nn.functional.cross_entropy
         divergence = partial(soft_targets, temperature=1.0) if classes else nn.functional.mse_loss
     shape = tuple(next(iter(loader))[0].shape[1:])
     network, _ = plain_layers(model if isinstance(model, fx.GraphModule) else trace(model, shape), shape)
@@ -60,6 +62,9 @@ def prune_model(
         moments=gather_from(loader),
         held_out=lambda count: _first_inputs(loader, count),
         divergence=divergence,
+        curvatures=lambda net, layers: curvatures(
+            net, layers, loader, root_of_classes if classes else root_of_squares, seed
+        ),
     )
     pruned = Pruner(network, chosen, shape).prune(data, seed)
     candidates = [cut(network, pruned.channels, pruned.alive)]

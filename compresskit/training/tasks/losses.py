@@ -61,6 +61,8 @@ class MeanAbsolute:
 
 Loss = CrossEntropy | MeanSquared | MeanAbsolute | Yolo | OwnLoss
 
+CLASSES = ("classification", "segmentation")  # tasks whose outputs are scores of classes
+
 OF_TASK: dict[
     str, tuple[type[CrossEntropy] | type[MeanSquared] | type[MeanAbsolute] | type[Yolo], ...]
 ] = {  # the first is the default
@@ -101,6 +103,6 @@ LOSSES: dict[str, type[CrossEntropy] | type[MeanSquared] | type[MeanAbsolute] | 
 def divergence_for(task: str) -> Callable[[Tensor, Tensor], Tensor]:
     """How far outputs are from those of another network, the mean over a batch: the Kullback-Leibler divergence of the
     classes (of images or pixels) from the other's, or the mean squared difference of other outputs."""
-    if task in ("classification", "segmentation"):
+    if task in CLASSES:
         return partial(soft_targets, temperature=1.0)
     return functional.mse_loss

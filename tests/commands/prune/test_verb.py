@@ -69,7 +69,7 @@ def test_an_exact_cut_is_exact_whatever_becomes_of_the_norms_afterwards(call, re
     assert report("broken")["checks"][check] > 1e-2
 
 
-@pytest.mark.parametrize("criterion", ["hydra", "taylor", "augprune", "random", "spectral-energy"])
+@pytest.mark.parametrize("criterion", ["hydra", "taylor", "augprune", "fisher", "random", "spectral-energy"])
 def test_criteria_by_name(call, recipe, trained, criterion):
     override = f"prune.criterion={criterion}"
     outcome = call("prune", recipe, override, "-c", trained / "runs/net-train", "--out", "out", "--quiet")

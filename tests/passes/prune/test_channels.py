@@ -21,6 +21,7 @@ from compresskit.models.images.densenet import DenseNet
 from compresskit.models.images.mobilenet import MobileNet, MobileNetV2
 from compresskit.models.images.resnet import ResNet, WideResNet
 from compresskit.models.scenes.unet import UNet
+from compresskit.numerics.pruning.fisher import root_of_squares
 from compresskit.passes.moments import collect, gather_from
 from compresskit.passes.prune.budgets import BUDGETS, Divergence, Global, Spectral, Uniform
 from compresskit.passes.prune.channels import Data, Pruner
@@ -36,6 +37,7 @@ from compresskit.passes.prune.criteria import (
     Taylor,
     atom_scores,
 )
+from compresskit.passes.prune.criteria.gradients import curvatures
 from compresskit.passes.prune.criteria.responses import responses
 from compresskit.passes.prune.groups import find_groups
 from compresskit.passes.prune.options import Prune, PruneTarget
@@ -117,7 +119,11 @@ def divergence(found, expected):
     return (found - expected).square().mean()
 
 
-DATA = Data(gradients, changed, gather, lambda count: images(count).split(8), divergence)
+def curved(network, layers):
+    return curvatures(network, layers, batches(images()), root_of_squares, 0)
+
+
+DATA = Data(gradients, changed, gather, lambda count: images(count).split(8), divergence, curved)
 
 
 def pruned(network, shape=SHAPE, seed=0, **options):
@@ -236,7 +242,9 @@ def test_layers_of_equal_weights_leave_the_target_in_reach(net, kind, value, bud
 def scored(network) -> Scored:
     channels = find_channels(network, SHAPE)
     prunable = torch.tensor([atom not in channels.frozen for atom in range(channels.n_atoms)])
-    return Scored(network, channels, SHAPE, prunable, torch.Generator().manual_seed(0), gradients, changed, gather)
+    return Scored(
+        network, channels, SHAPE, prunable, torch.Generator().manual_seed(0), gradients, changed, gather, curved
+    )
 
 
 def test_scores_of_an_atom_combine_over_its_places(net):
@@ -774,7 +782,7 @@ def test_norm_scale_reads_every_norm():
                 parameter.normal_()
     channels = find_channels(network, (3, 8, 8))
     free = torch.ones(channels.n_atoms, dtype=torch.bool)
-    seen = Scored(network, channels, SHAPE, free, torch.Generator(), gradients, changed, gather)
+    seen = Scored(network, channels, SHAPE, free, torch.Generator(), gradients, changed, gather, curved)
     scores = atom_scores(NormScale(), seen, "mean")
     scales = {f"layers.{name}": f"norms.{name}.weight" for name in ("batch", "instance", "group", "map")}
     scales |= {"token": "token_norm.weight", "root": "root_norm.weight", "plain": "bare.weight"}

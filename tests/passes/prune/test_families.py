@@ -14,18 +14,19 @@ from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.counting import count
 from compresskit.graph.trace import trace
 from compresskit.graph.weights import weights_of
+from compresskit.numerics.pruning.fisher import root_of_squares
 from compresskit.passes.moments import gather_from
 from compresskit.passes.prune.budgets import BUDGETS
 from compresskit.passes.prune.channels import Data, Pruner
 from compresskit.passes.prune.criteria import CRITERIA
-from compresskit.passes.prune.criteria.gradients import mean_gradients
+from compresskit.passes.prune.criteria.gradients import curvatures, mean_gradients
 from compresskit.passes.prune.criteria.responses import responses
 from compresskit.passes.prune.groups import find_groups
 from compresskit.passes.prune.options import Prune, PruneTarget
 from compresskit.passes.repair.layers import Repair, repair
 from tests.graph.channels.test_families import IMAGES, image
 
-CHOSEN = ["magnitude", "hydra", "taylor", "augprune", "backward", "random", "spectral-energy"]
+CHOSEN = ["magnitude", "hydra", "taylor", "augprune", "backward", "fisher", "random", "spectral-energy"]
 
 
 def batches(name: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -52,6 +53,7 @@ def data_of(name: str) -> Data:
         gather_from(found),
         lambda _: (x for x, _ in found),
         lambda one, other: (one - other).square().mean(),
+        lambda net, layers: curvatures(net, layers, found, root_of_squares, 0),
     )
 
 

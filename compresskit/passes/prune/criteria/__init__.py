@@ -8,13 +8,14 @@ from torch import Tensor
 from compresskit.errors import ConvergenceError
 from compresskit.passes.prune.criteria.base import Scored, mean
 from compresskit.passes.prune.criteria.makers import Hydra, Magnitude, NormScale, Random, SpectralEnergy, Taylor
-from compresskit.passes.prune.criteria.readers import AugPrune, Backward
+from compresskit.passes.prune.criteria.readers import AugPrune, Backward, Fisher
 
 __all__ = [
     "CRITERIA",
     "AugPrune",
     "Backward",
     "Criterion",
+    "Fisher",
     "Hydra",
     "Magnitude",
     "NormScale",
@@ -25,7 +26,7 @@ __all__ = [
     "atom_scores",
 ]
 
-Criterion = Magnitude | Hydra | NormScale | Taylor | AugPrune | Backward | Random | SpectralEnergy
+Criterion = Magnitude | Hydra | NormScale | Taylor | AugPrune | Backward | Fisher | Random | SpectralEnergy
 
 
 def atom_scores(criterion: Criterion, scored: Scored, combine: Literal["mean", "sum", "max"]) -> Tensor:
@@ -61,6 +62,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     "taylor": Taylor,
     "augprune": AugPrune,
     "backward": Backward,
+    "fisher": Fisher,
     "random": Random,
     "spectral-energy": SpectralEnergy,
 }

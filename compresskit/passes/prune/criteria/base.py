@@ -16,14 +16,16 @@ from compresskit.passes.prune.criteria.responses import Responses
 from compresskit.passes.reconstruct.chaining import Gather
 from compresskit.shapes import Shape
 
+# (network, layers): by layer, see `gradients.curvatures`
+Curvatures = Callable[[fx.GraphModule, Sequence[str]], dict[str, Tensor]]
 Slots = Iterator[tuple[Tensor, Tensor]]  # (atoms, scores): of a place where channels have a score
 
 
 @dataclass(frozen=True)
 class Scored:
     """What criteria look at. prunable: (n_atoms,) bool, those that may go. gradients: by parameter, of the loss;
-    responses: to images and to changed ones; moments: of what layers read and give; each is taken when a criterion asks
-    for it."""
+    responses: to images and to changed ones; moments: of what layers read and give; curvatures: of the divergence from
+    the network's own outputs, in the outputs of layers; each is taken when a criterion asks for it."""
 
     network: fx.GraphModule
     channels: Channels
@@ -33,6 +35,7 @@ class Scored:
     take_gradients: Callable[[fx.GraphModule], dict[str, Tensor]]
     take_responses: Callable[[fx.GraphModule, Sequence[str], AugMix], Responses]
     take_moments: Gather
+    take_curvatures: Curvatures
 
     def filters(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, atoms of its outputs, filters) of each weight. Raises ConvergenceError for one that is not finite."""

@@ -1,5 +1,6 @@
 """Criteria of the layers that read channels: what they would miss."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -7,12 +8,15 @@ from annotated_types import Ge
 from torch import Tensor, fx
 
 from compresskit.data.augmentation.augmix import AugMix
+from compresskit.errors import ConvergenceError
 from compresskit.graph.channels.walk import Channels
 from compresskit.graph.weights import filters
+from compresskit.numerics.moments.moments import Moments
+from compresskit.numerics.pruning.fisher import in_units_of_loss
 from compresskit.numerics.selection.elimination import eliminate
 from compresskit.options import option
 from compresskit.passes.prune.criteria.base import Scored, Slots, Worth, mean
-from compresskit.passes.reconstruct.readers import connected, find_readers, refusal, static_site
+from compresskit.passes.reconstruct.readers import Reader, connected, find_readers, refusal, static_site
 
 
 @option
@@ -53,19 +57,16 @@ class AugPrune(Worth):
             yield atoms, impact / mean(impact) - self.weight * response / mean(response)
 
 
-@option
-class Backward(Worth):
-    """What the layers that read a channel lose without it, when all others are fitted again.
+class Refitted(Worth):
+    """What channels have in common that leave one at a time, the one whose loss is least, all others fitted again.
 
-    Channels leave one at a time, the one whose loss is least, and each is worth what is lost by then. Losses are those
-    of layers' outputs, each as a share of its variance, summed over all layers that read the channel; of channels that
-    the same layers read, in one group or in several, all that may go leave in one order. Layers whose moments cannot be
-    taken have no say. Source: the optimal brain surgeon for groups of weights (linear neural reconstruction, 5.1).
+    Each is worth what is lost by then. Losses are those of layers' outputs, summed over all layers that read the
+    channel; of channels that the same layers read, in one group or in several, all that may go leave in one order.
+    Layers whose moments cannot be taken have no say. relative: losses are in units of the variance of the outputs.
     """
 
-    kind: Literal["backward"] = "backward"
-
     reads = "layers that can be solved for"
+    relative = True
 
     def has_scores(self, network: fx.GraphModule, channels: Channels) -> Tensor | None:
         found = torch.zeros(channels.n_atoms, dtype=torch.bool)
@@ -77,10 +78,55 @@ class Backward(Worth):
         channels = scored.channels
         readers, _ = find_readers(scored.network, channels, scored.input_shape, channels.reads, several=True)
         moments = scored.take_moments(scored.network, [reader.request for reader in readers.values()], None)
+        moments = self.weighed(scored, readers, moments)
         for component in connected(readers.values()):
             site = static_site(component)
             assert site.atoms is not None
             stay = ~scored.prunable[site.atoms]
             if not bool(stay.all()):
-                found = eliminate(site.problem(moments, relative=True), stay)
+                found = eliminate(site.problem(moments, relative=self.relative), stay)
                 yield site.atoms[found.order.cpu()], found.errors[1:].cpu()
+
+    def weighed(self, scored: Scored, readers: Mapping[str, Reader], moments: dict[str, Moments]) -> dict[str, Moments]:
+        """The moments by which losses are counted."""
+        return moments
+
+
+@option
+class Backward(Refitted):
+    """What the layers that read a channel lose without it, when all others are fitted again.
+
+    Channels leave one at a time, the one whose loss is least, and each is worth what is lost by then, in units of the
+    variance of each layer's outputs. Source: the optimal brain surgeon for groups of weights (linear neural
+    reconstruction, 5.1).
+    """
+
+    kind: Literal["backward"] = "backward"
+
+
+@option
+class Fisher(Refitted):
+    """What the network's outputs lose without a channel, to second order and without labels, all others fitted again.
+
+    As `backward`, but the errors of a layer's outputs count by what they cost at the end: 1/2 E (g . e)^2 with e the
+    error and g the gradients whose mean square is the curvature of the divergence from the network's own outputs (of
+    classes the Fisher matrix of its own predictions, else that of squares). So scores are in units of the divergence,
+    of all layers alike. Source: the optimal brain surgeon (Hassibi and Stork 1993) with Kronecker factors (Martens and
+    Grosse 2015) of the coupled channels' columns.
+    """
+
+    kind: Literal["fisher"] = "fisher"
+    relative = False
+
+    def weighed(self, scored: Scored, readers: Mapping[str, Reader], moments: dict[str, Moments]) -> dict[str, Moments]:
+        found = {}
+        curvatures = scored.take_curvatures(scored.network, list(readers))
+        for layer, reader in readers.items():
+            curvature, name = curvatures[layer], reader.request.name
+            if not bool(curvature.isfinite().all()):
+                raise ConvergenceError(
+                    f"{layer}: the gradients of its outputs are not finite; check the checkpoint and the data for NaN"
+                )
+            weight = filters(scored.network.get_submodule(layer)).reshape(*curvature.shape[:2], -1)
+            found[name] = in_units_of_loss(moments[name], weight, curvature)
+        return found

@@ -195,7 +195,7 @@ def test_steps_without_retraining(call, recipe, trained):
     assert {"step 1: repairs", "step 2: repairs"} <= set(titles)
     assert report("out")["targets"][0]["met"]
     refused(
-        call("prune", recipe, "-c", trained / "runs/net-train", "prune.steps=2", "~prune.match"), 2, "add `match` or"
+        call("prune", recipe, "-c", trained / "runs/net-train", "prune.steps=2", "~prune.match"), 2, "add `match`, `blocks` or"
     )
     compared = "prune.compare={match: [null, {}]}"
     refused(

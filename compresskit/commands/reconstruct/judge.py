@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
-from compresskit.passes.reconstruct.alone import loss_of
+from compresskit.passes.reconstruct.alone import HeldOut
 from compresskit.passes.reconstruct.targets import Judge
 from compresskit.training.tasks.losses import divergence_for
 
@@ -15,16 +15,19 @@ def judge_by(current: Session, original: fx.GraphModule, split: Split, alone: in
     """accuracy: of a classifier on `split`. alone: so many images of `split` measure what each site loses alone."""
     divergence = divergence_for(current.data.task)
 
-    def loss(candidate: fx.GraphModule) -> float:
-        return loss_of(candidate, original, _inputs(current, split), divergence)
-
     def accuracy(candidate: fx.GraphModule) -> float:
         return current.evaluate(candidate, split)["accuracy"]
 
     def images() -> Iterable[Tensor]:
         return _inputs(current, split.sample(alone))
 
-    return Judge(loss, accuracy if current.data.task == "classification" else None, divergence, images)
+    loss = HeldOut(original, lambda: _inputs(current, split), divergence)
+    return Judge(
+        loss,
+        accuracy if current.data.task == "classification" else None,
+        divergence,
+        images,
+    )
 
 
 def _inputs(current: Session, split: Split) -> Iterable[Tensor]:

@@ -1,6 +1,6 @@
 """Repairs by gradients for a command: their images, their progress, and what an interrupted run goes on from."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,9 +11,8 @@ from compresskit.commands.moments import allowed_memory
 from compresskit.commands.session import Session
 from compresskit.errors import RecipeError
 from compresskit.graph.masks import Masks
-from compresskit.passes.reconstruct.alone import Divergence
 from compresskit.passes.repair.blocks import Blocks, Blockwise
-from compresskit.passes.repair.matching import Match, Matching, Places
+from compresskit.passes.repair.matching import Judging, Match, Matching, Places
 from compresskit.storage.atomic import write_tensors
 from compresskit.training import state
 from compresskit.training.seeds import epoch_seed
@@ -78,15 +77,13 @@ class Fitting:
             self.told += f", with {images} images in the place of {options.images}, for more memory is not allowed"
         return found
 
-    def match(
-        self, network: fx.GraphModule, options: Match, held_out: Callable[[], Iterable[Any]], divergence: Divergence
-    ) -> fx.GraphModule:
-        """held_out: images that judge it by the divergence."""
+    def match(self, network: fx.GraphModule, options: Match, judge: Judging) -> fx.GraphModule:
+        """judge: how far a network is from the original, on held-out images."""
         current = self.current
-        work = Matching(network, self.original, divergence, options, self.places, self.masks, current.group)
+        work = Matching(network, self.original, judge, options, self.places, self.masks, current.group)
         current.progress.start(f"{self.label}: match", options.steps)
         found = self._resumed("match", options, network, work, lambda save: work.run(
-            lambda epoch, served: self._batches(options.batch_size, epoch, served, drop_last=True), held_out,
+            lambda epoch, served: self._batches(options.batch_size, epoch, served, drop_last=True),
             lambda step, least: current.progress.update(step, f"divergence {least:.4g}"), save,
         ))  # fmt: skip
         self.told = f"held-out divergence {work.found.told}"
@@ -126,6 +123,8 @@ class Fitting:
     def _batches(self, size: int, epoch: int, served: int = 0, drop_last: bool = False) -> Any:
         """Of the training images, as this epoch shuffles them, from the one behind those that were served."""
         group, train = self.current.group, self.current.data.train
+        if not epoch:  # what has not been seen needs no augmentation, and is nearer to what is judged
+            train = train.sample(len(train))
         return train.batches(
             size, self.current.device, seed=epoch_seed(self.seed, epoch), rank=group.rank, world=group.world,
             drop_last=drop_last and len(train) >= size, start=served,

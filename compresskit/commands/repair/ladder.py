@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
 from compresskit.graph.masks import Masks
 from compresskit.graph.operations import NORMS
-from compresskit.passes.reconstruct.alone import loss_of
+from compresskit.passes.reconstruct.alone import HeldOut
 from compresskit.passes.repair.matching import Places
 from compresskit.passes.repair.norms import estimate_norms
 from compresskit.training.tasks.losses import divergence_for
@@ -64,7 +65,10 @@ class Ladder:
 
     def __init__(self, current: Session, original: fx.GraphModule, images: int, label: str) -> None:
         self._current, self._original, self._label = current, original, label
-        self._split, self._divergence = judging_split(current, images), divergence_for(current.data.task)
+        split, size = judging_split(current, images), current.recipe.moments.batch_size
+        batches = partial(split.batches, size, current.device)
+        divergence = divergence_for(current.data.task)
+        self._judge = HeldOut(original, lambda: (inputs for inputs, _ in batches()), divergence)
         self.rungs: list[Rung] = []
         self.network = original
 
@@ -74,7 +78,7 @@ class Ladder:
         began = time.perf_counter()
         network = work()
         seconds = time.perf_counter() - began
-        divergence = self._current.group.share(self._loss(network))
+        divergence = self._current.group.share(self._judge(network))
         divergence = divergence if math.isfinite(divergence) else math.inf
         least = min((rung.divergence for rung in self.rungs), default=math.inf)
         taken = divergence < least or not self.rungs
@@ -116,10 +120,8 @@ class Ladder:
             blocks = options.blocks
             self.climb("blocks", lambda: fitting.blocks(self.network, blocks), lambda: fitting.told)
         if options.match is not None:
-            match, held_out = options.match, lambda: (inputs for inputs, _ in self._batches())
-            self.climb(
-                "match", lambda: fitting.match(self.network, match, held_out, self._divergence), lambda: fitting.told
-            )
+            match = options.match
+            self.climb("match", lambda: fitting.match(self.network, match, self._judge), lambda: fitting.told)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -130,12 +132,6 @@ class Ladder:
         batches = current.data.train.sample(samples).batches(current.recipe.moments.batch_size, current.device)
         estimate_norms(network, batches)
         return network
-
-    def _loss(self, network: fx.GraphModule) -> float:
-        return loss_of(network, self._original, (inputs for inputs, _ in self._batches()), self._divergence)
-
-    def _batches(self) -> Any:
-        return self._split.batches(self._current.recipe.moments.batch_size, self._current.device)
 
 
 def ladder_table(title: str, ladders: Sequence[Sequence[Rung]]) -> Table:

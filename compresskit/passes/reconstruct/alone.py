@@ -14,6 +14,7 @@ from compresskit.graph.shapes import Interpreter, evaluating
 from compresskit.passes.reconstruct.refitted import Layer
 
 Layers = Mapping[str, Layer]  # by name
+ROOM = 2**28  # bytes
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (outputs, the original's) -> mean over the batch
 
 
@@ -42,17 +43,42 @@ def losses_alone(
     return (torch.stack(totals) / max(images, 1)).tolist() if totals else []
 
 
+class HeldOut:
+    """Judges networks by the mean divergence of their outputs from those of `network`, on the same batches each time.
+
+    What `network` gives is kept for the next one while it takes no more than `room` bytes, and computed again behind.
+    """
+
+    def __init__(
+        self, network: fx.GraphModule, batches: Callable[[], Iterable[Any]], divergence: Divergence, room: int = ROOM
+    ) -> None:
+        self._network, self._batches, self._divergence = network, batches, divergence
+        self._kept, self._room = list[Tensor](), room
+
+    def __call__(self, candidate: fx.GraphModule) -> float:
+        total, images = torch.zeros((), dtype=torch.float64), 0
+        with torch.inference_mode(), evaluating(self._network), evaluating(candidate):
+            for number, inputs in enumerate(self._batches()):
+                expected = self._expected(number, inputs).double()
+                total = total + self._divergence(candidate(inputs).double(), expected) * len(expected)
+                images += len(expected)
+        return float(total) / max(images, 1)
+
+    def _expected(self, number: int, inputs: Any) -> Tensor:
+        if number < len(self._kept):
+            return self._kept[number]
+        found: Tensor = self._network(inputs)
+        if number == len(self._kept) and found.nbytes <= self._room:
+            self._kept.append(found)
+            self._room -= found.nbytes
+        return found
+
+
 def loss_of(
     candidate: fx.GraphModule, network: fx.GraphModule, batches: Iterable[Tensor], divergence: Divergence
 ) -> float:
     """The mean divergence of a whole network's outputs from the other's."""
-    total, images = torch.zeros((), dtype=torch.float64), 0
-    with torch.inference_mode(), evaluating(network), evaluating(candidate):
-        for inputs in batches:
-            expected = network(inputs).double()
-            total = total + divergence(candidate(inputs).double(), expected) * len(expected)
-            images += len(expected)
-    return float(total) / max(images, 1)
+    return HeldOut(network, lambda: batches, divergence, room=0)(candidate)
 
 
 def _by_first_node(network: fx.GraphModule, changes: Sequence[Layers]) -> dict[fx.Node, list[int]]:

@@ -94,7 +94,7 @@ class Blockwise:
         sample = next(samples)
         if not part.size:  # others read them all, too
             error = float(part.error(sample))
-            return Fitted(block.target, error, error, 0, sample.images)
+            return Fitted(block.target, error, error, 0, sample.images * self._group.world)
         damping = START * part.curvature(sample)
         for judges in samples:
             error, kept = float(part.error(judges)), part.weights
@@ -106,7 +106,7 @@ class Blockwise:
                 ratio, found = -math.inf, error
             errors += [error, found]
             damping, sample = damped(damping, ratio), judges
-        return Fitted(block.target, errors[0], errors[-1], taken, sample.images)
+        return Fitted(block.target, errors[0], errors[-1], taken, sample.images * self._group.world)
 
     def _step(self, part: Part, sample: Sample, damping: float) -> float:
         """Moves the weights. By how much the error fell, as a share of what was promised.

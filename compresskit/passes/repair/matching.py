@@ -19,9 +19,9 @@ from compresskit.graph.masks import Masks
 from compresskit.graph.operations import calls_of
 from compresskit.graph.shapes import evaluating
 from compresskit.options import option
-from compresskit.passes.reconstruct.alone import Divergence, loss_of
 
 Batches = Callable[[int, int], Iterable[tuple[Any, Tensor]]]  # epoch, first batch -> its shuffled batches from there on
+Judging = Callable[[fx.GraphModule], float]
 Saved = dict[str, Any]
 Places = Mapping[str, Tensor | None]  # None: all are there
 LOOKS = 10  # at held-out images on the way, and one before it
@@ -63,7 +63,8 @@ class Matching:
 
     What is lowered is the mean squared difference of the outputs, of classes their scores before softmax (Ba and
     Caruana 2014), as a share of the variance of the teacher's; and the mean of the same over the outputs of layers, at
-    the channels that the student still has, which tell the weights before them more than the end of the network does.
+    the channels that the student still has, which tell the weights before them more than the end of the network does;
+    these count less and less, and nothing in the end.
     Steps are Adam's (Kingma and Ba 2015), whose length hardly depends on the gradient's, times rate x rms(tensor), so
     that one rate serves all networks (as in Adafactor, Shazeer and Stern 2018, section 8); it rises over the first
     twentieth of the steps and falls along a cosine to 0. Norms use their running statistics and dropout is off, so that
@@ -71,13 +72,13 @@ class Matching:
     """
 
     def __init__(
-        self, student: fx.GraphModule, teacher: fx.GraphModule, divergence: Divergence, options: Match,
+        self, student: fx.GraphModule, teacher: fx.GraphModule, judge: Judging, options: Match,
         places: Places = MappingProxyType({}), masks: Masks | None = None, group: Group = Group(),  # noqa: B008
     ) -> None:  # fmt: skip
-        """places: by layer, where among the outputs of the teacher's those of the student's are. masks: of parameters,
-        whose zeros stay zero."""
+        """judge: how far a network's outputs on held-out images are from the teacher's. places: by layer, where among
+        the outputs of the teacher's those of the student's are. masks: of parameters, whose zeros stay zero."""
         self.network = copy.deepcopy(student)
-        self._original, self._divergence, self._options, self._group = teacher, divergence, options, group
+        self._original, self._judge, self._options, self._group = teacher, judge, options, group
         self._student, self._teacher, self._places = _compared(self.network, teacher, places)
         self._asked = {name: p.requires_grad for name, p in self.network.named_parameters()}
         self._trained = {name: p for name, p in self.network.named_parameters() if p.is_floating_point()}
@@ -92,9 +93,8 @@ class Matching:
         self.found, self._best = Matched(), self._weights()
 
     def run(
-        self, batches: Batches, held_out: Callable[[], Iterable[Any]], on_step: Callable[[int, float], None],
-        save: Callable[[Saved], None],
-    ) -> fx.GraphModule:  # fmt: skip
+        self, batches: Batches, on_step: Callable[[int, float], None], save: Callable[[Saved], None]
+    ) -> fx.GraphModule:
         """The network with the weights that diverged least on held-out images, those at the start among them.
 
         on_step: is told the steps done and the least divergence. save: is given, behind each look, what `load` goes on
@@ -102,14 +102,14 @@ class Matching:
         """
         steps = self._options.steps
         if not self.found.looks:
-            self._look(held_out, save)
+            self._look(save)
         inputs = self._inputs(batches)
         with evaluating(self.network), evaluating(self._original):
             while self._step < steps:
                 self._descend(next(inputs))
                 self._step += 1
                 if self._step * LOOKS // steps > (self._step - 1) * LOOKS // steps:
-                    self._look(held_out, save)
+                    self._look(save)
                 on_step(self._step, min(value for _, value in self.found.looks))
         self.network.load_state_dict(self._best)
         for name, parameter in self.network.named_parameters():
@@ -142,10 +142,10 @@ class Matching:
         with torch.no_grad():
             expected, *theirs = self._teacher(inputs)
         found, *ours = self._student(inputs)
-        loss = relative_error(found, expected)
+        loss, left = relative_error(found, expected), 1 - self._step / self._options.steps
         for one, other, (dim, kept) in zip(ours, theirs, self._places, strict=True):
             other = other if kept is None else other.index_select(dim, kept)
-            loss = loss + relative_error(one, other, dim) / len(ours)
+            loss = loss + left * relative_error(one, other, dim) / len(ours)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for name, parameter in self._trained.items():
@@ -160,8 +160,8 @@ class Matching:
             part["lr"] = rate * part["size"]
         self._optimizer.step()
 
-    def _look(self, held_out: Callable[[], Iterable[Any]], save: Callable[[Saved], None]) -> None:
-        value = self._group.share(loss_of(self.network, self._original, held_out(), self._divergence))
+    def _look(self, save: Callable[[Saved], None]) -> None:
+        value = self._group.share(self._judge(self.network))
         if not math.isfinite(value) and not self.found.looks:
             raise ConvergenceError("match: the outputs are not finite; check the checkpoint and the data for NaN")
         self.found.looks.append((self._step, value if math.isfinite(value) else math.inf))

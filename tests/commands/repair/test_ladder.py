@@ -195,7 +195,9 @@ def test_steps_without_retraining(call, recipe, trained):
     assert {"step 1: repairs", "step 2: repairs"} <= set(titles)
     assert report("out")["targets"][0]["met"]
     refused(
-        call("prune", recipe, "-c", trained / "runs/net-train", "prune.steps=2", "~prune.match"), 2, "add `match`, `blocks` or"
+        call("prune", recipe, "-c", trained / "runs/net-train", "prune.steps=2", "~prune.match"),
+        2,
+        "add `match`, `blocks` or",
     )
     compared = "prune.compare={match: [null, {}]}"
     refused(
@@ -207,12 +209,12 @@ def test_every_step_matches_the_outputs_of_layers_at_the_original_s_channels(cal
     """Rates next to 0 and no repair: the filters of each step are the original's, at the places that are told."""
     told = []
 
-    class Told(ladder.Matching):
-        def __init__(self, student, teacher, divergence, options, places, masks, group):
-            super().__init__(student, teacher, divergence, options, places, masks, group)
+    class Told(fitting.Matching):
+        def __init__(self, student, teacher, judge, options, places, masks, group):
+            super().__init__(student, teacher, judge, options, places, masks, group)
             told.append({layer: kept.tolist() for layer, kept in places.items()})
 
-    monkeypatch.setattr(ladder, "Matching", Told)
+    monkeypatch.setattr(fitting, "Matching", Told)
     options = ("prune.steps=3", "prune.repair=none", "prune.match={steps: 1, rate: 1e-12}", "prune.criterion=magnitude")
     options = (*options, "prune.budget=uniform", "-c", trained / "runs/net-train", "--out", "out")
     outcome = call("prune", recipe, *options)

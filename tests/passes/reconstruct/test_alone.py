@@ -8,7 +8,7 @@ from torch import nn
 
 from compresskit.graph.trace import trace
 from compresskit.passes.moments import gather_from
-from compresskit.passes.reconstruct.alone import loss_of, losses_alone
+from compresskit.passes.reconstruct.alone import HeldOut, loss_of, losses_alone
 from compresskit.passes.reconstruct.chaining import Draft, masked
 from compresskit.passes.reconstruct.options import Reconstruct
 from compresskit.passes.reconstruct.readers import plan
@@ -126,3 +126,17 @@ def test_networks_of_several_inputs_take_them_as_one_tuple():
         expected = float(squared(changed((x[0], x[1])), network((x[0], x[1]))))
     assert losses_alone(network, [{"middle": layer}], batches, squared) == pytest.approx([expected])
     assert loss_of(changed, network, batches, squared) == pytest.approx(expected)
+
+
+def test_what_is_held_out_is_judged_alike_however_much_is_kept():
+    torch.manual_seed(0)
+    network, other = (trace(nn.Linear(4, 3), (4,)) for _ in range(2))
+    batches, runs = [torch.randn(5, 4) for _ in range(3)], []
+    network.register_forward_hook(lambda *_: runs.append(1))
+    expected = loss_of(other, network, batches, squared)
+    for room, computed in ((0, 6), (2 * 5 * 3 * 4, 4), (2**20, 3)):  # bytes: none, two of three batches, all
+        judge = HeldOut(network, lambda: batches, squared, room)
+        runs.clear()
+        assert [judge(other), judge(other)] == [expected, expected]
+        assert len(runs) == computed
+        assert judge(network) == 0

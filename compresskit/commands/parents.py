@@ -10,10 +10,13 @@ from torch import fx, nn
 
 from compresskit.commands.recipe import Recipe
 from compresskit.data.dataset import DataSet
+from compresskit.data.own.targets import OWN
 from compresskit.errors import CheckpointError, RecipeError
+from compresskit.graph.capture import output_name
 from compresskit.graph.shapes import node_shapes
 from compresskit.graph.trace import trace
 from compresskit.machine import total_memory
+from compresskit.models.factory import Factory
 from compresskit.models.memory import within_memory
 from compresskit.models.outside import Outside
 from compresskit.models.weights import load_weights
@@ -66,12 +69,12 @@ def check_fits(checkpoint: Checkpoint, path: Path, data: DataSet) -> None:
             f"{path}: made for {made_for[0]} of inputs {made_for[1]}, the recipe's data is {given[0]} of inputs "
             f"{given[1]}; use the data that the net was trained on"
         )
-    shapes = node_shapes(checkpoint.network, checkpoint.input_shape)
-    outputs = [shapes[node.args[0].name][1] for node in checkpoint.network.graph.nodes if node.op == "output"]
-    if outputs != [data.outputs]:
-        raise CheckpointError(
-            f"{path}: it has {outputs[0]} outputs, the recipe's data {data.outputs}; use its own data"
-        )
+    if data.task != OWN:
+        outputs = node_shapes(checkpoint.network, checkpoint.input_shape)[output_name(checkpoint.network)][1]
+        if outputs != data.outputs:
+            raise CheckpointError(
+                f"{path}: it has {outputs} outputs, the recipe's data {data.outputs}; use its own data"
+            )
     mean, std = (checkpoint.preprocessing.get(name, []) for name in ("mean", "std"))
     other = bool(mean) and bool(data.mean) and len(mean) != len(data.mean)  # other inputs are tokens
     for then, now, scale in zip([*mean, *std], [*data.mean, *data.std], [*std, *std], strict=False):
@@ -126,6 +129,11 @@ def built(recipe: Recipe, data: DataSet, trial: int, weights: Path | None = None
     DataError for tokens that its tables lack.
     """
     model = recipe.section("model")
+    if data.task == OWN and not isinstance(model, Factory):
+        raise RecipeError(
+            f"model: {model.kind} makes as many outputs as data have classes, and targets of any structure tell none; "
+            "name a model of yours, kind: package.module:factory"
+        )
     if not isinstance(model, Outside):
         _check_memory(model, data)
     elif weights is not None:
@@ -136,7 +144,9 @@ def built(recipe: Recipe, data: DataSet, trial: int, weights: Path | None = None
     if weights is not None and not isinstance(model, Outside):
         load_weights(made, weights)
     output, lossy = (model.output, model.lossy_training) if isinstance(model, Outside) else (None, False)
-    network = trace(made, data.input_shape, output=output, lossy_training=lossy)
+    network = trace(
+        made, data.input_shape, output=output, lossy_training=lossy, whole=data.task == OWN and output is None
+    )
     check_inputs(network, data)
     return network
 

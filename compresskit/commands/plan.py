@@ -14,7 +14,7 @@ from compresskit.graph.counting import count
 from compresskit.graph.masks import Masks, of_layer
 from compresskit.shapes import Shape
 from compresskit.training.options import Training
-from compresskit.training.tasks.losses import loss_for
+from compresskit.training.tasks.losses import first_view, loss_for
 
 
 def plan_training(
@@ -30,7 +30,7 @@ def plan_training(
     trial = copy.deepcopy(network).train()
     size = min(-(-options.batch_size // options.accumulate), len(data.train))
     inputs, targets = next(data.train.batches(size, current.device, seed=0))
-    loss = loss_for(data.task, options.loss, data.anchors)(trial(inputs)[: len(targets)], targets)
+    loss = loss_for(data.task, options.loss, data.anchors)(first_view(trial(inputs), targets), targets)
     torch.autograd.backward(loss)
     loss = loss.detach()
     if not torch.isfinite(loss):

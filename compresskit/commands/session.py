@@ -25,12 +25,13 @@ from compresskit.errors import CheckpointError, RecipeError, ResourceError
 from compresskit.graph.doors.entry import entry_of
 from compresskit.graph.masks import Masks
 from compresskit.graph.shapes import evaluating
+from compresskit.numerics.outputs import largest_difference
 from compresskit.recipes.yaml_reader import to_yaml
 from compresskit.storage.checkpoint import Checkpoint, ForeignFile, file_hash, load
 from compresskit.storage.run_folder import RunFolder, open_run_folder, provenance
 from compresskit.training.inputs import check_inputs
 from compresskit.training.seeds import set_determinism
-from compresskit.training.tasks.evaluation import evaluate
+from compresskit.training.tasks.evaluation import evaluate, watched
 from compresskit.training.tasks.own import OwnMetrics, own_metrics
 
 
@@ -184,7 +185,7 @@ class Session:
         """Largest difference on one batch between `network` and its checkpoint read back; 0 is what is promised."""
         inputs, _ = next(self.data.test.batches(64, self.device))
         with torch.inference_mode(), evaluating(network):
-            return float((network(inputs) - load(path, self.device).network(inputs)).abs().max())
+            return largest_difference(network(inputs), load(path, self.device).network(inputs))
 
     def history(
         self, network: fx.GraphModule, seed: int, metrics: dict[str, float], parent: Path | None
@@ -223,6 +224,7 @@ def session(
         set_determinism(recipe.seed, strict=True)
     with closing(connect(kind)) as group, ExitStack() as held:
         data = _load(recipe, group, progress)
+        watched(data.task, data.outputs, own_metrics(recipe.report.metrics or ()))
         yield Session(verb, arguments, recipe, data, group.device(kind), group, parents, None, progress, held)
 
 

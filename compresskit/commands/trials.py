@@ -15,6 +15,7 @@ from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Progress, Session, Start, trial_folder
 from compresskit.commands.teacher import teacher_for, teacher_notes
 from compresskit.commands.train.section import FreshTraining
+from compresskit.data.own.targets import OWN
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.channels.plain import plain_layers
 from compresskit.graph.masks import Masks
@@ -23,10 +24,12 @@ from compresskit.storage.run_folder import check_disk
 from compresskit.training.layer_rates import owners
 from compresskit.training.loop import ON_TEST_SET, History, check, fit
 from compresskit.training.options import Training
-from compresskit.training.tasks.evaluation import METRICS
+from compresskit.training.tasks.evaluation import METRICS, higher_is_better
 
 BEST = "best.pt"
-MAIN = tuple(f"_{next(iter(metrics))}" for metrics in METRICS.values())  # ends of the columns that progress shows
+MAIN = tuple(
+    f"_{next(iter(metrics))}" for metrics in METRICS.values() if metrics
+)  # ends of the columns that progress shows
 STATE_COPIES = 6  # weights on disk: model, best, best weights, and the state with up to two moments of the optimiser
 
 
@@ -46,8 +49,9 @@ class Trial:
 class EpochProgress:
     """Tells a command's progress what the training loop does."""
 
-    def __init__(self, progress: Progress, label: str, epochs: int) -> None:
-        self._progress, self._epochs, self._label = progress, epochs, label
+    def __init__(self, progress: Progress, label: str, epochs: int, shown: tuple[str, ...] = MAIN) -> None:
+        """shown: ends of the names of figures that are told."""
+        self._progress, self._epochs, self._label, self._shown = progress, epochs, label, shown
         self._note = ""
         self._started = False
 
@@ -58,7 +62,7 @@ class EpochProgress:
         self._progress.update((epoch - 1) * steps + step, self._note)
 
     def on_epoch(self, row: Mapping[str, float]) -> None:
-        shown = {name: value for name, value in row.items() if name.endswith(MAIN)}
+        shown = {name: value for name, value in row.items() if name.endswith(self._shown)}
         self._note = " ".join(f"{name} {value:.4f}" for name, value in shown.items())
         self._progress.log(f"{self._label}: epoch {row['epoch']:.0f} of {self._epochs}, {self._note}")
 
@@ -77,7 +81,8 @@ def train_network(
 
     original: the network that the run starts from, which can be the teacher.
     """
-    progress = EpochProgress(current.progress, label, options.epochs)
+    shown = MAIN if current.data.task != OWN else tuple(f"_{name}" for name in current.metrics)
+    progress = EpochProgress(current.progress, label, options.epochs, shown)
     return fit(
         network,
         current.data,
@@ -206,7 +211,7 @@ def _promote(current: Session, trials: list[Trial]) -> None:
 def best_trial(histories: Sequence[History], task: str) -> int:
     """Number of the trial with the best last epoch by the metric that training monitors."""
     monitor = histories[0].monitor
-    pick = max if METRICS[task][monitor.partition("_")[2]].higher_is_better else min
+    pick = max if higher_is_better(task, monitor.partition("_")[2]) else min
     return pick(range(len(histories)), key=lambda trial: histories[trial].rows[-1][monitor])
 
 

@@ -36,10 +36,11 @@ class Split(Protocol):
         world: int = 1,
         drop_last: bool = False,
         start: int = 0,
-    ) -> Iterator[tuple[Any, Tensor]]:
+    ) -> Iterator[tuple[Any, Any]]:
         """Normalised float32 inputs with int64 (N,) or float32 (N, outputs) targets, both on `device`.
 
-        Of several inputs a tuple; inputs that are tokens are int64 as they are stored.
+        Targets of any structure are `Targets`, of the length N. Of several inputs a tuple; inputs that are tokens are
+        int64 as they are stored.
 
         seed: None serves the stored order without augmentation; a number shuffles and augments by it, each sample with
         its own draw, the same whatever `world`, `start` and `batch_size` are. Augmentation may give V views of all
@@ -65,8 +66,8 @@ class DataSet:
     train: Split
     validation: Split | None
     test: Split
-    task: str  # "classification", "regression" or "detection"
-    outputs: int  # along dimension 1 of what the network returns
+    task: str  # "classification", "regression", "segmentation", "detection" or "own"
+    outputs: int  # along dimension 1 of what the network returns; 0: it may return anything
     input_shape: Shape  # of one sample: a tuple of sizes; of several inputs, which batches give as a tuple, one of each
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -72,7 +72,7 @@ class WorkerSplit:
         world: int = 1,
         drop_last: bool = False,
         start: int = 0,
-    ) -> Iterator[tuple[Any, Tensor]]:
+    ) -> Iterator[tuple[Any, Any]]:
         """See Split.  Raises DataError for what cannot be read, RuntimeError if a second loop has begun."""
         keys = self._keys(seed, shares(len(self), batch_size, rank, world, drop_last, start))
         self._schedule.keys = keys

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.errors import UnsupportedModelError
+from compresskit.graph.layers.outputs import Outputs
 from compresskit.graph.layers.plain import known_shape
 from compresskit.graph.layers.sample_shape import SampleShape
 from compresskit.graph.operations import ELEMENTWISE_MODULES, NORMS, SPATIAL_MODULES, called
@@ -21,16 +22,20 @@ _CANNOT_RUN = (IndexError, NotImplementedError, RuntimeError, TypeError, ValueEr
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; each submodule gets its own mode back after it."""
-    training = [module for module in network.modules() if module.training]
-    for module in training:
-        module.training = False
+def evaluating(network: nn.Module, *, training_outputs: bool = False) -> Iterator[None]:
+    """Eval mode inside the block; each submodule gets its own mode back after it.
+
+    training_outputs: of a network that returns something else in training mode, that is returned all the same: what its
+    loss reads, and what networks are compared by.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    for module, _ in modes:
+        module.training = training_outputs and isinstance(module, Outputs)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            module.training = training
 
 
 @dataclass(frozen=True)

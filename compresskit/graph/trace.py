@@ -10,10 +10,11 @@ from torch.nn import functional
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.doors.entry import Entry
 from compresskit.graph.doors.exported import exported
+from compresskit.graph.doors.forms import keep_forms
 from compresskit.graph.doors.owned import own_layers
 from compresskit.graph.doors.prepared import prepared
 from compresskit.graph.doors.self_check import check_eval, check_training
-from compresskit.graph.doors.symbolic import replace_calls, symbolic, trains_alike
+from compresskit.graph.doors.symbolic import replace_calls, symbolic, training_trace, trains_alike
 from compresskit.graph.format.table import to_table
 from compresskit.graph.layers.sample_shape import SampleShape
 from compresskit.graph.shapes import is_part, tokens
@@ -24,14 +25,20 @@ _COUNTS = (2, 3)  # samples in the batches that are compared
 
 
 def trace(
-    module: nn.Module, shape: Shape | None = None, *, output: str | int | None = None, lossy_training: bool = False
+    module: nn.Module,
+    shape: Shape | None = None,
+    *,
+    output: str | int | None = None,
+    lossy_training: bool = False,
+    whole: bool = False,
 ) -> fx.GraphModule:
     """The network that `module` computes in eval mode, and that trains as it does: one input, one output tensor.
 
     shape: of one sample; of several inputs a tuple of shapes, and the network takes one tuple. Where torch.fx cannot
     follow forward, torch.export does, for which it is needed. output: which of the values that forward returns, by name
     or number. lossy_training: what forward does in training mode alone may get lost; else it is an error, but for
-    further outputs.
+    further outputs. whole: the network returns all that forward returns, tensors in lists, tuples and dicts; in
+    training mode what forward returns there, unless that may get lost.
     The network shares its tensors with `module` (16-bit weights become float32 in a copy), which is left as it was.
     Dropout and stochastic depth written as functions become modules. node.meta["scope"] is the path of the submodule
     whose forward made the call, network.meta["entry"] an `Entry`. Where the graph alone does not show that it is
@@ -42,7 +49,7 @@ def trace(
     started = time.monotonic()
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
         module = copy.deepcopy(module).float()
-    source = _Source(module, shape, output, lossy_training)
+    source = _Source(module, shape, output, lossy_training, whole)
     try:
         network = source.through_fx()
     except UnsupportedModelError as refusal:
@@ -65,13 +72,17 @@ def traced(module: nn.Module) -> fx.GraphModule:
 class _Source:
     """A module that is to come in, and what was asked of it."""
 
-    def __init__(self, module: nn.Module, shape: Shape | None, output: str | int | None, lossy: bool) -> None:
-        self._module, self._shape, self._output, self._lossy = module, shape, output, lossy
+    def __init__(
+        self, module: nn.Module, shape: Shape | None, output: str | int | None, lossy: bool, whole: bool
+    ) -> None:
+        self._module, self._shape, self._output, self._lossy, self._whole = module, shape, output, lossy, whole
 
     def through_fx(self) -> fx.GraphModule:
         module = self._copy()
         network = symbolic(module)
-        is_proved = trains_alike(module, network)
+        if self._whole:
+            keep_forms(network, None if self._lossy else training_trace(self._copy())[0])
+        is_proved = not self._whole and trains_alike(module, network)
         replace_calls(network)
         own_layers(network, module)
         is_proved &= not any(node.target is functional.batch_norm for node in network.graph.nodes)
@@ -85,7 +96,10 @@ class _Source:
     def through_export(self) -> fx.GraphModule:
         assert self._shape is not None
         module = self._copy()
-        network = exported(module, batch_for(module, self._shape, types_for(self._copy(), self._shape), _COUNTS[0]))
+        batch = batch_for(module, self._shape, types_for(self._copy(), self._shape), _COUNTS[0])
+        network = exported(module, batch)
+        if self._whole:
+            keep_forms(network, None if self._lossy else exported(self._copy().train(), batch))
         own_layers(network, module)
         entry = Entry("export", assumed=[f"samples of shape {self._shape}: numbers that follow from it are written in"])
         _assert_shapes(network, shapes_of(self._shape))
@@ -111,11 +125,11 @@ class _Source:
         types = types_for(module, self._shape)
         batches = [batch_for(module, self._shape, types, count) for count in _COUNTS]
         network.eval()
-        entry.assumed += check_eval(module, network, batches)
+        entry.assumed += check_eval(module, network, batches, self._whole)
         if self._lossy:
             entry.assumed.append("what forward does in training mode alone is lost, as was allowed (lossy_training)")
         else:
-            entry.assumed += check_training(module, network, batches[0])
+            entry.assumed += check_training(module, network, batches[0], self._whole)
 
 
 def _finish(network: fx.GraphModule) -> None:

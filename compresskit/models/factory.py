@@ -20,7 +20,9 @@ class Factory(Outside):
 
     def build(self, input_shape: Shape, outputs: int) -> nn.Module:
         """Raises RecipeError for a target that cannot be found or called, or whose model does not take the data."""
-        model = user_code.made(self.target, self.arguments, "model", "models", {"num_classes": outputs})
+        model = user_code.made(
+            self.target, self.arguments, "model", "models", {"num_classes": outputs} if outputs else {}
+        )
         if not isinstance(model, nn.Module):
             raise RecipeError(
                 f"model.target: {self.target} returned a {type(model).__name__}; it must return a torch.nn.Module"

@@ -42,6 +42,8 @@ class Outside:
 
     def _with_head(self, model: nn.Module, name: str, shape: Shape, outputs: int) -> None:
         """Weights but for the classifier's, which is drawn anew for the data's outputs, or dropped."""
+        if outputs == 0:
+            raise RecipeError(f"model.head: {self.head} is for data with classes; leave it out")
         if self.weights is None and self.head == "fresh":
             raise RecipeError("model.head: fresh replaces the classifier of trained weights; give model.weights")
         names, made = classifiers(model, shape, self.output)

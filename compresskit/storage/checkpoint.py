@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from compresskit.data.own.targets import OWN
 from compresskit.errors import CheckpointError, UnsupportedModelError
 from compresskit.graph.format.rehearsal import rehearse
 from compresskit.graph.format.table import from_table, named_tensors, to_table
@@ -93,7 +94,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         plain["input_shape"] = tuple(tuple(n) if isinstance(n, list) else n for n in plain["input_shape"])
         if problems := _misfits(network, tensors):
             raise CheckpointError(f"its tensors do not fit its graph: {problems}; take another copy of the file")
-        rehearse(network, plain["input_shape"])
+        rehearse(network, plain["input_shape"], whole=plain["task"] == OWN)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # nothing that a damaged file makes of this is worth a line of its own

@@ -54,7 +54,7 @@ class _Content(_Strict):
     masks: dict[str, Any]
     model: _Model
     input_shape: Any
-    task: Literal["classification", "regression", "segmentation", "detection"]
+    task: Literal["classification", "regression", "segmentation", "detection", "own"]
     preprocessing: _Preprocessing
     history: list[_Entry]
 

@@ -19,7 +19,7 @@ from compresskit.storage.atomic import atomic_write
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 Batch = Tensor | tuple[Tensor, ...]
-Read = Callable[[Any], Tensor]
+Read = Callable[[Any], Any]
 
 
 def write_program(network: fx.GraphModule, inputs: Batch, path: Path) -> Read:
@@ -53,9 +53,10 @@ def write_onnx(network: fx.GraphModule, inputs: Batch, path: Path) -> Read:
     runtime = InferenceSession(path.read_bytes())
     names = [value.name for value in runtime.get_inputs()]
 
-    def read(batch: Any) -> Tensor:
+    def read(batch: Any) -> Any:
         given = zip(names, _arguments(batch), strict=True)
-        return torch.from_numpy(runtime.run(None, {name: one.numpy() for name, one in given})[0])
+        found = [torch.from_numpy(one) for one in runtime.run(None, {name: one.numpy() for name, one in given})]
+        return found[0] if len(found) == 1 else found
 
     return read
 

@@ -3,13 +3,15 @@
 import math
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from compresskit.data.dataset import DataSet
+from compresskit.data.own.targets import OWN
 from compresskit.distributed import Group
 from compresskit.errors import RecipeError
 from compresskit.graph.operations import NORMS
 from compresskit.graph.shapes import evaluating, node_shapes
+from compresskit.numerics.outputs import mapped
 from compresskit.training.inputs import check_types
 from compresskit.training.options import Training
 from compresskit.training.tasks.losses import Loss, loss_for
@@ -38,17 +40,24 @@ def check_own(network: fx.GraphModule, data: DataSet, loss: Loss | None, metrics
     """Tries the loss and metrics of the user's on two test samples, or one. Raises RecipeError for what they raise."""
     device = next(network.parameters()).device
     inputs, targets = next(data.test.batches(min(2, len(data.test)), device))
-    with torch.no_grad(), evaluating(network):
-        output = network(inputs)
     if isinstance(loss, OwnLoss):
+        with torch.no_grad(), evaluating(network, training_outputs=True):
+            output = network(inputs)
         with blamed(f"loss: {loss.target}"):
-            value = loss_for(data.task, loss)(output.clone().requires_grad_(), targets)
+            value = loss_for(data.task, loss)(mapped(_asked, output), targets)
         if not value.requires_grad:
             raise RecipeError(
                 f"loss: {loss.target} has no gradient by the outputs; compute it of tensors, without detach"
             )
+    with torch.no_grad(), evaluating(network):
+        output = mapped(Tensor.cpu, network(inputs))
+    lists = data.task == OWN
     for name, metric in metrics.items():  # of so few samples it need not be finite
-        number(name, metric, output[:1].cpu(), targets[:1].cpu())
+        number(name, metric, *(([output], [targets.cpu()]) if lists else (output[:1], targets[:1].cpu())))
+
+
+def _asked(output: Tensor) -> Tensor:
+    return output.clone().requires_grad_(output.is_floating_point())
 
 
 def _count_steps(data: DataSet, options: Training, device: torch.device, group: Group) -> int:
@@ -62,6 +71,11 @@ def _count_steps(data: DataSet, options: Training, device: torch.device, group: 
         raise RecipeError(
             f"accumulate: {options.accumulate} parts cannot be made of {batch_size // world} samples, the batch of a "
             f"process; use {batch_size // world} or less"
+        )
+    if options.accumulate > 1 and data.task == OWN:
+        raise RecipeError(
+            f"accumulate: {options.accumulate} was given, and a batch whose targets are of any structure cannot be "
+            "divided; leave it out, and lower batch_size"
         )
     if options.gradient_confusion is not None and samples < 2:
         raise RecipeError(

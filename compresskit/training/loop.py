@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.data.dataset import DataSet, Split
+from compresskit.data.own.targets import OWN
 from compresskit.distributed import Group
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.masks import Masks
@@ -21,9 +22,9 @@ from compresskit.training import state
 from compresskit.training.checks import check_own, checked_steps
 from compresskit.training.metrics_log import MetricsLog, summary_writer
 from compresskit.training.options import Training
-from compresskit.training.tasks.evaluation import METRICS, evaluate, tally_for
+from compresskit.training.tasks.evaluation import METRICS, evaluate, tally_for, watched
 from compresskit.training.tasks.losses import loss_for
-from compresskit.training.tasks.own import OwnLoss, OwnMetrics
+from compresskit.training.tasks.own import MAPS, OwnLoss, OwnMetrics
 from compresskit.training.trainer import Trainer
 
 log = logging.getLogger("compresskit")
@@ -144,8 +145,8 @@ class _Monitor:
     """The split that is evaluated after each epoch, and the column of its figures that picks the best."""
 
     def __init__(self, data: DataSet, options: Training, own: OwnMetrics) -> None:
-        metrics = {name: metric for name, metric in METRICS[data.task].items() if data.outputs > metric.above}
-        twice = [name for name in own if name in metrics]
+        metrics = watched(data.task, data.outputs, own)
+        twice = [name for name in own if name in METRICS[data.task]]
         if twice:
             raise RecipeError(f"report.metrics: {twice[0]} is a metric of the task already; rename yours")
         self._own = own
@@ -157,8 +158,8 @@ class _Monitor:
         self._prefix = "test" if data.validation is None else "val"
         self._split: Split = data.test if data.validation is None else data.validation
         self._task, self._anchors = data.task, data.anchors
-        maps = data.task in ("segmentation", "detection")  # large outputs: evaluation has the memory that training has
-        self._batch_size = options.batch_size if maps else 1000
+        large = data.task in (*MAPS, OWN)  # outputs: evaluation has the memory that training has
+        self._batch_size = options.batch_size if large else 1000
         self.column = f"{self._prefix}_{name}"
         self.higher_is_better = metrics[name].higher_is_better
 

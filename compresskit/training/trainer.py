@@ -25,8 +25,8 @@ from compresskit.training.optimization.optimizers import parameter_groups
 from compresskit.training.optimization.products import Products, online_layers
 from compresskit.training.options import Training
 from compresskit.training.seeds import epoch_seed
-from compresskit.training.tasks.evaluation import METRICS
-from compresskit.training.tasks.losses import loss_for
+from compresskit.training.tasks.evaluation import METRICS, Metric
+from compresskit.training.tasks.losses import first_view, loss_for
 
 CONFUSION, RATES = -1, -2  # in the place of a rank: random numbers that training does not use
 CHECK_EVERY = 50  # steps between two looks at the losses; each look makes the host wait for the device
@@ -57,7 +57,7 @@ class Trainer:
         self.device, self.group = device, group
         self.loss = loss_for(data.task, options.loss, data.anchors)
         self.consistency = data.consistency
-        self.score_name, score = next(iter(METRICS[data.task].items()))
+        self.score_name, score = next(iter(METRICS[data.task].items()), ("", Metric()))
         self.score = score.total  # None: the main metric is no mean over samples, too dear to take in training
         self.distiller = distiller_for(network, teacher, options.distill, data.input_shape, seed)
         self.regressors = self.distiller.regressors if self.distiller else nn.ModuleList()
@@ -150,7 +150,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
 
-    def _step(self, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Of the batch, before the step: mean loss, summed score and mean term of the teacher (0 where there is none).
 
         They stay on the device.
@@ -166,7 +166,7 @@ class Trainer:
         self.scaler.update()
         return figures
 
-    def _gradients(self, parts: list[tuple[Any, Tensor]], samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradients(self, parts: list[tuple[Any, Any]], samples: int) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the gradients of the batch that has these parts, and returns its figures."""
         found = []
         try:
@@ -193,20 +193,19 @@ class Trainer:
             torch._foreach_mul_(gradients, masks)
 
     def _objective(
-        self, module: Callable[..., Any], inputs: Any, targets: Tensor, precision: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, module: Callable[..., Any], inputs: Any, targets: Any, precision: str
+    ) -> tuple[Tensor, Any, Tensor]:
         """The loss of a batch, the outputs for its targets, and the teacher's term in it."""
         with self._autocast(precision):
-            if self.distiller is None:
-                output = module(inputs)
-                return self._supervised(output, targets), output[: len(targets)], torch.zeros((), device=self.device)
-            output, *features = module(inputs)
-            loss, term = self.distiller.loss(self._supervised(output, targets), (output, *features), inputs)
-            return loss, output[: len(targets)], term
+            output, *features = module(inputs) if self.distiller else (module(inputs),)
+            loss, term = self._supervised(output, targets), torch.zeros((), device=self.device)
+            if self.distiller is not None:
+                loss, term = self.distiller.loss(loss, (output, *features), inputs)
+            return loss, first_view(output, targets), term
 
-    def _supervised(self, output: Tensor, targets: Tensor) -> Tensor:
+    def _supervised(self, output: Any, targets: Any) -> Tensor:
         """The loss that targets give, of the first of several views; with what the views differ in."""
-        loss = self.loss(output[: len(targets)], targets)
+        loss = self.loss(first_view(output, targets), targets)
         if self.consistency:
             loss = loss + self.consistency * divergence(output.unflatten(0, (-1, len(targets))))
         return loss

@@ -19,9 +19,11 @@ from compresskit.commands.result import Result
 from compresskit.commands.session import Arguments, Progress, Session, Start, session, trial_folder, with_folder
 from compresskit.commands.train.section import FreshTraining, Memorisation
 from compresskit.commands.trials import BEST, check_room, check_training, keep, train_network
+from compresskit.data.own.targets import OWN
 from compresskit.errors import RecipeError
 from compresskit.graph.counting import count
 from compresskit.graph.shapes import evaluating
+from compresskit.numerics.outputs import tensors_of
 from compresskit.passes.expand.network import Expansion, contract, expanded_layers, set_factors
 from compresskit.training.loop import History
 from compresskit.training.options import Training
@@ -210,8 +212,9 @@ def _compared(current: Session, expanded: fx.GraphModule, compact: fx.GraphModul
     set_factors(expanded, mode="sequential")
     with torch.inference_mode(), evaluating(expanded), evaluating(compact):
         for inputs, _ in current.data.test.batches(current.recipe.moments.batch_size, current.device):
-            one, other = expanded(inputs), compact(inputs)
-            largest, scale = largest.maximum((one - other).abs().max()), scale.maximum(one.abs().max())
-            differing = differing + (one.argmax(1) != other.argmax(1)).sum()
+            for one, other in zip(tensors_of(expanded(inputs)), tensors_of(compact(inputs)), strict=True):
+                largest, scale = largest.maximum((one - other).abs().max()), scale.maximum(one.abs().max())
+                if current.data.task != OWN:
+                    differing = differing + (one.argmax(1) != other.argmax(1)).sum()
     difference = largest / scale if scale > 0 else largest
     return float(difference), int(differing)

@@ -18,7 +18,7 @@ from compresskit.graph.chains import WEIGHTED
 from compresskit.passes.fuse.auto import Candidate, unmet
 from compresskit.passes.fuse.fusible import Fusible
 from compresskit.plots.fuse import candidates, learning_curves
-from compresskit.training.tasks.evaluation import METRICS
+from compresskit.training.tasks.evaluation import higher_is_better
 
 _FROM = {"random": "from random", "whole": "from random, whole training"}  # baselines, as tables name them
 
@@ -222,7 +222,7 @@ def _targets(options: FuseAndRetrain, trials: list[FusedTrial]) -> list[Target]:
 def _best(trials: list[FusedTrial], task: str, metric: str) -> FusedTrial:
     last = {trial.seed: trial.steps[-1] for trial in trials}
     scores = {seed: step.final[metric] if step.monitored is None else step.monitored for seed, step in last.items()}
-    pick = max if METRICS[task][metric].higher_is_better else min
+    pick = max if higher_is_better(task, metric) else min
     return pick(trials, key=lambda trial: scores[trial.seed])
 
 

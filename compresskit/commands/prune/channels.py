@@ -18,15 +18,17 @@ from compresskit.commands.repair.ladder import Ladder, judging_split
 from compresskit.commands.session import Session, Start
 from compresskit.commands.trials import keep
 from compresskit.data.augmentation.augmix import AugMix
+from compresskit.data.own.targets import OWN
 from compresskit.errors import RecipeError
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.shapes import evaluating
+from compresskit.numerics.outputs import largest_difference
 from compresskit.numerics.pruning.fisher import root_of_classes, root_of_squares
 from compresskit.passes.prune.channels import Data, Pruned, Pruner
 from compresskit.passes.prune.criteria.gradients import curvatures, mean_gradients
 from compresskit.passes.prune.criteria.responses import Responses, responses
 from compresskit.passes.repair.layers import Repair, blind, repair
-from compresskit.training.tasks.losses import CLASSES, divergence_for, loss_for
+from compresskit.training.tasks.losses import CLASSES, Loss, divergence_for, loss_for
 
 
 def pruner(current: Session, options: PruneAndRetrain, network: fx.GraphModule) -> Pruner:
@@ -98,10 +100,15 @@ def _data(current: Session, options: PruneAndRetrain, moments: Path) -> Data:
     size, task = current.recipe.moments.batch_size, current.data.task
 
     def gradients(network: fx.GraphModule) -> dict[str, Tensor]:
-        loss = loss_for(task, None, current.data.anchors)
+        loss = loss_for(task, _own_loss(current, options), current.data.anchors)
         return mean_gradients(network, split.batches(size, current.device), loss)
 
     def curved(network: fx.GraphModule, layers: Sequence[str]) -> dict[str, Tensor]:
+        if task == OWN:
+            raise RecipeError(
+                "prune.criterion: fisher knows divergences of classes and of single tensors, and these outputs may be "
+                "of any structure; take backward, taylor or magnitude"
+            )
         root = root_of_classes if task in CLASSES else root_of_squares
         return curvatures(network, layers, split.batches(size, current.device), root, current.recipe.seed)
 
@@ -126,6 +133,14 @@ def _data(current: Session, options: PruneAndRetrain, moments: Path) -> Data:
     return Data(gradients, paired, gather, held_out, divergence_for(task), curved, tell)
 
 
+def _own_loss(current: Session, options: PruneAndRetrain) -> Loss | None:
+    """For targets of any structure, which no loss of ours knows, the first that the recipe trains with."""
+    recipe = current.recipe
+    sections = (section for section in (options.retrain, recipe.finetune, recipe.train) if section is not None)
+    found = (section.loss for section in sections if section.loss is not None)
+    return next(found, None) if current.data.task == OWN else None
+
+
 def _augmented(images: Any, mean: Tensor, std: Tensor, augmix: AugMix, draws: torch.Generator) -> Tensor:
     """Images normalised by `mean` and `std` (channels, 1, 1), augmented as bytes. Raises RecipeError for what are no
     images of bytes."""
@@ -143,7 +158,7 @@ def _difference(current: Session, network: fx.GraphModule, bare: fx.GraphModule,
     inputs, _ = next(current.data.test.batches(64, current.device))
     whole = blind(network, pruned.channels, pruned.alive)
     with torch.inference_mode(), evaluating(whole), evaluating(bare):
-        return float((whole(inputs) - bare(inputs)).abs().max())
+        return largest_difference(whole(inputs), bare(inputs))
 
 
 def _latency(current: Session, network: fx.GraphModule) -> float:

@@ -20,7 +20,7 @@ from compresskit.passes.prune.channels import Pruner
 from compresskit.passes.prune.mask_options import OF_WEIGHTS
 from compresskit.passes.prune.masks import ROUNDING, Masker
 from compresskit.plots.prune import ratios_by_layer, sensitivities
-from compresskit.training.tasks.evaluation import METRICS
+from compresskit.training.tasks.evaluation import higher_is_better
 
 _UNITS = {"params": "parameters", "macs": "MACs", "channels": "channels", "latency": "ms"} | dict.fromkeys(
     OF_WEIGHTS, "weights"
@@ -124,8 +124,8 @@ def _single(trials: list[PrunedTrial]) -> list[str]:
 def _promote(current: Session, trials: list[PrunedTrial]) -> str:
     """Copies the best trial's checkpoint to the top of the run folder, where the next verb looks for it."""
     assert current.folder is not None
-    name, metric = next(iter(METRICS[current.data.task].items()))
-    sign = 1 if metric.higher_is_better else -1
+    name = next(iter(trials[0].judged))
+    sign = 1 if higher_is_better(current.data.task, name) else -1
 
     def worth(trial: PrunedTrial) -> float:
         value = sign * trial.judged[name]

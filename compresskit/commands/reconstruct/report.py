@@ -24,7 +24,7 @@ from compresskit.passes.reconstruct.readers import Plan
 from compresskit.passes.shares import share
 from compresskit.plots.comparison import comparison
 from compresskit.plots.reconstruct import trade_offs
-from compresskit.training.tasks.evaluation import METRICS, shown_metrics
+from compresskit.training.tasks.evaluation import higher_is_better, shown_metrics
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _finish(
     """The best trial's net at the top of the folder, and the plots."""
     assert current.folder is not None
     if len(trials) > 1:
-        pick = max if METRICS[current.data.task][metric].higher_is_better else min
+        pick = max if higher_is_better(current.data.task, metric) else min
         best = pick(trials, key=lambda trial: (trial.monitored or trial.final)[metric])
         current.folder.copy(best.path, MODEL)
         split = "test" if trials[0].monitored is None else "validation"

@@ -33,6 +33,7 @@ from compresskit.commands.session import (
 from compresskit.commands.trials import check_room, check_training, keep, plain_parent, train_network
 from compresskit.errors import RecipeError
 from compresskit.graph.shapes import evaluating
+from compresskit.numerics.outputs import largest_difference
 from compresskit.passes.reconstruct.budget import SizeModel, check_target
 from compresskit.passes.reconstruct.network import Reconstruction, reconstruct
 from compresskit.passes.reconstruct.readers import Plan, plan
@@ -189,6 +190,6 @@ class _Work:
 def _outcome(current: Session, found: Reconstruction, rungs: list[Rung], drop: float | None) -> Outcome:
     inputs, _ = next(current.data.test.batches(64, current.device))
     with torch.inference_mode(), evaluating(found.masked), evaluating(found.cut):
-        difference = float((found.masked(inputs) - found.cut(inputs)).abs().max())
+        difference = largest_difference(found.masked(inputs), found.cut(inputs))
     curves = {name: (list(curve.kept), list(curve.errors)) for name, curve in found.curves.items()}
     return Outcome(rungs, found.rows, curves, found.notes, found.seconds, difference, drop)

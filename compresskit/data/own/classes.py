@@ -11,6 +11,7 @@ from torch import Tensor
 from compresskit.data.own.form import Form
 from compresskit.data.own.returned import Part
 from compresskit.data.own.splits import named
+from compresskit.data.own.targets import OWN, is_structured
 from compresskit.errors import DataError
 
 Classes = int | tuple[str, ...] | None
@@ -25,6 +26,10 @@ def meant(where: str, sample: Any, parts: Mapping[str, Part], form: Form, task: 
     with named(where):
         collate = parts["train"].collate
         _, target = form.pair(sample if collate is None else collate([sample]))
+        if task == OWN or (task == "auto" and _is_own(target, collate is not None)):
+            if classes is not None:
+                raise DataError(f"data.classes: it is {classes}, and targets of any structure have none; leave it out")
+            return replace(form, task=OWN)
         target = target if collate is None else target[0]
         text = isinstance(target, str | bytes | np.str_ | np.bytes_)
         value = None if text else torch.as_tensor(np.asarray(target))
@@ -42,6 +47,14 @@ def meant(where: str, sample: Any, parts: Mapping[str, Part], form: Form, task: 
             raise DataError(f"targets are texts, such as {target!r}; list the names of all classes as data.classes")
         outputs = len(names) or (classes if isinstance(classes, int) else _count(parts, value))
         return replace(form, task=found, outputs=outputs, names=names)
+
+
+def _is_own(target: Any, collated: bool) -> bool:
+    """Whether a target, or those of a batch of one, are none that other tasks take."""
+    if not collated:
+        return is_structured(target)
+    batch = isinstance(target, list | tuple | Tensor | np.ndarray) and len(target) == 1
+    return not batch or is_structured(target[0])
 
 
 def _task(value: Tensor | None) -> str:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Len, Lt
-from torch import Tensor
 
 from compresskit import user_code
 from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator, partition
@@ -17,6 +16,7 @@ from compresskit.data.own.draws import Draws
 from compresskit.data.own.form import Form
 from compresskit.data.own.returned import Part, parts_of
 from compresskit.data.own.splits import FIXED, KEPT, Numbered, Pass, Stream, named
+from compresskit.data.own.targets import Targets
 from compresskit.errors import DataError
 from compresskit.options import option
 
@@ -41,7 +41,8 @@ class Factory(AnySet):
     # Key of the input in samples that are mappings, number in tuples; several: the network gets a tuple of them
     inputs: str | int | Annotated[tuple[str | int, ...], Len(2, 8)] | None = None
     targets: str | int | None = None  # key of the target in samples that are mappings, number in tuples
-    task: Literal["auto", "classification", "regression", "segmentation"] = "auto"  # auto: by the first target
+    # auto: by the first target; own: targets of any structure, for a loss and metrics of yours
+    task: Literal["auto", "classification", "regression", "segmentation", "own"] = "auto"
     # How many, or their names in their order; default: what the data set has as `classes` or `targets`
     classes: Annotated[int, Ge(2)] | Annotated[tuple[str, ...], Len(2)] | None = None
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2  # without a test part: what is held out, drawn by split_seed
@@ -108,7 +109,7 @@ class Factory(AnySet):
             piece: Piece = Stream(where, part.dataset, form, labels, whole)
         else:
             piece = Numbered(where, part.dataset, form, part.workers, torch.arange(count), labels)
-        seen = [digest(*_tensors(piece.looked_at(LOOKED_AT))) for _ in range(2)]
+        seen = [digest(*_parts(piece.looked_at(LOOKED_AT))) for _ in range(2)]
         steady = seen[0] == seen[1]
         told = (self.target, sorted(self.arguments.items()), self.collate, role, replace(form, collate=None), count)
         return replace(piece, identity=digest(*told, seen[0] if steady else uuid.uuid4())), steady
@@ -177,9 +178,13 @@ def _corrupted(train: Piece, fraction: float, seed: int) -> Piece:
     return replace(train, labels=corrupt(train.labels, fraction, form.outputs, seed))
 
 
-def _tensors(batches: Iterable[tuple[Any, Tensor]]) -> list[Tensor]:
+def _parts(batches: Iterable[tuple[Any, Any]]) -> list[Any]:
+    """What tells batches apart."""
     return [
-        tensor
+        part
         for inputs, targets in batches
-        for tensor in (*(inputs if isinstance(inputs, tuple) else (inputs,)), targets)
+        for part in (
+            *(inputs if isinstance(inputs, tuple) else (inputs,)),
+            *(targets.parts() if isinstance(targets, Targets) else (targets,)),
+        )
     ]

@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from compresskit.data.oddities import shortened
+from compresskit.data.own.targets import OWN, Targets
 from compresskit.errors import DataError
 
 Place = str | int | None  # of a value in a sample: its key, or its number in a tuple
 IGNORED = 255  # class of pixels that are not counted
+WHOLE = f"set data.task: {OWN} where targets are to reach your loss and metrics as they are"
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,10 @@ class Form:
             return tuple(_at(sample, place, "inputs") for place in inputs), target
         return _at(sample, inputs, "inputs"), target
 
-    def batch(self, samples: list[Any]) -> tuple[Any, Tensor]:
+    def batch(self, samples: list[Any]) -> tuple[Any, Any]:
         """Inputs (N, ...), or a tuple of them, and targets. Raises DataError for what cannot be stacked or meant."""
+        if self.task == OWN:
+            return self._whole(samples)
         if self.collate is not None:
             inputs, targets = self.pair(self.collate(samples))
             made, stacked = numbers(inputs), self._targets(targets)
@@ -57,6 +62,18 @@ class Form:
             stacked = stacked.reshape(len(stacked), -1)
         self._check(made, stacked, len(samples))
         return made, stacked
+
+    def _whole(self, samples: list[Any]) -> tuple[Any, Targets]:
+        """With the targets as collate returns them; without one, a list of those of the samples."""
+        if self.collate is None:
+            pairs = [self.pair(sample) for sample in samples]
+            inputs, value = _stacked([numbers(one) for one, _ in pairs]), [target for _, target in pairs]
+        else:
+            inputs, value = self.pair(self.collate(samples))
+            inputs = numbers(inputs)
+        targets = Targets(pytree.tree_map_only(Tensor, Tensor.detach, value), len(samples)).cpu()
+        _check_inputs(inputs, len(samples))
+        return inputs, targets
 
     def _targets(self, value: Any) -> Tensor:
         """In the type that losses take: int64 of classes, float32 of values."""
@@ -74,11 +91,9 @@ class Form:
         return self.names.index(text)
 
     def _check(self, inputs: Any, targets: Tensor, count: int) -> None:
-        for one in inputs if isinstance(inputs, tuple) else (inputs,):
-            if len(one) != count or len(targets) != count:
-                raise DataError(f"{count} samples became {len(one)} inputs and {len(targets)} targets in data.collate")
-            if one.is_floating_point() and not torch.isfinite(one).all():
-                raise DataError("an input is NaN or infinite in float32; mend or leave out that sample")
+        _check_inputs(inputs, count)
+        if len(targets) != count:
+            raise DataError(f"{count} samples became {len(targets)} targets in data.collate; {WHOLE}")
         if self.task == "regression":
             if targets.shape[1] != self.outputs or not torch.isfinite(targets).all():
                 raise DataError(f"targets of shape {tuple(targets.shape)} are not {self.outputs} finite values each")
@@ -89,7 +104,16 @@ class Form:
             wrong &= targets != IGNORED
         if targets.ndim != dimensions or wrong.any():
             given = f"{int(targets[wrong][0])} is none" if wrong.any() else f"the targets are {tuple(targets.shape)}"
-            raise DataError(f"classes are whole numbers from 0 to {self.outputs - 1}, and {given}; check data.classes")
+            told = f"classes are whole numbers from 0 to {self.outputs - 1}, and {given}; check data.classes"
+            raise DataError(f"{told}, or {WHOLE}" if targets.ndim != dimensions else told)
+
+
+def _check_inputs(inputs: Any, count: int) -> None:
+    for one in inputs if isinstance(inputs, tuple) else (inputs,):
+        if one.ndim == 0 or len(one) != count:
+            raise DataError(f"{count} samples became inputs of shape {tuple(one.shape)} in data.collate")
+        if one.is_floating_point() and not torch.isfinite(one).all():
+            raise DataError("an input is NaN or infinite in float32; mend or leave out that sample")
 
 
 def numbers(value: Any) -> Any:

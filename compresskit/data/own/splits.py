@@ -42,7 +42,7 @@ class Numbered:
     def take(self, positions: Tensor) -> "Numbered":
         return replace(self, index=self.index[positions], labels=self.labels[positions])
 
-    def read(self, positions: list[int], seeds: list[int] | None = None) -> tuple[Any, Tensor]:
+    def read(self, positions: list[int], seeds: list[int] | None = None) -> tuple[Any, Any]:
         """A batch; what the data set draws for a sample, its seed gives. Raises DataError for what it cannot be."""
         numbers = self.index[positions].tolist()
         seeds = numbers if seeds is None else seeds
@@ -56,7 +56,7 @@ class Numbered:
                 inputs, targets = self.form.batch(samples)
         return inputs, _with_labels(targets, self.labels[positions])
 
-    def looked_at(self, count: int) -> list[tuple[Any, Tensor]]:
+    def looked_at(self, count: int) -> list[tuple[Any, Any]]:
         """Some samples, evenly spread, each as a batch of one."""
         places = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
         return [self.read([place]) for place in places]
@@ -88,7 +88,7 @@ class _Reader(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._samples.index)
 
-    def __getitem__(self, key: Key) -> tuple[Any, Tensor] | str:
+    def __getitem__(self, key: Key) -> tuple[Any, Any] | str:
         """Inputs and targets, or the message of a DataError, which would reach the main process with a traceback."""
         try:
             return self._samples.read(*key)
@@ -116,7 +116,7 @@ class Stream:
     def first(self, count: int) -> "Stream":
         return replace(self, labels=self.labels[:count], whole=self.whole and count >= len(self))
 
-    def looked_at(self, count: int) -> list[tuple[Any, Tensor]]:
+    def looked_at(self, count: int) -> list[tuple[Any, Any]]:
         """The first samples, each as a batch of one."""
         with named(self.where):
             return [self.form.batch([sample]) for sample in Pass(self.where, self.dataset, FIXED).take(count)]
@@ -149,7 +149,7 @@ class StreamSplit:
         world: int = 1,
         drop_last: bool = False,
         start: int = 0,
-    ) -> Iterator[tuple[Any, Tensor]]:
+    ) -> Iterator[tuple[Any, Any]]:
         """See Split, but for the order, which is the data set's own: the seed is of what it draws itself.
 
         Raises DataError where the stream ends early, or goes on behind its end.
@@ -206,5 +206,6 @@ def ready(inputs: Any, device: torch.device) -> Any:
     return moved.float().div_(255) if moved.dtype == torch.uint8 else moved
 
 
-def _with_labels(targets: Tensor, labels: Tensor) -> Tensor:
-    return torch.where(labels != KEPT, labels, targets) if targets.ndim == 1 else targets
+def _with_labels(targets: Any, labels: Tensor) -> Any:
+    plain = isinstance(targets, Tensor) and targets.ndim == 1
+    return torch.where(labels != KEPT, labels, targets) if plain else targets

@@ -16,6 +16,8 @@ from compresskit.graph.operations import ELEMENTWISE, EXECUTED, PRODUCTS, called
 _MEETING = ELEMENTWISE | PRODUCTS | {"layer_norm", "rms_norm", "relative_position_bias", "getattr", "size"}
 _ENTRIES = 2**19  # that a parameter may have to be given a label for each
 
+OUTPUT = "it is the network's output"  # why channels stay
+
 
 class Unknown:
     """Stands for a result that is no tensor, of an operation that nothing is known of."""

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from compresskit.graph.channels.kinds import Kind, kinds_of
 from compresskit.graph.channels.labels import compact, spread
 from compresskit.graph.channels.numbers import computed, counts, fixed
-from compresskit.graph.channels.record import Held, Norm, Record, Unknown
+from compresskit.graph.channels.record import OUTPUT, Held, Norm, Record, Unknown
 from compresskit.graph.channels.rules.call import Call
 from compresskit.graph.channels.rules.calls import apply_call
 from compresskit.graph.channels.rules.modules import apply_module
@@ -165,7 +165,7 @@ class _Walk(Interpreter):
                 tensor = self.fetch_attr(str(n.target))
                 return Held(n, str(n.target), tensor) if isinstance(tensor, Tensor) else tensor
             case "output":
-                self._record.freeze([args[0]], "it is the network's output")
+                self._record.freeze([x for x in args if isinstance(x, Tensor)], OUTPUT)
                 return args[0]
         if called(n) == "getattr" and isinstance(args[0], Held) and args[1] != "shape":
             return getattr(args[0].tensor, args[1])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.doors import aten
@@ -18,10 +19,12 @@ _REGIONS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # whose body is
 
 
 def lowered(program: ExportedProgram, module: nn.Module, calls: Sequence[Call]) -> fx.GraphModule:
-    """The graph of `program` with one input, its tensors those of `module`, its layers those of `calls`.
+    """The graph of `program` with one input and the structure that forward returns.
+
+    Its tensors are those of `module`, its layers those of `calls`.
 
     Raises UnsupportedModelError for an operation that has no row in `aten`, by its name, for a buffer that forward
-    writes, and for a result that is not one tensor.
+    writes.
     """
     return _Lowering(program, module, calls).run()
 
@@ -43,9 +46,7 @@ class _Lowering:
     def run(self) -> fx.GraphModule:
         self._place_inputs()
         outputs = self._body(self._program.graph_module)
-        if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
-            raise UnsupportedModelError(f"forward returns {len(outputs)} values; choose one with model.output")
-        self._graph.output(outputs[0])
+        self._graph.output(pytree.tree_unflatten(self._read(list(outputs)), self._program.call_spec.out_spec))
         for node in reversed(list(self._graph.nodes)):
             if not node.users and (node.op == "get_attr" or node.target in ("size", getattr, operator.getitem)):
                 self._graph.erase_node(node)

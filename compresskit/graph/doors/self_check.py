@@ -1,5 +1,6 @@
 """Whether a graph computes what the module does that it was made from: in eval mode, and in training mode."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -7,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.layers.stochastic_depth import StochasticDepth
 from compresskit.models.calling import picked
+from compresskit.numerics.outputs import mapped, tensors_of
 
 TOLERANCE = 1e-5  # largest difference, relative to the largest value, at which two results count as equal
 _SEED = 0
@@ -22,22 +25,23 @@ class _Pass:
     """One pass in training mode. gradients: of parameters, changed: buffers that it changed; by the tensor's id, since
     a module and its graph share their tensors, not their names."""
 
-    output: Tensor
+    output: Any
     gradients: dict[int, Tensor]
     changed: dict[int, Tensor]
     has_more: bool
 
 
-def check_eval(module: nn.Module, network: fx.GraphModule, batches: list[Any]) -> list[str]:
+def check_eval(module: nn.Module, network: fx.GraphModule, batches: list[Any], whole: bool = False) -> list[str]:
     """What to say of the outputs in eval mode: nothing where all of them are equal bit for bit.
 
-    Raises UnsupportedModelError where they differ by more than `TOLERANCE`.
+    whole: all of what forward returns counts, else the first. Raises UnsupportedModelError where they differ by more
+    than `TOLERANCE`.
     """
     worst = 0.0
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for batch in batches:
             torch.manual_seed(_SEED)
-            expected = picked(module(batch), None)
+            expected = module(batch) if whole else picked(module(batch), None)
             torch.manual_seed(_SEED)
             worst = max(worst, _difference(network(batch), expected))
     if worst > TOLERANCE:
@@ -48,20 +52,21 @@ def check_eval(module: nn.Module, network: fx.GraphModule, batches: list[Any]) -
     return [f"outputs differ from forward's by {worst:.1e} of the largest, in eval mode"] if worst else []
 
 
-def check_training(module: nn.Module, network: fx.GraphModule, batch: Any) -> list[str]:
+def check_training(module: nn.Module, network: fx.GraphModule, batch: Any, whole: bool = False) -> list[str]:
     """What to say of one forward and backward pass in training mode under one seed; the tensors stay as they were.
 
-    Outputs, gradients of parameters and buffers are compared; of several outputs in training the first counts.
+    Outputs, gradients of parameters and buffers are compared; of several outputs in training the first counts, or all
+    (whole).
     Raises UnsupportedModelError, with what differs, where that is more than `TOLERANCE`.
     """
     try:
-        expected = _trained(module, batch)
+        expected = _trained(module, batch, whole)
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return [f"training mode was not compared: forward cannot run there on its own ({reason})"]
     if expected.has_more:  # what makes them draws from the same generator: compared is what remains without draws
-        expected = _without(_trained(module, batch, dropout=False), network)
-    found = _trained(network, batch, dropout=not expected.has_more)
+        expected = _without(_trained(module, batch, whole, dropout=False), network)
+    found = _trained(network, batch, whole, dropout=not expected.has_more)
     worst = {
         "the outputs": _difference(found.output, expected.output),
         "the gradients": _largest(found.gradients, expected.gradients),
@@ -84,18 +89,22 @@ def _without(done: _Pass, network: fx.GraphModule) -> _Pass:
     return replace(done, changed={key: buffer for key, buffer in done.changed.items() if key in own})
 
 
-def _trained(module: nn.Module, batch: Any, dropout: bool = True) -> _Pass:
+def _trained(module: nn.Module, batch: Any, whole: bool, dropout: bool = True) -> _Pass:
     parameters = [p for p in module.parameters() if p.requires_grad]
     with _kept(module, dropout) as before, torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(_SEED)
         value = module(batch)
-        output = picked(value, None)
-        weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
-        made = torch.autograd.grad((output * weights).sum(), parameters, allow_unused=True) if parameters else ()
+        output = value if whole else picked(value, None)
+        total = torch.stack([_weighted(one) for one in tensors_of(output)]).sum()
+        made = torch.autograd.grad(total, parameters, allow_unused=True) if parameters else ()
         gradients = {id(p): found for p, found in zip(parameters, made, strict=True) if found is not None}
         after = [(id(buffer), parent._buffers[name], kept) for parent, name, buffer, kept in before]
         changed = {key: now.clone() for key, now, kept in after if now is not None and not torch.equal(now, kept)}
-    return _Pass(output.detach(), gradients, changed, value is not output)
+    return _Pass(mapped(Tensor.detach, output), gradients, changed, value is not output)
+
+
+def _weighted(output: Tensor) -> Tensor:
+    return (output * torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)).sum()
 
 
 @contextmanager
@@ -129,8 +138,19 @@ def _largest(found: dict[int, Tensor], expected: dict[int, Tensor]) -> float:
 
 
 def _difference(found: Any, expected: Any) -> float:
-    """Largest difference in units of the largest value; NaN where there are NaN on one side alone, inf in shape."""
-    if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or found.shape != expected.shape:
+    """Largest difference in units of a tensor's largest value; NaN where there are NaN on one side alone, inf in shape
+    and in number."""
+    ours, theirs = pytree.tree_leaves(found), pytree.tree_leaves(expected)
+    if len(ours) != len(theirs):
+        return float("inf")
+    sizes = [_of_leaf(one, other) for one, other in zip(ours, theirs, strict=True)]
+    return float("nan") if any(map(math.isnan, sizes)) else max(sizes, default=0.0)
+
+
+def _of_leaf(found: Any, expected: Any) -> float:
+    if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
+        return 0.0 if type(found) is type(expected) and found == expected else float("inf")
+    if found.shape != expected.shape:
         return float("inf")
     if torch.equal(found, expected):
         return 0.0

@@ -62,17 +62,25 @@ def trains_alike(module: nn.Module, network: fx.GraphModule) -> bool:
 
     The module, whose layers the network shares, is left in training mode; its buffers are as before.
     """
+    try:
+        in_training, changed = training_trace(module)
+    except UnsupportedModelError:
+        return False
+    return changed <= {"num_batches_tracked"} and _same_calls(network, in_training)
+
+
+def training_trace(module: nn.Module) -> tuple[fx.GraphModule, set[str]]:
+    """`symbolic` in training mode, in which the module is left; and the names of buffers that forward wrote, which are
+    as before."""
     owners = [each for each in module.modules() if type(each) not in LEAVES]
     before = [(each, name, b, b.clone()) for each in owners for name, b in each._buffers.items() if b is not None]
     try:
         in_training = symbolic(module.train())
-    except UnsupportedModelError:
-        return False
     finally:
-        changed = [name for each, name, old, copy in before if not _is(each._buffers[name], copy)]
+        changed = {name for each, name, old, copy in before if not _is(each._buffers[name], copy)}
         for each, name, buffer, copy in before:
             each._buffers[name] = buffer.copy_(copy)
-    return set(changed) <= {"num_batches_tracked"} and _same_calls(network, in_training)
+    return in_training, changed
 
 
 def _is(buffer: Tensor | None, before: Tensor) -> bool:
@@ -83,13 +91,23 @@ def _same_calls(first: fx.GraphModule, second: fx.GraphModule) -> bool:
     copies: dict[fx.Node, fx.Node] = {}
     nodes, others = list(first.graph.nodes), list(second.graph.nodes)
     for node, other in zip(nodes, others, strict=False):
-        ignored = _name(node) in _MODULE_OF or node.target is torch.nn.functional.batch_norm
-        if (node.op, node.target) != (other.op, other.target) or _plain(node, ignored) != _plain(other, ignored):
-            return False
-        if [copies[source] for source in node.all_input_nodes] != other.all_input_nodes:
+        if same_call(node, lambda source: copies[source].name) != same_call(other, lambda source: source.name):
             return False
         copies[node] = other
     return len(nodes) == len(others)
+
+
+def same_call(node: fx.Node, told: Callable[[fx.Node], str]) -> str:
+    """What it calls with which arguments, in words that are equal for equal calls; told: what names a source.
+
+    Without the flag of training of functions for which modules will stand, that know their mode.
+    """
+    args, kwargs = node.args, node.kwargs
+    is_switched = _name(node) in _MODULE_OF or node.target is torch.nn.functional.batch_norm
+    if is_switched and callable(node.target):
+        given = inspect.signature(node.target).bind(*args, **kwargs)
+        args, kwargs = (), {key: value for key, value in given.arguments.items() if key != "training"}
+    return repr((node.op, node.target, fx.node.map_arg((args, kwargs), lambda source: (told(source),))))
 
 
 def replace_calls(network: fx.GraphModule) -> None:
@@ -144,15 +162,6 @@ def _stopped(module: nn.Module, path: str | None, error: Exception) -> str:
 
 def _name(node: fx.Node) -> str:
     return f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', '')}"
-
-
-def _plain(node: fx.Node, is_switched: bool) -> Any:
-    """The arguments that are no nodes; without the flag where a module that knows its mode is in its place."""
-    args, kwargs = node.args, node.kwargs
-    if is_switched and callable(node.target):
-        given = inspect.signature(node.target).bind(*args, **kwargs)
-        args, kwargs = (), {key: value for key, value in given.arguments.items() if key != "training"}
-    return fx.node.map_arg((args, kwargs), lambda source: source.op)
 
 
 def _replace(network: fx.GraphModule, node: fx.Node) -> None:

@@ -18,6 +18,7 @@ from compresskit.graph.layers import windows
 from compresskit.graph.layers.expanded import Expanded
 from compresskit.graph.layers.grouped import ChannelPermutation, GroupedLinear
 from compresskit.graph.layers.grouped_stack import GroupedStack
+from compresskit.graph.layers.outputs import Outputs
 from compresskit.graph.layers.sample_shape import SampleShape
 from compresskit.graph.layers.skew_convolution import SkewConvolution
 from compresskit.graph.layers.stochastic_depth import StochasticDepth
@@ -89,6 +90,7 @@ CONSTANTS: dict[str, Any] = {name: getattr(torch, name) for name in _CONSTANTS.s
 MODULES: dict[str, type[nn.Module]] = {
     "Module": nn.Module,  # holds other modules and tensors; nothing calls it
     **{name: getattr(nn, name) for name in _MODULES.split()},
+    "Outputs": Outputs,
     "SampleShape": SampleShape,
     "StochasticDepth": StochasticDepth,
     "WindowAttention": windows.WindowAttention,

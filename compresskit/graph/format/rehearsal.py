@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from compresskit.errors import CheckpointError
 from compresskit.graph.layers.plain import known_value
@@ -48,10 +49,11 @@ class _Rehearsal(fx.Interpreter):
         return super().call_function(target, args, kwargs | here)
 
 
-def rehearse(network: fx.GraphModule, input_shape: Shape) -> None:
+def rehearse(network: fx.GraphModule, input_shape: Shape, *, whole: bool = False) -> None:
     """Runs `network`, whose tensors are on the meta device, on one sample of this shape; of each type that fits.
 
-    Raises CheckpointError with the node that cannot run, whose value is too large, or that does not give a batch.
+    whole: it may return tensors of any structure and shape, but some. Raises CheckpointError with the node that cannot
+    run, whose value is too large, or that does not give a batch.
     """
     refused: CheckpointError | None = None
     for sample in _samples(network, shapes_of(input_shape)):
@@ -67,6 +69,10 @@ def rehearse(network: fx.GraphModule, input_shape: Shape) -> None:
     else:
         assert refused is not None
         raise refused
+    if whole:
+        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(output)):
+            raise CheckpointError(f"its output is a {type(output).__name__} without a tensor")
+        return
     if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != 1:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise CheckpointError(f"its output for one sample is {shape}, and a batch of outputs is wanted")

@@ -20,6 +20,8 @@ def encode(value: Any) -> Any:
         return [encode(item) for item in value]
     if isinstance(value, tuple):
         return {"tuple": [encode(item) for item in value]}
+    if isinstance(value, dict) and all(type(key) in (str, int) for key in value):
+        return {"dict": [[key, encode(item)] for key, item in value.items()]}
     if isinstance(value, slice):
         return {"slice": [encode(value.start), encode(value.stop), encode(value.step)]}
     if value is Ellipsis:
@@ -43,6 +45,8 @@ def decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
             return nodes[content]
         case "tuple" if type(content) is list:
             return tuple(decode(item, nodes) for item in content)
+        case "dict" if type(content) is list and all(_is_item(item) for item in content):
+            return {key: decode(item, nodes) for key, item in content}
         case "slice" if type(content) is list and len(content) == 3:
             return slice(*(decode(item, nodes) for item in content))
         case "ellipsis":
@@ -50,3 +54,7 @@ def decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
         case "constant" if content in CONSTANTS:
             return CONSTANTS[content]
     raise ValueError(f"{value!r} stands for no argument")
+
+
+def _is_item(value: Any) -> bool:
+    return type(value) is list and len(value) == 2 and type(value[0]) in (str, int)

@@ -78,6 +78,8 @@ def plan_isometry(network: fx.GraphModule, input_shape: Shape, options: Isometry
         if node.op == "call_module":
             calls.setdefault(str(node.target), node)
     output = next(node for node in network.graph.nodes if node.op == "output").all_input_nodes[0]
+    if output.name not in sizes:
+        raise RecipeError("isometry: it is known of networks that return one tensor, and this one returns more")
     start = _start(network, calls, options.start)
     if segment(network, start, output) is None:
         raise RecipeError(f"start: paths lead past layer {options.start!r}; name one that all go through")

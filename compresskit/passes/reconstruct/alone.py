@@ -11,11 +11,12 @@ from torch.utils._pytree import tree_map
 from compresskit.graph.chains import weighted
 from compresskit.graph.operations import calls_of
 from compresskit.graph.shapes import Interpreter, evaluating
+from compresskit.numerics.outputs import doubled, tensors_of
 from compresskit.passes.reconstruct.refitted import Layer
 
 Layers = Mapping[str, Layer]  # by name
 ROOM = 2**28  # bytes
-Divergence = Callable[[Tensor, Tensor], Tensor]  # (outputs, the original's) -> mean over the batch
+Divergence = Callable[[Any, Any], Tensor]  # (outputs, the original's) -> mean over the batch
 
 
 def losses_alone(
@@ -33,13 +34,13 @@ def losses_alone(
     """
     forks = _by_first_node(network, changes)
     totals, images = [torch.zeros((), dtype=torch.float64)] * len(changes), 0
-    with torch.inference_mode(), evaluating(network):
+    with torch.inference_mode(), evaluating(network, training_outputs=True):
         for inputs in batches:
-            expected = network(inputs).double()
+            expected, count = doubled(network(inputs)), samples_in(inputs)
             for index, found in _Forking(network, changes, forks).outputs(inputs):
-                totals[index] = totals[index] + divergence(found.double(), expected) * len(expected)  # read at the end
+                totals[index] = totals[index] + divergence(doubled(found), expected) * count  # read at the end
                 tell()
-            images += len(expected)
+            images += count
     return (torch.stack(totals) / max(images, 1)).tolist() if totals else []
 
 
@@ -53,24 +54,26 @@ class HeldOut:
         self, network: fx.GraphModule, batches: Callable[[], Iterable[Any]], divergence: Divergence, room: int = ROOM
     ) -> None:
         self._network, self._batches, self._divergence = network, batches, divergence
-        self._kept, self._room = list[Tensor](), room
+        self._kept, self._room = list[Any](), room
 
     def __call__(self, candidate: fx.GraphModule) -> float:
         total, images = torch.zeros((), dtype=torch.float64), 0
-        with torch.inference_mode(), evaluating(self._network), evaluating(candidate):
+        networks = evaluating(self._network, training_outputs=True), evaluating(candidate, training_outputs=True)
+        with torch.inference_mode(), networks[0], networks[1]:
             for number, inputs in enumerate(self._batches()):
-                expected = self._expected(number, inputs).double()
-                total = total + self._divergence(candidate(inputs).double(), expected) * len(expected)
-                images += len(expected)
+                expected, count = doubled(self._expected(number, inputs)), samples_in(inputs)
+                total = total + self._divergence(doubled(candidate(inputs)), expected) * count
+                images += count
         return float(total) / max(images, 1)
 
-    def _expected(self, number: int, inputs: Any) -> Tensor:
+    def _expected(self, number: int, inputs: Any) -> Any:
         if number < len(self._kept):
             return self._kept[number]
-        found: Tensor = self._network(inputs)
-        if number == len(self._kept) and found.nbytes <= self._room:
+        found = self._network(inputs)
+        size = sum(tensor.nbytes for tensor in tensors_of(found))
+        if number == len(self._kept) and size <= self._room:
             self._kept.append(found)
-            self._room -= found.nbytes
+            self._room -= size
         return found
 
 
@@ -79,6 +82,11 @@ def loss_of(
 ) -> float:
     """The mean divergence of a whole network's outputs from the other's."""
     return HeldOut(network, lambda: batches, divergence, room=0)(candidate)
+
+
+def samples_in(inputs: Any) -> int:
+    """Of a batch: a tensor, or a tuple of them."""
+    return len(inputs[0] if isinstance(inputs, tuple) else inputs)
 
 
 def _by_first_node(network: fx.GraphModule, changes: Sequence[Layers]) -> dict[fx.Node, list[int]]:
@@ -98,7 +106,7 @@ class _Forking(Interpreter):
         self._changes, self._forks = changes, forks
         self._change: Layers = {}
 
-    def outputs(self, inputs: Any) -> Iterable[tuple[int, Tensor]]:
+    def outputs(self, inputs: Any) -> Iterable[tuple[int, Any]]:
         """(index of the change, outputs). inputs: a tensor, or a tuple of them where the network takes several."""
         nodes = list(self.graph.nodes)
         left = sum(map(len, self._forks.values()))

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from compresskit.distributed import Group
 from compresskit.graph.capture import capture
+from compresskit.graph.layers.outputs import Outputs
 from compresskit.graph.masks import Masks
 from compresskit.graph.segments import Block, Place, find_blocks, place_of
 from compresskit.graph.shapes import evaluating
@@ -142,9 +143,17 @@ class Blockwise:
 def _ends(
     network: fx.GraphModule, teacher: fx.GraphModule, places: Mapping[str, Tensor | None]
 ) -> dict[str, Place | None]:
-    """Nodes of both networks where it is known which channels are left; of their output all are, which is None."""
+    """Nodes of both networks where it is known which channels are left; of their output all are, which is None.
+
+    Outputs of any structure are no end of a block.
+    """
     whole = {node.name: node for node in teacher.graph.nodes}
     (output,) = network.graph.find_nodes(op="output")
     names = [node.name for node in network.graph.nodes if node.name in whole and node.op != "output"]
     found = {name: place for name in names if (place := place_of(teacher, whole[name], places)) is not None}
-    return found | {node.name: None for node in output.all_input_nodes if node is output.args[0]}
+    ends = [node for node in output.all_input_nodes if node is output.args[0] and not _is_structure(network, node)]
+    return found | {node.name: None for node in ends}
+
+
+def _is_structure(network: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), Outputs)

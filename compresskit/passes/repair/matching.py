@@ -18,6 +18,7 @@ from compresskit.graph.chains import WEIGHTED, weighted
 from compresskit.graph.masks import Masks
 from compresskit.graph.operations import calls_of
 from compresskit.graph.shapes import evaluating
+from compresskit.numerics.outputs import mean_relative_error, relative_error
 from compresskit.options import option
 
 Batches = Callable[[int, int], Iterable[tuple[Any, Tensor]]]  # epoch, first batch -> its shuffled batches from there on
@@ -27,7 +28,6 @@ Places = Mapping[str, Tensor | None]  # None: all are there
 LOOKS = 10  # at held-out images on the way, and one before it
 PATIENCE = 30
 _WARM = 0.05  # share of the steps in which the rate rises
-_CONSTANT = 1e-3  # variance that values count as having at least, as a share of their mean square
 _LEAST = 1e-3  # root mean square that a tensor counts as at least: new biases are near 0
 
 
@@ -62,9 +62,9 @@ class Matching:
     """Trains a copy of `student`; every process of `group` holds one.
 
     What is lowered is the mean squared difference of the outputs, of classes their scores before softmax (Ba and
-    Caruana 2014), as a share of the variance of the teacher's; and the mean of the same over the outputs of layers, at
-    the channels that the student still has, which tell the weights before them more than the end of the network does;
-    these count less and less, and nothing in the end.
+    Caruana 2014), as a share of the variance of the teacher's, of several tensors the mean; and the mean of the same
+    over the outputs of layers, at the channels that the student still has, which tell the weights before them more than
+    the end of the network does; these count less and less, and nothing in the end.
     Steps are Adam's (Kingma and Ba 2015), whose length hardly depends on the gradient's, times rate x rms(tensor), so
     that one rate serves all networks (as in Adafactor, Shazeer and Stern 2018, section 8); it rises over the first
     twentieth of the steps and falls along a cosine to 0. Norms use their running statistics and dropout is off, so that
@@ -104,7 +104,7 @@ class Matching:
         if not self.found.looks:
             self._look(save)
         inputs = self._inputs(batches)
-        with evaluating(self.network), evaluating(self._original):
+        with evaluating(self.network, training_outputs=True), evaluating(self._original, training_outputs=True):
             while self._step < steps:
                 self._descend(next(inputs))
                 self._step += 1
@@ -142,7 +142,7 @@ class Matching:
         with torch.no_grad():
             expected, *theirs = self._teacher(inputs)
         found, *ours = self._student(inputs)
-        loss, left = relative_error(found, expected), 1 - self._step / self._options.steps
+        loss, left = mean_relative_error(found, expected), 1 - self._step / self._options.steps
         for one, other, (dim, kept) in zip(ours, theirs, self._places, strict=True):
             other = other if kept is None else other.index_select(dim, kept)
             loss = loss + left * relative_error(one, other, dim) / len(ours)
@@ -181,16 +181,6 @@ class Matching:
 
     def _weights(self) -> Mapping[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
-
-
-def relative_error(found: Tensor, expected: Tensor, dim: int = 1) -> Tensor:
-    """Mean squared difference as a share of the mean variance of the expected values of a channel, along `dim`."""
-    others = [axis for axis in range(expected.ndim) if axis != dim % expected.ndim]
-    variance = (expected - expected.mean(others, keepdim=True)).square().mean()
-    scale = torch.maximum(variance, _CONSTANT * expected.square().mean())  # of channels that hardly vary
-    error = (found - expected).square().mean()
-    known = scale > torch.finfo(scale.dtype).tiny ** 0.5  # else all are 0, and nothing is a share of that
-    return torch.where(known, error / torch.where(known, scale, 1.0), 0.0)
 
 
 def _compared(

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 
-def micro_batches(inputs: Any, targets: Tensor, largest: int) -> list[tuple[Any, Tensor]]:
+def micro_batches(inputs: Any, targets: Any, largest: int) -> list[tuple[Any, Any]]:
     """The batch in parts of `largest` samples at most, whose sizes differ by at most one.
 
     No part has a single sample, of which a batch norm has no variance, unless all have: three samples stay together

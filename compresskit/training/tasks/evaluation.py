@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compresskit.data.dataset import Split
+from compresskit.data.own.targets import OWN
 from compresskit.distributed import Group
+from compresskit.errors import RecipeError
 from compresskit.graph.shapes import evaluating
 from compresskit.training.tasks.average_precision import VOC07, DetectionTally
 from compresskit.training.tasks.own import OwnMetrics, OwnTally
@@ -35,13 +37,23 @@ class Metric:
 class Tally(Protocol):
     """Gathers what the metrics of one evaluation need."""
 
-    def add(self, output: Tensor, target: Tensor) -> None:
+    def add(self, output: Any, target: Any) -> None:
         """A batch of at least one sample."""
         ...
 
     def figures(self, group: Group) -> dict[str, float]:
         """The metrics over the batches of all processes."""
         ...
+
+
+class NoTally:
+    """Where only the user's own metrics know what outputs are."""
+
+    def add(self, output: Any, target: Any) -> None:
+        pass
+
+    def figures(self, group: Group) -> dict[str, float]:
+        return {}
 
 
 class MeanTally:
@@ -88,6 +100,8 @@ def _squared_error(output: Tensor, target: Tensor) -> Tensor:
 
 def tally_for(task: str, anchors: Anchors, device: torch.device) -> Tally:
     """An empty one.  Raises RecipeError if a package that it needs is missing."""
+    if task == OWN:
+        return NoTally()
     if task == "detection":
         return DetectionTally(anchors, device)
     return SegmentationTally(device) if task == "segmentation" else MeanTally(task, device)
@@ -138,7 +152,27 @@ METRICS: dict[str, dict[str, Metric]] = {  # the first of a task is its main one
         "loss": Metric(),
     },
     "detection": {"map": Metric(higher_is_better=True), VOC07: Metric(higher_is_better=True), "loss": Metric()},
+    OWN: {},
 }
+
+
+def watched(task: str, outputs: int, own: OwnMetrics) -> dict[str, Metric]:
+    """The metrics of the task for so many outputs, of which one picks the best epoch, the first by default.
+
+    Targets of any structure have the user's own, of which higher is better. Raises RecipeError where these lack.
+    """
+    if task != OWN:
+        return {name: metric for name, metric in METRICS[task].items() if outputs > metric.above}
+    if not own:
+        raise RecipeError(
+            "report.metrics: only functions of yours know what targets of any structure mean; name one as report: "
+            "{metrics: [package.module:name]}, the main one first"
+        )
+    return {name: Metric(higher_is_better=True) for name in own}
+
+
+def higher_is_better(task: str, name: str) -> bool:
+    return task == OWN or METRICS[task][name].higher_is_better
 
 
 def shown_metrics(names: Iterable[str]) -> list[str]:

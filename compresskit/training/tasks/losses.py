@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
 from torch import Tensor
 from torch.nn import functional
 
+from compresskit.data.own.targets import OWN
 from compresskit.errors import RecipeError
 from compresskit.numerics.distillation import soft_targets
+from compresskit.numerics.outputs import mean_relative_error
 from compresskit.options import option
 from compresskit.training.tasks.detection import Yolo
 from compresskit.training.tasks.own import OwnLoss
@@ -70,6 +72,7 @@ OF_TASK: dict[
     "regression": (MeanSquared, MeanAbsolute),
     "segmentation": (CrossEntropy,),
     "detection": (Yolo,),
+    OWN: (),
 }
 
 
@@ -85,11 +88,21 @@ def loss_for(
     if isinstance(loss, OwnLoss):
         return loss.made()
     allowed = OF_TASK[task]
+    if not allowed:
+        raise RecipeError(
+            "loss: only a function of yours knows what targets of any structure mean; name it as loss: "
+            "package.module:name, in each section that trains"
+        )
     loss = allowed[0]() if loss is None else loss
     if not isinstance(loss, allowed):
         kinds = " or ".join(choice.kind for choice in allowed)
         raise RecipeError(f"loss: {loss.kind} was given, but the data set is for {task}; use {kinds}, or leave it out")
     return partial(loss, anchors=anchors) if isinstance(loss, Yolo) else loss
+
+
+def first_view(output: Any, targets: Any) -> Any:
+    """Of outputs for several views of the samples, one behind the other, those for the first."""
+    return output[: len(targets)] if isinstance(output, Tensor) and isinstance(targets, Tensor) else output
 
 
 LOSSES: dict[str, type[CrossEntropy] | type[MeanSquared] | type[MeanAbsolute] | type[Yolo]] = {
@@ -100,9 +113,12 @@ LOSSES: dict[str, type[CrossEntropy] | type[MeanSquared] | type[MeanAbsolute] | 
 }
 
 
-def divergence_for(task: str) -> Callable[[Tensor, Tensor], Tensor]:
+def divergence_for(task: str) -> Callable[[Any, Any], Tensor]:
     """How far outputs are from those of another network, the mean over a batch: the Kullback-Leibler divergence of the
-    classes (of images or pixels) from the other's, or the mean squared difference of other outputs."""
+    classes (of images or pixels) from the other's, or the mean squared difference of other outputs; of outputs of any
+    structure as a share of their variance, the mean over the tensors."""
+    if task == OWN:
+        return mean_relative_error
     if task in CLASSES:
         return partial(soft_targets, temperature=1.0)
     return functional.mse_loss

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from compresskit import user_code
+from compresskit.data.own.targets import OWN, Targets
 from compresskit.distributed import Group
 from compresskit.errors import RecipeError
+from compresskit.numerics.outputs import mapped, tensors_of
 from compresskit.options import option
 
-OwnMetrics = Mapping[str, Callable[[Tensor, Tensor], Any]]  # by name
+OwnMetrics = Mapping[str, Callable[[Any, Any], Any]]  # by name
 MAPS = ("segmentation", "detection")  # tasks whose outputs are too large to be kept
 
 
@@ -29,17 +31,17 @@ class OwnLoss:
     target: str  # "package.module:name", looked for in the current directory too
     arguments: dict[str, Any] = field(default_factory=dict)  # by name: of the class, or of each call of the function
 
-    def made(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def made(self) -> Callable[[Any, Any], Tensor]:
         """The function. Raises RecipeError for a target that cannot be found, or made."""
         found = user_code.find(self.target, "loss.target", "losses")
         function = partial(found, **self.arguments)
         if inspect.isclass(found):
             function = user_code.made(self.target, self.arguments, "loss", "losses")
 
-        def loss(output: Tensor, target: Tensor) -> Tensor:
-            if isinstance(function, nn.Module):
-                function.to(output.device)
-            value = function(output.clone(), target.clone())  # what it changes in place, others read
+        def loss(output: Any, target: Any) -> Tensor:
+            if isinstance(function, nn.Module) and (tensors := tensors_of(output)):
+                function.to(tensors[0].device)
+            value = function(*copied(output, target))  # what it changes in place, others read
             if not isinstance(value, Tensor) or value.shape != ():
                 told = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise RecipeError(f"loss: {self.target} returned {told}; return the mean over the batch, of shape ()")
@@ -50,7 +52,7 @@ class OwnLoss:
 
 def own_metrics(targets: Sequence[str]) -> OwnMetrics:
     """The functions by the names behind their colons. Raises RecipeError where one lacks, or is there twice."""
-    found: dict[str, Callable[[Tensor, Tensor], Any]] = {}
+    found: dict[str, Callable[[Any, Any], Any]] = {}
     for target in targets:
         name = target.rpartition(":")[2]
         if name in found:
@@ -62,20 +64,21 @@ def own_metrics(targets: Sequence[str]) -> OwnMetrics:
 class OwnTally:
     """Each metric of all outputs and targets of a split, on the CPU; of maps and boxes the mean over single samples.
 
-    With several processes the samples come in another order than the stored one.
+    Where targets may be of any structure, outputs are, too, and nobody knows how to join either: metrics get two lists,
+    with what each batch has. With several processes the samples come in another order than the stored one.
     """
 
     def __init__(self, metrics: OwnMetrics, task: str) -> None:
-        self._metrics, self._single = metrics, task in MAPS
-        self._outputs: list[Tensor] = []
-        self._targets: list[Tensor] = []
+        self._metrics, self._single, self._lists = metrics, task in MAPS, task == OWN
+        self._outputs: list[Any] = []
+        self._targets: list[Any] = []
         self._values: list[dict[str, float]] = []  # of single samples
 
-    def add(self, output: Tensor, target: Tensor) -> None:
+    def add(self, output: Any, target: Any) -> None:
         """A batch of at least one sample."""
         if not self._metrics:
             return
-        output, target = output.cpu(), target.cpu()
+        output, target = mapped(Tensor.cpu, output), target.cpu()
         if self._single:
             pairs = zip(output.split(1), target.split(1), strict=True)
             self._values += [self._of(*pair) for pair in pairs]
@@ -90,9 +93,10 @@ class OwnTally:
         if self._single:
             values = group.gather(self._values)
             return {name: math.fsum(one[name] for one in values) / len(values) for name in self._metrics}
-        return self._of(torch.cat(group.gather(self._outputs)), torch.cat(group.gather(self._targets)))
+        outputs, targets = group.gather(self._outputs), group.gather(self._targets)
+        return self._of(outputs, targets) if self._lists else self._of(torch.cat(outputs), torch.cat(targets))
 
-    def _of(self, output: Tensor, target: Tensor) -> dict[str, float]:
+    def _of(self, output: Any, target: Any) -> dict[str, float]:
         found = {name: number(name, metric, output, target) for name, metric in self._metrics.items()}
         for name, value in found.items():
             if not math.isfinite(value):
@@ -100,10 +104,21 @@ class OwnTally:
         return found
 
 
-def number(name: str, metric: Callable[[Tensor, Tensor], Any], output: Tensor, target: Tensor) -> float:
+def copied(output: Any, target: Any) -> tuple[Any, Any]:
+    """Copies of what functions of the user's get: of targets of any structure the user's own value."""
+    return mapped(Tensor.clone, output), _copy(target)
+
+
+def _copy(target: Any) -> Any:
+    if isinstance(target, list):
+        return [_copy(one) for one in target]
+    return target.clone().value if isinstance(target, Targets) else target.clone()
+
+
+def number(name: str, metric: Callable[[Any, Any], Any], output: Any, target: Any) -> float:
     """The metric of these samples, of which it gets copies. Raises RecipeError for one that raises, or is no number."""
     with blamed(f"report.metrics: {name}"):
-        value = metric(output.clone(), target.clone())
+        value = metric(*copied(output, target))
         told = type(value).__name__
         if isinstance(value, Tensor | np.ndarray | np.generic):
             told = f"{told} of shape {tuple(value.shape)} and {value.dtype}"

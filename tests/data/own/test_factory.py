@@ -317,7 +317,6 @@ def test_several_inputs_are_a_tuple_and_whole_numbers_stay_so(load, streams):
         ((Stream(), Stream()), {"classes": 3, "validation": 2}, "cannot be divided; return a validation part"),
         ((Stream(), Stream()), {}, "it does not tell how many classes there are; give data.classes"),
         ([(INPUTS[0], "cat")], {}, "targets are texts, such as 'cat'; list the names of all classes"),
-        ([(INPUTS[0], torch.ones(2, 2))], {}, r"a target is of shape \(2, 2\) and torch.float32; it must be a class"),
         ([(INPUTS[0], 1.5)], {"classes": 2}, "a regression has none; leave it out"),
         ({"train": Pairs(), "val": Pairs()}, {"validation": 3}, "returns a validation part; leave one of them out"),
         (DataLoader(Pairs(), batch_size=None), {}, "a DataLoader with batch_size=None; return a data set of single"),

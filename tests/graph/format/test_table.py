@@ -10,6 +10,7 @@ from torch import nn
 from compresskit.errors import CheckpointError, UnsupportedModelError
 from compresskit.graph.format.allowed import CONSTANTS, FUNCTIONS, MODULES
 from compresskit.graph.format.table import from_table, named_tensors, to_table
+from compresskit.graph.format.values import decode, encode
 from compresskit.graph.trace import trace
 from tests.graph.nets import INPUTS, Plain, make
 
@@ -277,3 +278,16 @@ def test_text_in_arguments_stays_text(tmp_path, monkeypatch):
     network = from_table(table)
     assert repr(f"' + {CODE} + '") in network.code
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("value", [{"a": [1, {"b": None}], 3: (True, slice(1, None))}, {}])
+def test_mappings_come_back(value):
+    found = decode(encode(value), {})
+    assert found == value
+    assert list(map(type, found)) == list(map(type, value))
+
+
+@pytest.mark.parametrize("content", ["text", [["a"]], [["a", 1, 2]], [[1.5, 2]], [[True, 2]], [{"a": 1}]])
+def test_a_damaged_mapping_is_refused(content):
+    with pytest.raises(ValueError, match="stands for no argument"):
+        decode({"dict": content}, {})

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from compresskit.graph.trace import trace
+from compresskit.numerics.outputs import mean_relative_error
 from compresskit.passes.moments import gather_from
 from compresskit.passes.reconstruct.alone import HeldOut, loss_of, losses_alone
 from compresskit.passes.reconstruct.chaining import Draft, masked
@@ -140,3 +141,31 @@ def test_what_is_held_out_is_judged_alike_however_much_is_kept():
         assert [judge(other), judge(other)] == [expected, expected]
         assert len(runs) == computed
         assert judge(network) == 0
+
+
+class Several(nn.Module):
+    """Maps of two scales in training, their sum in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.conv2, self.head = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 4, 3), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        maps = [self.head(x), self.conv2(x)]
+        return {"maps": maps} if self.training else maps[0].sum((2, 3)) + maps[1].sum((2, 3))
+
+
+def test_networks_of_two_forms_are_compared_by_what_training_returns():
+    network = trace(make(Several), (2, 8, 8), whole=True)
+    layer = Layer(torch.ones(4, 6 * 9, dtype=torch.float64), torch.zeros(4, dtype=torch.float64), None, 1.0, 0.0)
+    changed = with_layers(network, {"conv2": layer})
+    batches = [torch.randn(count, 2, 8, 8).double() for count in (20, 5)]
+    expected = 0.0
+    for x in batches:
+        deep = network.conv(x).relu()
+        found, right = changed.conv2(deep), network.conv2(deep)
+        variance = torch.stack([channel.var(correction=0) for channel in right.transpose(0, 1)]).mean()
+        expected += len(x) * ((found - right).square().mean() / variance / 2).item() / 25  # the other map is the same
+    assert losses_alone(network, [{"conv2": layer}], batches, mean_relative_error) == pytest.approx([expected])
+    assert loss_of(changed, network, batches, mean_relative_error) == pytest.approx(expected)

@@ -9,10 +9,14 @@ import torch
 
 from compresskit.data.memory import Examples, MemorySplit
 from compresskit.data.normalization import identity
+from compresskit.data.own.targets import OWN, Targets
 from compresskit.distributed import Group
 from compresskit.errors import RecipeError
-from compresskit.training.checks import check_own
-from compresskit.training.tasks.evaluation import evaluate
+from compresskit.graph.trace import trace
+from compresskit.training.checks import check_own, checked_steps
+from compresskit.training.options import Training
+from compresskit.training.tasks.evaluation import evaluate, watched
+from compresskit.training.tasks.losses import MeanSquared, loss_for
 from compresskit.training.tasks.own import OwnLoss, OwnTally
 
 
@@ -105,3 +109,100 @@ def test_what_is_no_number_is_said_in_one_line(value, told):
     tally.add(torch.randn(4, 3), torch.arange(4) % 3)
     with pytest.raises(RecipeError, match=f"^report.metrics: odd {told}$"):
         tally.figures(Group())
+
+
+def boxes(*counts):
+    return Targets([torch.ones(count, 5) for count in counts], len(counts))
+
+
+def test_of_targets_of_any_structure_metrics_get_a_list_of_batches():
+    seen = []
+
+    def counted(outputs, targets):
+        seen.append(outputs)
+        total = sum(one.sum().item() for batch in [*targets, *(one["maps"] for one in outputs)] for one in batch)
+        outputs[0]["maps"][0].zero_()
+        targets[0][0].zero_()
+        return total
+
+    tally = OwnTally({"counted": counted, "again": counted}, OWN)
+    tally.add({"maps": [torch.ones(2, 3)], "names": None}, boxes(1, 4))
+    tally.add({"maps": [torch.ones(1, 3)], "names": None}, boxes(0))
+    assert tally.figures(Group()) == {"counted": 25 + 9, "again": 25 + 9}  # each gets copies
+    assert [len(outputs) for outputs in seen] == [2, 2]
+
+
+def test_a_loss_gets_the_users_own_value(monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_losses", sys.modules[__name__])
+    leaf = torch.ones(2, 3, requires_grad=True)
+    value = OwnLoss(target="own_losses:listed_loss").made()([2 * leaf, 3 * leaf], boxes(1, 4))
+    value.backward()
+    assert value.item() == 2 * 6 + 3 * 6 + 5
+    assert leaf.grad.tolist() == [[5] * 3] * 2
+
+
+def listed_loss(outputs, targets):
+    return sum(one.sum() for one in outputs) + sum(len(one) for one in targets)
+
+
+class TwoForms(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = torch.nn.Linear(6, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        found = self.head(self.layer(x).relu())
+        return [found, 2 * found] if self.training else found.sigmoid()
+
+
+class Boxed:
+    """A split with as many boxes in a sample as its number says."""
+
+    fingerprint = "boxed"
+
+    def __len__(self):
+        return 5
+
+    def batches(self, size, device, **_):
+        for start in range(0, 5, size):
+            count = min(size, 5 - start)
+            yield torch.ones(count, 6) * start, boxes(*range(start, start + count))
+
+
+def test_losses_read_what_training_gives_and_metrics_what_eval_mode_gives(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_losses", sys.modules[__name__])
+    seen = []
+
+    def shapes(outputs, targets):
+        seen.append([(tuple(one.shape), len(target)) for one, target in zip(outputs, targets, strict=True)])
+        return 0.5
+
+    network = trace(TwoForms(), (6,), whole=True)
+    data = replace(tiny.dataset(), test=Boxed(), task=OWN, outputs=0)
+    check_own(network, data, OwnLoss(target="own_losses:listed_loss"), {"shapes": shapes})
+    assert evaluate(network, data.test, task=OWN, batch_size=3, metrics={"shapes": shapes}) == {"shapes": 0.5}
+    assert seen == [[((2, 3), 2)], [((3, 3), 3), ((2, 3), 2)]]
+    with pytest.raises(RecipeError, match="^loss: own_losses:pairs_loss raised AttributeError"):
+        check_own(network, data, OwnLoss(target="own_losses:pairs_loss"), {})
+
+
+def pairs_loss(outputs, targets):
+    return outputs.view(targets)
+
+
+def test_without_the_users_own_nothing_is_known_of_them():
+    with pytest.raises(RecipeError, match=r"^loss: only a function of yours knows .* name it as loss: package.module"):
+        loss_for(OWN, None)
+    with pytest.raises(RecipeError, match=r"^loss: only a function of yours"):
+        loss_for(OWN, MeanSquared())
+    with pytest.raises(RecipeError, match=r"^report.metrics: only functions of yours .* the main one first$"):
+        watched(OWN, 0, {})
+    assert list(watched(OWN, 0, {"mAP": largest, "recall": largest})) == ["mAP", "recall"]
+    assert watched(OWN, 0, {"mAP": largest})["mAP"].higher_is_better
+
+
+def test_batches_of_any_structure_are_not_divided(tiny):
+    data = replace(tiny.dataset(), task=OWN, outputs=0)
+    options = Training(epochs=1, batch_size=4, accumulate=2)
+    with pytest.raises(RecipeError, match="accumulate: 2 was given, and a batch whose targets are of any structure"):
+        checked_steps(tiny.network(), data, options, torch.device("cpu"), Group())

@@ -6,11 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from compresskit.graph.channels.labels import along, spread, unite_rows
-from compresskit.graph.channels.record import Record, Unknown
+from compresskit.graph.channels.record import OUTPUT, Record, Unknown
 from compresskit.graph.channels.rules import attention, norms, weights
 from compresskit.graph.channels.rules.call import Call
 from compresskit.graph.channels.rules.moves import moved, spatial
 from compresskit.graph.layers.grouped import ChannelPermutation
+from compresskit.graph.layers.outputs import Outputs
 from compresskit.graph.layers.windows import WindowAttention
 from compresskit.graph.operations import ELEMENTWISE_MODULES, INSTANCE_NORMS, NORMS, SPATIAL_MODULES, TRANSPOSED
 
@@ -82,6 +83,10 @@ def _permutation(record: Record, call: Call, module: ChannelPermutation) -> Tens
     return spread(channels[module.indices().cpu()], module.dim % x.ndim, x.shape)
 
 
+def _outputs(record: Record, call: Call, module: Outputs) -> Tensor | Unknown:
+    return record.stop(call.node, call.touched, OUTPUT)
+
+
 def _unknown(record: Record, call: Call, module: nn.Module) -> Tensor | Unknown:
     reason = f"{call.node.target}: {type(module).__name__} mixes channels, or is not known"
     return record.stop(call.node, call.touched, reason)
@@ -110,4 +115,5 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.MultiheadAttention: attention.multihead,
     WindowAttention: attention.windowed,
     ChannelPermutation: _permutation,
+    Outputs: _outputs,
 }

@@ -11,16 +11,14 @@ from compresskit.graph.shapes import evaluating
 from compresskit.passes.moments import Batches
 
 
-def mean_gradients(
-    network: fx.GraphModule, batches: Batches, loss: Callable[[Tensor, Tensor], Tensor]
-) -> dict[str, Tensor]:
+def mean_gradients(network: fx.GraphModule, batches: Batches, loss: Callable[[Any, Any], Tensor]) -> dict[str, Tensor]:
     """By parameter, of the mean loss over all samples, in eval mode; zeros where the loss does not depend on it.
 
     loss: (outputs, targets) -> the mean over a batch.
     """
     parameters = dict(network.named_parameters())
     sums, samples = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}, 0
-    with evaluating(network):
+    with evaluating(network, training_outputs=True):
         for inputs, targets in batches:
             value = loss(network(inputs), targets) * len(targets)
             found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)

@@ -60,6 +60,17 @@ def test_steps_of_matching(on_gpu, kind):
     assert found == Transfers()
 
 
+@pytest.mark.parametrize("kind", ["channels", "weights"])
+def test_iterations_of_blocks(on_gpu, kind):
+    """Conjugate gradients read nothing; a step reads a few numbers, however many batches its images are."""
+    target = {"macs": "60%"} if kind == "channels" else {"sparsity": 0.5}
+    prune = {"kind": kind, "target": target, "samples": 200, "held_out": 100, "norms": False, "repair": "none"}
+    blocks = {"layers": 1, "images": 100, "steps": 1}
+    few, many = ({"prune": prune | {"blocks": blocks | {"iterations": n}}} for n in (1, 3))
+    assert more(on_gpu, "prune", few, many) == Transfers()
+    assert more(on_gpu, "prune", *(few | {"moments": {"batch_size": size}} for size in (LARGE, SMALL))) == Transfers()
+
+
 def test_responses_to_augmentation(on_gpu):
     """AugMix is drawn on the CPU, batch by batch, and the host asks once whether the images are of bytes."""
     prune = CUT | {"criterion": "augprune"}

@@ -68,9 +68,8 @@ class Part:
             for name, parameter in inner.named_parameters()
             if parameter.is_floating_point() and id(parameter) not in outside
         }
-        self._scale = torch.cat(
-            [torch.zeros(0), *(_scale(weight, masks.get(name)) for name, weight in self._weights.items())]
-        )
+        scales = [_scale(weight, masks.get(name)) for name, weight in self._weights.items()]
+        self._scale = torch.cat(scales) if scales else torch.zeros(0)
 
     @property
     def size(self) -> int:

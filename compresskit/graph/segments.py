@@ -100,18 +100,28 @@ def find_blocks(network: fx.GraphModule, least: int, known: Callable[[fx.Node], 
     return found
 
 
-def place_of(whole: fx.GraphModule, node: fx.Node, places: Mapping[str, Tensor | None]) -> Place | None:
-    """Where channels of a node's value lie in a compressed network, by the layers that make them; None where that is
-    not known.
+def node_places(whole: fx.GraphModule, places: Mapping[str, Tensor | None]) -> dict[str, Place]:
+    """By node, where the channels of its value lie that a compressed network has, as far as the layers that make them
+    tell.
 
-    whole: the network before, whose node this is. places: by layer, which of its outputs are left; None for all.
+    whole: the network before. places: by layer, which of its outputs are left; None for all.
     """
+    found: dict[str, Place] = {}
+    for node in whole.graph.nodes:
+        place = _place_of(whole, node, places, found)
+        if place is not None:
+            found[node.name] = place
+    return found
+
+
+def _place_of(
+    whole: fx.GraphModule, node: fx.Node, places: Mapping[str, Tensor | None], before: Mapping[str, Place]
+) -> Place | None:
     if node.op == "call_module" and str(node.target) in places:
         return _place(whole.get_submodule(str(node.target)), places[str(node.target)])
-    found = [place_of(whole, source, places) for source in node.all_input_nodes]
-    known = [place for place in found if place is not None]
+    known = [before[source.name] for source in node.all_input_nodes if source.name in before]
     if called(node) in _JOINING:
-        return _joined(known, node) if len(known) == len(found) else None
+        return _joined(known, node) if len(known) == len(node.all_input_nodes) else None
     return known[0] if _keeps(whole, node) and len({place.of for place in known}) == 1 else None
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.walk import find_channels
-from compresskit.graph.segments import Block, find_blocks, place_of
+from compresskit.graph.segments import Block, find_blocks, node_places
 from compresskit.graph.shapes import Interpreter, node_shapes
 from compresskit.graph.trace import trace
 
@@ -124,10 +124,10 @@ def test_channels_of_every_end_are_where_the_cut_network_has_them(made):
         for name, dim in channels.blinding:
             net.get_parameter(name).index_fill_(dim, (~alive[channels.slots[name, dim]]).nonzero()[:, 0], 0)
     small, places = cut(net, channels, alive), channels.places(alive)
-    inputs, tested, whole = torch.randn(2, *SHAPE), [], {node.name: node for node in net.graph.nodes}
+    inputs, tested, known = torch.randn(2, *SHAPE), [], node_places(net, places)
     whole_values, small_values = values(net, inputs), values(small, inputs)
     for node in small.graph.nodes:
-        place = place_of(net, whole[node.name], places) if node.name in whole else None
+        place = known.get(node.name)
         if place is not None:
             expected = whole_values[node.name].index_select(place.dim, place.kept)
             torch.testing.assert_close(small_values[node.name], expected)
@@ -142,11 +142,11 @@ def test_a_gate_of_one_channel_does_not_say_where_channels_lie():
     channels = find_channels(net, SHAPE)
     places = channels.places(torch.ones(channels.n_atoms, dtype=torch.bool))
     shapes = node_shapes(net, SHAPE)
-    for node in net.graph.nodes:
-        place = place_of(net, node, places)
-        assert place is None or len(place.kept) == shapes[node.name][place.dim]
+    known = node_places(net, places)
+    for name, place in known.items():
+        assert len(place.kept) == place.of == shapes[name][place.dim]
     (product,) = (node for node in net.graph.nodes if node.name.startswith("mul"))
-    assert place_of(net, product, places) is None
+    assert product.name not in known
 
 
 def values(net, inputs):
@@ -162,3 +162,21 @@ def values(net, inputs):
     with torch.no_grad():
         Recorder(net).run(inputs)
     return found
+
+
+def test_values_that_meet_again_and_again_cost_one_look_each():
+    """60 times twice as many ways from the input to the output."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            for _ in range(60):
+                x = torch.tanh(x) * torch.relu(x)
+            return self.head(x).mean((2, 3))
+
+    net = trace(Deep().eval(), SHAPE)
+    assert len(node_places(net, {"conv": None, "head": None})) == 2 + 3 * 60

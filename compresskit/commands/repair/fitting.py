@@ -73,6 +73,8 @@ class Fitting:
         ))  # fmt: skip
         taken, images = sum(one.taken for one in work.found), min((one.images for one in work.found), default=0)
         self.told = f"{len(work.found)} blocks, {taken} of {options.steps * len(work.found)} steps taken"
+        if left := [one for one in work.found if one.left]:
+            self.told += f"; {len(left)} left alone, the first, {left[0].block}, for {left[0].left}"
         if images < min(options.images, len(current.data.train)):
             self.told += f", with {images} images in the place of {options.images}, for more memory is not allowed"
         return found

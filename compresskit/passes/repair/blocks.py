@@ -16,7 +16,7 @@ from compresskit.distributed import Group
 from compresskit.graph.capture import capture
 from compresskit.graph.layers.outputs import Outputs
 from compresskit.graph.masks import Masks
-from compresskit.graph.segments import Block, Place, find_blocks, place_of
+from compresskit.graph.segments import Block, Place, find_blocks, node_places
 from compresskit.graph.shapes import evaluating
 from compresskit.numerics.least_squares.gauss_newton import START, conjugate_gradients, damped
 from compresskit.options import option
@@ -39,13 +39,14 @@ class Blocks:
 @dataclass(frozen=True)
 class Fitted:
     """block: its last node. before, after: error of what leaves it, as a share of the variance, on images that no step
-    was made of. taken: how many steps were. images: of a step."""
+    was made of. taken: how many steps were. images: of a step. left: why it was left alone."""
 
     block: str
     before: float
     after: float
     taken: int
     images: int
+    left: str = ""
 
 
 class Blockwise:
@@ -93,10 +94,12 @@ class Blockwise:
         part = Part(self.network, block, self._masks, self._group)
         samples = self._samples(block, batches, number * (self._options.steps + 1))
         sample = next(samples)
-        if not part.size:  # others read them all, too
+        images = sample.images * self._group.world
+        damping, left = _curvature(part, sample)
+        if left:
             error = float(part.error(sample))
-            return Fitted(block.target, error, error, 0, sample.images * self._group.world)
-        damping = START * part.curvature(sample)
+            return Fitted(block.target, error, error, 0, images, left)
+        damping *= START
         for judges in samples:
             error, kept = float(part.error(judges)), part.weights
             ratio, found = self._step(part, sample, damping), float(part.error(judges))
@@ -107,7 +110,7 @@ class Blockwise:
                 ratio, found = -math.inf, error
             errors += [error, found]
             damping, sample = damped(damping, ratio), judges
-        return Fitted(block.target, errors[0], errors[-1], taken, sample.images * self._group.world)
+        return Fitted(block.target, errors[0], errors[-1], taken, images)
 
     def _step(self, part: Part, sample: Sample, damping: float) -> float:
         """Moves the weights. By how much the error fell, as a share of what was promised.
@@ -140,6 +143,18 @@ class Blockwise:
             yield sample_of(pairs, 1 if place is None else place.dim, self._group)
 
 
+def _curvature(part: Part, sample: Sample) -> tuple[float, str]:
+    """Along the gradient; else why the part cannot be fitted."""
+    if not part.size:
+        return 0.0, "all of its weights are read elsewhere, too"
+    try:
+        return part.curvature(sample), ""
+    except RuntimeError as error:  # of an operation without second derivatives
+        if "is not implemented" not in str(error):
+            raise
+        return 0.0, str(error)
+
+
 def _ends(
     network: fx.GraphModule, teacher: fx.GraphModule, places: Mapping[str, Tensor | None]
 ) -> dict[str, Place | None]:
@@ -147,10 +162,9 @@ def _ends(
 
     Outputs of any structure are no end of a block.
     """
-    whole = {node.name: node for node in teacher.graph.nodes}
     (output,) = network.graph.find_nodes(op="output")
-    names = [node.name for node in network.graph.nodes if node.name in whole and node.op != "output"]
-    found = {name: place for name in names if (place := place_of(teacher, whole[name], places)) is not None}
+    known = node_places(teacher, places)
+    found = {node.name: known[node.name] for node in network.graph.nodes if node.name in known}
     ends = [node for node in output.all_input_nodes if node is output.args[0] and not _is_structure(network, node)]
     return found | {node.name: None for node in ends}
 

@@ -186,3 +186,23 @@ def test_attention_has_products_too():
     work = made(student, teacher, places=layers, steps=3)
     found = work.run(batches, lambda done: None, lambda state: None)
     assert divergence(found, teacher) < 0.1 * divergence(student, teacher)
+
+
+def test_what_has_no_second_derivatives_is_left_alone_and_said():
+    class Hard(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.gate, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = torch.relu(self.one(x))
+            return self.head((x * nn.functional.hardsigmoid(self.gate(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    teacher = trace(Hard().double().eval(), SHAPE)
+    student = perturbed(teacher)
+    work = made(student, teacher, places={"one": None, "gate": None, "head": None}, steps=1)
+    found = work.run(batches, lambda done: None, lambda state: None)
+    assert [one.left.rpartition("::")[2] for one in work.found] == ["", "hardsigmoid_backward is not implemented", ""]
+    assert [bool(one.taken) for one in work.found] == [True, False, True]
+    assert torch.equal(found.gate.weight, student.gate.weight)

@@ -10,6 +10,7 @@ from compresskit.commands.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/documents.md").read_text()
 OWN = {"quickstart", "choose", "docs-pictures"}  # recipes of the documentation itself
+OWN |= {f"rivals/{path.stem}" for path in (ROOT / "configs" / "rivals").glob("*.yaml")}  # of scripts/compare_rivals.py
 TEACHERS = {"expand/table1-teacher", "expand/table3-teacher"}
 ROW = re.compile(
     r"^\| .+ \| \[(?P<name>[^\]]+)\]\(\.\./configs/(?P<path>\S+)\.yaml\) \| (?P<commands>.+) \| (?P<state>.+) \|$"

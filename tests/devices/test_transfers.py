@@ -53,7 +53,7 @@ def test_passes_over_the_data(on_gpu, which):
 
 @pytest.mark.parametrize("kind", ["channels", "weights"])
 def test_steps_of_matching(on_gpu, kind):
-    """Of ten looks and one epoch each."""
+    """Of five looks and one epoch each."""
     target = {"macs": "60%"} if kind == "channels" else {"sparsity": 0.5}
     prune = {"kind": kind, "target": target, "samples": 200, "held_out": 100, "norms": False}
     found = more(on_gpu, "prune", *({"prune": prune | {"match": {"steps": n, "batch_size": 10}}} for n in (10, 20)))

@@ -25,8 +25,7 @@ Batches = Callable[[int, int], Iterable[tuple[Any, Tensor]]]  # epoch, first bat
 Judging = Callable[[fx.GraphModule], float]
 Saved = dict[str, Any]
 Places = Mapping[str, Tensor | None]  # None: all are there
-LOOKS = 10  # at held-out images on the way, and one before it
-PATIENCE = 30
+LOOKS = 5  # at held-out images on the way, and one before it
 _WARM = 0.05  # share of the steps in which the rate rises
 _LEAST = 1e-3  # root mean square that a tensor counts as at least: new biases are near 0
 

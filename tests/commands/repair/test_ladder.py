@@ -96,7 +96,7 @@ def test_one_killed_while_it_matches_goes_on_from_there(call, recipe, trained, v
     monkeypatch.setattr(fitting, "write_tensors", lambda path, content: looks.append(content["work"]["step"]))
     outcome = call(verb, recipe, *source, "--out", "out", "--resume")
     assert outcome.status == 0, outcome.err
-    assert looks == list(range(0, 21, 2))
+    assert looks == list(range(0, 21, 4))
     assert not Path("out/match.pt").exists()
     assert same("whole", "out")
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +16,7 @@ from compresskit.graph.operations import (
     NORMS,
     SPATIAL,
     SPATIAL_MODULES,
+    TRANSPOSED,
     called,
 )
 
@@ -25,7 +27,8 @@ _NORMS = frozenset(
     """.split()
 )
 _JOINING = frozenset({"cat", "concat"})
-_KEEPING = ELEMENTWISE | ELEMENTWISE_MODULES | SPATIAL | SPATIAL_MODULES | _NORMS
+_ACTING = ELEMENTWISE | ELEMENTWISE_MODULES | SPATIAL | SPATIAL_MODULES | _NORMS
+_KEEPING = frozenset(name for name in _ACTING if "pad" not in name.lower())  # that may add channels
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def segment(network: fx.GraphModule, source: fx.Node, target: fx.Node) -> fx.Gra
     if any(node.op == "placeholder" for node in inside):
         return None
     graph = fx.Graph()
-    copies = {source: graph.placeholder("value")}
+    copies = {source: graph.placeholder(source.name)}  # a name that no other node has
     for node in network.graph.nodes:
         if node in inside:
             copies[node] = graph.node_copy(node, copies.__getitem__)
@@ -118,10 +121,13 @@ def _place_of(
     whole: fx.GraphModule, node: fx.Node, places: Mapping[str, Tensor | None], before: Mapping[str, Place]
 ) -> Place | None:
     if node.op == "call_module" and str(node.target) in places:
-        return _place(whole.get_submodule(str(node.target)), places[str(node.target)])
-    known = [before[source.name] for source in node.all_input_nodes if source.name in before]
-    if called(node) in _JOINING:
-        return _joined(known, node) if len(known) == len(node.all_input_nodes) else None
+        layer = whole.get_submodule(str(node.target))  # attention as one module gives a tuple
+        return _place(layer, places[str(node.target)]) if isinstance(layer, (*WEIGHTED, *TRANSPOSED)) else None
+    joins = called(node) in _JOINING
+    sources: Any = node.args[0] if joins else node.all_input_nodes  # one value may be joined with itself
+    known = [before[source.name] for source in sources if source.name in before]
+    if joins:
+        return _joined(known, node) if len(known) == len(sources) else None
     return known[0] if _keeps(whole, node) and len({place.of for place in known}) == 1 else None
 
 

@@ -223,7 +223,7 @@ def test_one_shot_without_labels(call, tmp_path):
     found = json.loads(Path("pruned/report.json").read_text())
     assert found["targets"][0]["met"]
     (repairs,) = [table for table in found["tables"] if table["title"] == "repairs"]
-    assert {"cut", "norms", "top-down", "match"} <= {row[0] for row in repairs["rows"]}
+    assert {"cut", "norms", "parallel", "match"} <= {row[0] for row in repairs["rows"]}
     assert Path("pruned/sensitivity.png").exists()
 
 

@@ -180,3 +180,36 @@ def test_values_that_meet_again_and_again_cost_one_look_each():
 
     net = trace(Deep().eval(), SHAPE)
     assert len(node_places(net, {"conv": None, "head": None})) == 2 + 3 * 60
+
+
+def test_padding_with_channels_and_one_value_twice_do_not_keep_places():
+    class Padding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.twice, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            padded = nn.functional.pad(x, (0, 0, 0, 0, 2, 2))
+            return (self.head(padded) + self.twice(torch.cat([x, x], 1))).mean((2, 3))
+
+    net = trace(Padding().eval(), SHAPE)
+    known = node_places(net, {"conv": torch.tensor([1, 3]), "twice": None, "head": None})
+    shapes = node_shapes(net, SHAPE)
+    assert all(place.of == shapes[name][place.dim] for name, place in known.items())
+    (joined,) = (place for name, place in known.items() if name.startswith("cat"))
+    assert joined.kept.tolist() == [1, 3, 5, 7]
+
+
+def test_attention_as_one_module_is_where_nothing_is_known():
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.attention = nn.Conv2d(3, 8, 4, 4), nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            x = self.embed(x).flatten(2).transpose(1, 2)
+            return self.attention(x, x, x)[0].mean(1)
+
+    net = trace(Attending().eval(), SHAPE)
+    assert list(node_places(net, {"embed": None, "attention": None})) == ["embed"]

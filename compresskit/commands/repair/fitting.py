@@ -75,7 +75,9 @@ class Fitting:
         self.told = f"{len(work.found)} blocks, {taken} of {options.steps * len(work.found)} steps taken"
         if left := [one for one in work.found if one.left]:
             self.told += f"; {len(left)} left alone, the first, {left[0].block}, for {left[0].left}"
-        if images < min(options.images, len(current.data.train)):
+        if not work.found:
+            self.told = "no block was found that one value enters and one leaves"
+        elif images < min(options.images, len(current.data.train)):
             self.told += f", with {images} images in the place of {options.images}, for more memory is not allowed"
         return found
 
@@ -99,6 +101,7 @@ class Fitting:
         current, path = self.current, self.folder / f"{name}.pt"
         made_for = {
             "version": VERSION,
+            "processes": current.group.world,
             **asdict(options),
             "seed": self.seed,
             "data": current.data.fingerprint,
@@ -117,10 +120,13 @@ class Fitting:
             if current.group.is_main:
                 write_tensors(path, {"made_for": made_for, "work": work})
 
-        found = run(save)
-        if current.group.is_main:
-            path.unlink(missing_ok=True)  # several times the weights
-        return found
+        return run(save)
+
+    def clear(self) -> None:
+        """Removes the files, several times the weights, once all is done: until then a later one stands on them."""
+        if self.current.group.is_main:
+            for name in ("blocks", "match"):
+                (self.folder / f"{name}.pt").unlink(missing_ok=True)
 
     def _batches(self, size: int, epoch: int, served: int = 0, drop_last: bool = False) -> Any:
         """Of the training images, as this epoch shuffles them, from the one behind those that were served."""

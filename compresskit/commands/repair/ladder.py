@@ -122,6 +122,7 @@ class Ladder:
         if options.match is not None:
             match = options.match
             self.climb("match", lambda: fitting.match(self.network, match, self._judge), lambda: fitting.told)
+        fitting.clear()
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compresskit.errors import ConvergenceError
 from compresskit.numerics.least_squares.solvers import (
     CUT,
     PLENTY,
@@ -18,6 +19,7 @@ from compresskit.numerics.least_squares.solvers import (
 
 BATCH = 1 << 24  # entries of the matrices that are factorised together: 128 MiB, and as much again for the factors
 PADDED = 0.9  # size of the smallest of these as a share of the largest
+RAISES = 8  # of a shift, each a hundredfold: behind them it is above the trace
 SPECTRA = 16  # of rows, which tell the ridge of all that need one
 
 
@@ -35,8 +37,9 @@ def solve_rows(cxx: Tensor, cyx: Tensor, variance: Tensor, support: Tensor, coun
 
     cxx: (in, in) covariance of the inputs, float64. cyx: (out, in). variance: (out,) of y. support: (out, in) bool.
     count: of samples. Weights of inputs that do not vary are 0. lambda is 1e-12 tr C at least, below which there is
-    rounding alone, so singular moments are as good as any; and, for rows without plenty of samples for each of their
-    inputs, what promises the least error for a few of them together. The error never is above `variance`.
+    rounding alone, and more where rounding left a matrix that is not positive, so singular moments are as good as any;
+    and, for rows without plenty of samples for each of their inputs, what promises the least error for a few of them
+    together. The error never is above `variance`.
 
     Equal supports are factorised once, as many at a time as `BATCH` has room for: sum |S|^3 / 3 multiplications. Of 512
     rows of 4,608 inputs that is 1.7e10 with a tenth of them left, where a product with Cxx takes 1.1e10, and 2.1e12
@@ -51,24 +54,37 @@ def solve_rows(cxx: Tensor, cyx: Tensor, variance: Tensor, support: Tensor, coun
     weight = torch.zeros_like(cyx)
     for rows in _batches(support):  # (supports, rows of each)
         first = rows[:, 0]
-        weight[rows] = _solve(cxx, cyx[rows], support[first], shifts[first])
+        weight[rows], used = _solve(cxx, cyx[rows], support[first], shifts[first])
+        shifts[rows] = used[:, None]
     error = variance - (weight * cyx).sum(1) - shifts * weight.square().sum(1)
     return RowSolution(weight, error.clamp(min=0), shift)
 
 
-def _solve(cxx: Tensor, sides: Tensor, support: Tensor, shifts: Tensor) -> Tensor:
-    """(supports, rows of each, in) solutions. sides: of the same shape. support: (supports, in) bool, of similar sizes:
-    smaller ones are padded by ones on the diagonal."""
+def _solve(cxx: Tensor, sides: Tensor, support: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+    """(supports, rows of each, in) solutions, and the shifts that were used. sides: of the same shape. support:
+    (supports, in) bool, of similar sizes: smaller ones are padded by ones on the diagonal. shifts: (supports,), raised
+    where rounding of the moments, of inputs whose means are large, leaves a matrix that is not positive."""
     sizes = support.sum(1)
     places = support.byte().argsort(dim=1, descending=True, stable=True)[:, : int(sizes.max())]
     inside = torch.arange(places.shape[1], device=places.device) < sizes[:, None]
     blocks = cxx[places[:, :, None], places[:, None, :]]
     blocks.masked_fill_(~(inside[:, :, None] & inside[:, None, :]), 0.0)
-    blocks.diagonal(dim1=1, dim2=2).add_(torch.where(inside, shifts[:, None], 1.0))
+    diagonal = blocks.diagonal(dim1=1, dim2=2)
+    diagonal.add_(torch.where(inside, shifts[:, None], 1.0))
+    factor, failed = torch.linalg.cholesky_ex(blocks)
+    for _ in range(RAISES):
+        if not bool(failed.any()):
+            break
+        raised = torch.where(failed > 0, shifts * 100, shifts)
+        diagonal.add_(inside * (raised - shifts)[:, None])
+        shifts = raised
+        factor, failed = torch.linalg.cholesky_ex(blocks)
+    else:
+        raise ConvergenceError("moments cannot be factorised with any ridge; check the data and the checkpoint for NaN")
     places = places[:, None, :].expand(-1, sides.shape[1], -1)
     right = sides.gather(2, places) * inside[:, None, :]
-    found = torch.cholesky_solve(right.mT, torch.linalg.cholesky(blocks)).mT
-    return torch.zeros_like(sides).scatter_(2, places, found)
+    found = torch.cholesky_solve(right.mT, factor).mT
+    return torch.zeros_like(sides).scatter_(2, places, found), shifts
 
 
 def _batches(support: Tensor) -> Iterator[Tensor]:

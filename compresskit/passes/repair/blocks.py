@@ -1,6 +1,7 @@
 """All weights of one block together, by Gauss-Newton steps towards what the original gives behind that block."""
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -131,16 +132,22 @@ class Blockwise:
         kept = None if place is None else place.kept.to(next(self.network.parameters()).device)
         enters, leaves = capture(self.network, [block.source]), capture(self._teacher, [block.target])
         for number in range(first, first + self._options.steps + 1):
-            pairs, images, size = list[tuple[Any, Tensor]](), 0, 0
+            served = (
+                (enters(inputs)[0], y if place is None else y.index_select(place.dim, kept))
+                for inputs, _ in batches(number)
+                for y in leaves(inputs)
+            )
             with torch.no_grad():
-                for inputs, _ in batches(number):
-                    (x,), (y,) = enters(inputs), leaves(inputs)
-                    pairs.append((x, y if place is None else y.index_select(place.dim, kept)))
-                    images += len(y) * self._group.world
-                    size += sum(value.nbytes for value in tree_leaves(pairs[-1]))
-                    if images >= self._options.images or 2 * size * (1 + 1 / len(pairs)) > self._memory:
-                        break  # two sets are there at a time
+                pairs = [next(served)]
+                pairs += itertools.islice(served, self._count(*pairs[0]) - 1)
             yield sample_of(pairs, 1 if place is None else place.dim, self._group)
+
+    def _count(self, x: Any, y: Tensor) -> int:
+        """Of batches like this one that make the images of a step, as many as memory has room for: two sets are there
+        at a time. The same in all processes."""
+        images = sum(self._group.gather([len(y)]))
+        room = self._memory // (2 * sum(value.nbytes for value in tree_leaves((x, y))))
+        return self._group.share(max(1, min(-(-self._options.images // images), int(room))))
 
 
 def _curvature(part: Part, sample: Sample) -> tuple[float, str]:

@@ -12,9 +12,9 @@ from compresskit.commands.prune.stages import PruneStep
 from compresskit.passes.prune.options import PruneTarget
 
 
-def trial(seed: int, test: float, judged: float):
+def trial(seed: int, test: float, judged: float, name: str):
     after = SimpleNamespace(metrics={"accuracy": test, "mae": test})
-    return SimpleNamespace(seed=seed, path=Path(f"{seed}.pt"), after=after, judged={"accuracy": judged, "mae": judged})
+    return SimpleNamespace(seed=seed, path=Path(f"{seed}.pt"), after=after, judged={name: judged})
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,10 @@ def test_the_best_is_picked_by_images_that_nobody_has_seen(task, judged, best, s
         data=SimpleNamespace(task=task, validation="images" if split == "validation" else None),
         group=SimpleNamespace(is_main=True),
     )
-    trials = [trial(seed, test, value) for seed, (test, value) in enumerate(zip((0.1, 0.2, 0.9), judged, strict=True))]
+    name = "accuracy" if task == "classification" else "mae"  # what the evaluation gives first
+    trials = [
+        trial(seed, test, value, name) for seed, (test, value) in enumerate(zip((0.1, 0.2, 0.9), judged, strict=True))
+    ]
     said = report._promote(current, trials)
     assert copied == [(Path(f"{best}.pt"), "model.pt")]
     assert said.startswith(f"model.pt is that of seed {best}, the best by {split} ")

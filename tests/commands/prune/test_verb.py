@@ -168,7 +168,7 @@ def test_refusals(call, recipe, trained, tmp_path):
         call("prune", recipe, "prune.criterion=norm-scale", *source), 2, "conv1 (and 1 more): norm-scale reads norms"
     )
     refused(call("prune", recipe, "prune.layers=[head]", *source), 2, "no channel can go", "the network's output")
-    refused(call("prune", recipe, "prune.steps=3", *source), 2, "prune", "`match` or `retrain`")
+    refused(call("prune", recipe, "prune.steps=3", *source), 2, "prune", "`match`, `blocks` or `retrain`")
     refused(call("prune", recipe, "~data", *source), 2, "data")
     refused(call("prune", recipe, "prune.criterion=magnitud", *source), 2, "magnitude")
     assert not (tmp_path / "runs").exists()

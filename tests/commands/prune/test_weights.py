@@ -195,7 +195,7 @@ def test_refusals(call, recipe, trained):
     refused(
         call("prune", recipe, "prune.kind=filters", *source), 2, "unknown kind 'filters'", "channels, weights, kernels"
     )
-    refused(call("prune", recipe, "prune.steps=2", *source), 2, "`match` or `retrain`")
+    refused(call("prune", recipe, "prune.steps=2", *source), 2, "`match`, `blocks` or `retrain`")
 
 
 def test_verbs_that_find_new_weights_refuse_masks(call, recipe, trained):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compresskit.errors import ConvergenceError
 from compresskit.numerics.least_squares import rows as module
 from compresskit.numerics.least_squares.rows import solve_rows
 from compresskit.numerics.least_squares.solvers import CUT, Samples, best_shift, eigenpairs
@@ -57,8 +58,8 @@ def test_equals_numpy_on_each_row(monkeypatch, room):
 
 def test_equal_supports_are_factorised_once(monkeypatch):
     sizes = []
-    cholesky = torch.linalg.cholesky
-    monkeypatch.setattr(torch.linalg, "cholesky", lambda blocks: sizes.append(blocks.shape) or cholesky(blocks))
+    cholesky = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda blocks: sizes.append(blocks.shape) or cholesky(blocks))
     x, y = data()
     support = torch.zeros(OUTPUTS, FEATURES, dtype=torch.bool)
     support[:4, :5], support[4:, 5:] = True, True
@@ -139,3 +140,25 @@ def test_rows_with_plenty_of_samples_have_no_ridge():
     assert found.shift > 0
     np.testing.assert_allclose(found.weight[0].numpy(), weight[0], rtol=1e-6)
     assert float(found.weight[1].norm()) < 0.9 * np.linalg.norm(weight[1])
+
+
+@pytest.mark.parametrize("mean", [1.0, 100.0, 1e4])
+def test_moments_of_large_means_that_rounding_left_indefinite_are_solved(mean):
+    """Eight values in 64 inputs: what the sums of squares lose is far above a share of the variance."""
+    draws = np.random.default_rng(0)
+    x = mean + draws.standard_normal((SAMPLES, 8)) @ draws.standard_normal((8, 64))
+    y = x @ draws.standard_normal((64, 5))
+    raw, means, outputs = x.T @ x / len(x), x.mean(0), y.mean(0)  # as streams of sums have it
+    cxx, cyx = raw - np.outer(means, means), y.T @ x / len(x) - np.outer(outputs, means)
+    variance = (y * y).mean(0) - outputs**2
+    support = torch.from_numpy(draws.random((5, 64)) < 0.5)
+    found = solve_rows(*(torch.from_numpy(part) for part in (cxx, cyx, variance)), support, SAMPLES)
+    assert bool(found.weight.isfinite().all())
+    assert not found.weight[~support].any()
+    errors = ((y - outputs) - (x - means) @ found.weight.numpy().T).var(0)
+    assert (errors < 1e-3 * variance).all()
+
+
+def test_what_no_ridge_makes_positive_is_refused():
+    with pytest.raises(ConvergenceError, match="cannot be factorised"):
+        module._solve(-torch.eye(2), torch.ones(1, 1, 2), torch.ones(1, 2) > 0, torch.full((1,), 1e-30))

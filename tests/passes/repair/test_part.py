@@ -129,10 +129,10 @@ def test_weights_that_others_read_too_stay(net):
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.shared, self.own = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+            self.value, self.own = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
 
         def forward(self, x):
-            return self.own(torch.relu(self.shared(torch.relu(self.shared(x))))).flatten(1)
+            return self.own(torch.relu(self.value(torch.relu(self.value(x))))).flatten(1)
 
     net = trace(Twice().double().eval(), SHAPE)
     first, second, last = find_blocks(net, 1, lambda node: True)

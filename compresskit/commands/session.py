@@ -181,6 +181,10 @@ class Session:
         batch, repeats = options.latency_batch, options.latency_repeats
         return figures(network, shape, metrics, self.device, path, batch, repeats, masks or {})
 
+    def inputs_of(self, split: Split) -> Iterator[Any]:
+        """Batches of the inputs alone, as many at a time as moments take."""
+        return (inputs for inputs, _ in split.batches(self.recipe.moments.batch_size, self.device))
+
     def reload_difference(self, network: fx.GraphModule, path: Path) -> float:
         """Largest difference on one batch between `network` and its checkpoint read back; 0 is what is promised."""
         inputs, _ = next(self.data.test.batches(64, self.device))

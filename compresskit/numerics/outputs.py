@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-_CONSTANT = 1e-3  # variance that values count as having at least, as a share of their mean square
+CONSTANT = 1e-3  # variance that values count as having at least, as a share of their mean square
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -35,7 +35,7 @@ def relative_error(found: Tensor, expected: Tensor, dim: int = 1) -> Tensor:
     """Mean squared difference as a share of the mean variance of the expected values of a channel, along `dim`."""
     others = [axis for axis in range(expected.ndim) if axis != dim % expected.ndim]
     variance = (expected - expected.mean(others or None, keepdim=True)).square().mean()
-    scale = torch.maximum(variance, _CONSTANT * expected.square().mean())  # of channels that hardly vary
+    scale = torch.maximum(variance, CONSTANT * expected.square().mean())  # of channels that hardly vary
     error = (found - expected).square().mean()
     known = scale > torch.finfo(scale.dtype).tiny ** 0.5  # else all are 0, and nothing is a share of that
     return torch.where(known, error / torch.where(known, scale, 1.0), 0.0)

@@ -11,7 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from compresskit.cli import app
-from tests.forked.start import commands, environment
+from compresskit.storage.checkpoint import load
+from tests.forked.start import commands, environment, torchrun
 
 RECIPE = """\
 model: {kind: convnet, channels: [4, 8]}
@@ -84,3 +85,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = program("train", "net.yaml", cwd=folder)
     assert done.status == 0, done.err
     return folder
+
+
+def two_processes_do_as_one(cwd: Path, *arguments: str) -> None:
+    """Runs the program in two processes and in one, into two/ and one/: the networks differ by rounding alone."""
+    done = torchrun("-m", "compresskit", *arguments, "--out", "two", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    one = program(*arguments, "--out", "one", cwd=cwd)
+    assert one.status == 0, one.err
+    first, second = (load(cwd / name / "model.pt").network.state_dict() for name in ("one", "two"))
+    for name, tensor in first.items():
+        # sums of float64 in another order, behind a solve, rounded to float32
+        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5)

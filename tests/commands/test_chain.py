@@ -12,7 +12,7 @@ import torch
 import compresskit
 from compresskit.storage.checkpoint import load
 from compresskit.storage.lock import is_lock
-from tests.commands.conftest import environment, program
+from tests.commands.conftest import environment, program, two_processes_do_as_one
 from tests.forked.start import commands, torchrun
 
 
@@ -143,11 +143,5 @@ def test_two_processes_prune_as_one_does(trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     section = "prune={target: {params: 90%}, criterion: fisher, repair: none, images: 100, held_out: 100, "
     section += "retrain: {epochs: 1, batch_size: 50, distill: kd, optimizer: {kind: sgd, lr: 0.01}}}"
-    arguments = ["prune", "net.yaml", section, "-c", "runs/net-train"]
-    done = torchrun("-m", "compresskit", *arguments, "--device", "cpu", "--out", "two", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    one = program(*arguments, "--out", "one", cwd=tmp_path)
-    assert one.status == 0, one.err
-    first, second = (load(tmp_path / name / "model.pt").network.state_dict() for name in ("one", "two"))
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5)
+    arguments = ["prune", "net.yaml", section, "-c", "runs/net-train", "--device", "cpu"]
+    two_processes_do_as_one(tmp_path, *arguments)

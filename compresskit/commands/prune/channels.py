@@ -122,7 +122,7 @@ def _data(current: Session, options: PruneAndRetrain, moments: Path) -> Data:
         return responses(network, layers, pairs)
 
     def held_out(images: int) -> Iterable[Any]:
-        return (inputs for inputs, _ in judging_split(current, images).batches(size, current.device))
+        return current.inputs_of(judging_split(current, images))
 
     def tell(label: str, work: int) -> Callable[[], None]:
         done = count(1)

@@ -1,8 +1,8 @@
 """Held-out images as judges of networks that may become a result."""
 
-from collections.abc import Iterable
+from functools import partial
 
-from torch import Tensor, fx
+from torch import fx
 
 from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
@@ -18,17 +18,9 @@ def judge_by(current: Session, original: fx.GraphModule, split: Split, alone: in
     def accuracy(candidate: fx.GraphModule) -> float:
         return current.evaluate(candidate, split)["accuracy"]
 
-    def images() -> Iterable[Tensor]:
-        return _inputs(current, split.sample(alone))
-
-    loss = HeldOut(original, lambda: _inputs(current, split), divergence)
     return Judge(
-        loss,
+        HeldOut(original, partial(current.inputs_of, split), divergence),
         accuracy if current.data.task == "classification" else None,
         divergence,
-        images,
+        partial(current.inputs_of, split.sample(alone)),
     )
-
-
-def _inputs(current: Session, split: Split) -> Iterable[Tensor]:
-    return (inputs for inputs, _ in split.batches(current.recipe.moments.batch_size, current.device))

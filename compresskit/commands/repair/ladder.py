@@ -65,10 +65,8 @@ class Ladder:
 
     def __init__(self, current: Session, original: fx.GraphModule, images: int, label: str) -> None:
         self._current, self._original, self._label = current, original, label
-        split, size = judging_split(current, images), current.recipe.moments.batch_size
-        batches = partial(split.batches, size, current.device)
-        divergence = divergence_for(current.data.task)
-        self._judge = HeldOut(original, lambda: (inputs for inputs, _ in batches()), divergence)
+        batches = partial(current.inputs_of, judging_split(current, images))
+        self._judge = HeldOut(original, batches, divergence_for(current.data.task))
         self.rungs: list[Rung] = []
         self.network = original
 

@@ -20,6 +20,7 @@ from compresskit.graph.operations import calls_of
 from compresskit.graph.shapes import evaluating
 from compresskit.numerics.outputs import mean_relative_error, relative_error
 from compresskit.options import option
+from compresskit.passes.repair.part import size_of
 
 Batches = Callable[[int, int], Iterable[tuple[Any, Tensor]]]  # epoch, first batch -> its shuffled batches from there on
 Judging = Callable[[fx.GraphModule], float]
@@ -27,7 +28,6 @@ Saved = dict[str, Any]
 Places = Mapping[str, Tensor | None]  # None: all are there
 LOOKS = 5  # at held-out images on the way, and one before it
 _WARM = 0.05  # share of the steps in which the rate rises
-_LEAST = 1e-3  # root mean square that a tensor counts as at least: new biases are near 0
 
 
 @option
@@ -81,7 +81,7 @@ class Matching:
         self._student, self._teacher, self._places = _compared(self.network, teacher, places)
         self._asked = {name: p.requires_grad for name, p in self.network.named_parameters()}
         self._trained = {name: p for name, p in self.network.named_parameters() if p.is_floating_point()}
-        sizes = [max(float(p.detach().square().mean().sqrt()), _LEAST) for p in self._trained.values()]
+        sizes = [float(size_of(p)) for p in self._trained.values()]
         groups = [
             {"params": [p.requires_grad_()], "size": size}
             for p, size in zip(self._trained.values(), sizes, strict=True)

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_map
 from compresskit.distributed import Group
 from compresskit.graph.masks import Masks
 from compresskit.graph.segments import Block, segment
+from compresskit.numerics.outputs import CONSTANT
 
 _LEAST = 1e-3  # root mean square that a tensor counts as at least: new biases are near 0
-_CONSTANT = 1e-3  # variance that values count as having at least, as a share of their mean square
 
 Weights = dict[str, Tensor]
 
@@ -39,7 +39,7 @@ def sample_of(pairs: Iterable[tuple[Any, Tensor]], dim: int, group: Group) -> Sa
     totals = torch.stack([_totals(y, dim) for _, y in pairs]).sum(0)
     group.sum_tensors([totals])
     count, sums, squares = totals
-    energy = torch.maximum((squares - sums.square() / count).sum(), _CONSTANT * squares.sum())
+    energy = torch.maximum((squares - sums.square() / count).sum(), CONSTANT * squares.sum())
     return Sample(pairs, energy.clamp(min=torch.finfo(torch.float32).tiny).to(pairs[0][1].dtype))
 
 
@@ -154,9 +154,13 @@ class Part:
         return tensor
 
 
+def size_of(weight: Tensor) -> Tensor:
+    """The root mean square of a tensor, the unit that its changes are taken in: ()."""
+    return weight.detach().square().mean().sqrt().clamp(min=_LEAST)
+
+
 def _scale(weight: Tensor, mask: Tensor | None) -> Tensor:
-    size = weight.square().mean().sqrt().clamp(min=_LEAST)
-    return (size * (torch.ones_like(weight) if mask is None else mask.to(weight))).flatten()
+    return (size_of(weight) * (torch.ones_like(weight) if mask is None else mask.to(weight))).flatten()
 
 
 def _read_by(network: fx.GraphModule, names: Iterable[str]) -> set[int]:

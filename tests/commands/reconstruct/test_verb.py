@@ -16,8 +16,7 @@ from compresskit.graph.channels.cut import cut
 from compresskit.passes.reconstruct import network as reconstruct_network
 from compresskit.storage.checkpoint import load, save
 from compresskit.storage.lock import is_lock
-from tests.commands.conftest import environment, program, report
-from tests.forked.start import torchrun
+from tests.commands.conftest import environment, program, report, two_processes_do_as_one
 
 RECIPE = """\
 model: {kind: convnet, channels: [8, 16]}
@@ -282,14 +281,7 @@ def test_trials_are_put_together(call, trained, tmp_path):
 def test_two_processes_reconstruct_as_one_does(trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     arguments = ["reconstruct", "net.yaml", "~reconstruct.retrain", "-c", "runs/net-train", "--device", "cpu"]
-    done = torchrun("-m", "compresskit", *arguments, "--out", "two", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    one = program(*arguments, "--out", "one", cwd=tmp_path)
-    assert one.status == 0, one.err
-    first, second = (load(tmp_path / name / "model.pt").network.state_dict() for name in ("one", "two"))
-    for name, tensor in first.items():
-        # sums of float64 in another order, behind a solve, rounded to float32
-        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5)
+    two_processes_do_as_one(tmp_path, *arguments)
 
 
 def test_a_wrong_cut_is_seen_in_the_report(trained, recipe, call, monkeypatch):

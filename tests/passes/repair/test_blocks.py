@@ -12,8 +12,8 @@ from compresskit.graph.trace import trace
 from compresskit.numerics.distillation import soft_targets
 from compresskit.passes.reconstruct.alone import loss_of
 from compresskit.passes.repair.blocks import Blocks, Blockwise
+from tests.passes.repair.networks import SHAPE, perturbed, same, teacher_of, weights
 
-SHAPE = (3, 8, 8)
 ENOUGH = 1e9
 
 
@@ -36,10 +36,7 @@ class Net(nn.Module):
 @pytest.fixture
 def teacher():
     torch.manual_seed(0)
-    net = Net().double()
-    net.norm.running_mean.normal_()
-    net.norm.running_var.uniform_(0.5, 2)
-    return trace(net.eval(), SHAPE)
+    return teacher_of(Net())
 
 
 def batches(number, size=32):
@@ -47,14 +44,6 @@ def batches(number, size=32):
     draws = torch.Generator().manual_seed(number)
     while True:
         yield torch.randn(size, *SHAPE, generator=draws, dtype=torch.float64), torch.full((size,), torch.nan)
-
-
-def perturbed(net, scale=0.2):
-    student = copy.deepcopy(net)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter += scale * torch.randn_like(parameter) * parameter.square().mean().sqrt()
-    return student
 
 
 def smaller(net):
@@ -67,14 +56,6 @@ def smaller(net):
 def divergence(network, teacher):
     inputs = [next(iter(batches(99, 256)))[0]]
     return loss_of(network, teacher, inputs, lambda a, b: soft_targets(a, b, 1.0))
-
-
-def weights(network):
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def same(one, other) -> bool:
-    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def made(student, teacher, memory=ENOUGH, places=None, masks=None, **options):

@@ -14,8 +14,7 @@ from compresskit.numerics.distillation import soft_targets
 from compresskit.numerics.outputs import relative_error
 from compresskit.passes.reconstruct.alone import HeldOut
 from compresskit.passes.repair.matching import Match, Matching
-
-SHAPE = (3, 8, 8)
+from tests.passes.repair.networks import SHAPE, perturbed, same, teacher_of, weights
 
 
 class Net(nn.Module):
@@ -33,10 +32,7 @@ class Net(nn.Module):
 @pytest.fixture
 def teacher():
     torch.manual_seed(0)
-    net = Net().double()
-    net.norm.running_mean.normal_()
-    net.norm.running_var.uniform_(0.5, 2)
-    return trace(net.eval(), SHAPE)
+    return teacher_of(Net())
 
 
 def judged(teacher):
@@ -50,26 +46,10 @@ def batches(epoch, start=0, size=16):
         yield torch.randn(size, *SHAPE, generator=draws, dtype=torch.float64), torch.full((size,), torch.nan)
 
 
-def perturbed(net, scale=0.2):
-    student = copy.deepcopy(net)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter += scale * torch.randn_like(parameter) * parameter.square().mean().sqrt()
-    return student
-
-
 def run(work, save=lambda state: None, batches=batches):
     steps = []
     network = work.run(batches, lambda step, least: steps.append((step, least)), save)
     return network, steps
-
-
-def weights(network):
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def same(one, other) -> bool:
-    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_outputs_come_nearer_and_nothing_else_is_changed(teacher):

@@ -21,7 +21,7 @@ def test_the_loss_is_the_mean_over_all_images(task, size):
         sample=lambda count: SimpleNamespace(batches=lambda size, device: [(images[:count], None)]),
     )
     current = SimpleNamespace(
-        data=SimpleNamespace(task=task), device=None, recipe=SimpleNamespace(moments=SimpleNamespace(batch_size=size))
+        data=SimpleNamespace(task=task), inputs_of=lambda part: (inputs for inputs, _ in part.batches(size, None))
     )
     judge = judge_by(current, original, split, 2)
     with torch.no_grad():

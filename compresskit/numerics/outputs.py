@@ -35,10 +35,7 @@ def relative_error(found: Tensor, expected: Tensor, dim: int = 1) -> Tensor:
     """Mean squared difference as a share of the mean variance of the expected values of a channel, along `dim`."""
     others = [axis for axis in range(expected.ndim) if axis != dim % expected.ndim]
     variance = (expected - expected.mean(others or None, keepdim=True)).square().mean()
-    scale = torch.maximum(variance, CONSTANT * expected.square().mean())  # of channels that hardly vary
-    error = (found - expected).square().mean()
-    known = scale > torch.finfo(scale.dtype).tiny ** 0.5  # else all are 0, and nothing is a share of that
-    return torch.where(known, error / torch.where(known, scale, 1.0), 0.0)
+    return _share(found, expected, variance, expected.square().mean())
 
 
 def mean_relative_error(found: Any, expected: Any) -> Tensor:
@@ -48,3 +45,54 @@ def mean_relative_error(found: Any, expected: Any) -> Tensor:
     """
     pairs = zip(tensors_of(found), tensors_of(expected), strict=True)
     return torch.stack([relative_error(one, other, min(1, max(other.ndim - 1, 0))) for one, other in pairs]).mean()
+
+
+class Spread:
+    """How much values of one structure vary: the mean variance of a channel of each tensor, over all that were added.
+
+    An error as a share of that is the same mean however samples come in batches; `mean_relative_error` is not.
+    """
+
+    def __init__(self) -> None:
+        self._totals: list[Tensor] = []
+
+    def add(self, value: Any) -> None:
+        """Raises ValueError for a tensor of other channels than the one before it in its place."""
+        added = [channel_totals(tensor) for tensor in tensors_of(value)]
+        before = self._totals or [torch.zeros_like(total) for total in added]
+        for total, more in zip(before, added, strict=True):
+            if total.shape != more.shape:
+                raise ValueError(
+                    f"a tensor of the outputs has {total.shape[1]} channels (dimension 1) on one batch and "
+                    f"{more.shape[1]} on another, so that no variance of a channel can be told"
+                )
+        self._totals = [total + more for total, more in zip(before, added, strict=True)]
+
+    def error(self, found: Any, expected: Any) -> Tensor:
+        """The mean over the tensors of the mean squared difference as a share of how much they vary: ()."""
+        shares = []
+        for one, other, (counts, sums, squares) in zip(
+            tensors_of(found), tensors_of(expected), self._totals, strict=True
+        ):
+            values = counts.sum()
+            shares.append(_share(one, other, (squares - sums.square() / counts).sum() / values, squares.sum() / values))
+        return torch.stack(shares).mean()
+
+
+def channel_totals(values: Tensor, dim: int = 1) -> Tensor:
+    """(3, channels) float64: how many values each channel along `dim` has, their sum and the sum of their squares.
+
+    Where there is no such dimension, all values are of one channel.
+    """
+    flat = values.reshape(1, -1) if values.ndim < 2 else values.movedim(dim, 0).flatten(1)
+    flat = flat.double()
+    sums = flat.sum(1)
+    return torch.stack([torch.full_like(sums, flat.shape[1]), sums, flat.square().sum(1)])
+
+
+def _share(found: Tensor, expected: Tensor, variance: Tensor, square: Tensor) -> Tensor:
+    """Mean squared difference as a share of the variance; of values that hardly vary, of a share of their square."""
+    scale = torch.maximum(variance, CONSTANT * square)
+    error = (found - expected).square().mean()
+    known = scale > torch.finfo(scale.dtype).tiny ** 0.5  # else all are 0, and nothing is a share of that
+    return torch.where(known, error / torch.where(known, scale, 1.0), 0.0)

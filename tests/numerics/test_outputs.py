@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compresskit.numerics.outputs import doubled, largest_difference, mean_relative_error, tensors_of
+from compresskit.numerics.outputs import Spread, doubled, largest_difference, mean_relative_error, tensors_of
 
 
 def structured(seed: int):
@@ -58,3 +58,22 @@ def test_structure_and_what_is_no_tensor_stay():
     assert made[0]["b"].dtype == torch.int64
     assert made[1] == [None, "text", 3]
     assert len(tensors_of(value)) == 1
+
+
+def test_an_error_by_the_spread_of_all_that_was_added():
+    draws = torch.Generator().manual_seed(3)
+    values = [(torch.randn(6, 4, 3, generator=draws) + 5, torch.randn(6, generator=draws)) for _ in range(2)]
+    right, found = ([torch.cat(parts) for parts in zip(*halves, strict=True)] for halves in (values, values[::-1]))
+    spread = Spread()
+    for part in values:
+        spread.add(part)
+    expected = mean_relative_error(found, right)
+    assert float(spread.error(found, right)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(spread.error(right, right)) == 0
+
+
+def test_a_tensor_of_other_channels_has_no_spread():
+    spread = Spread()
+    spread.add([torch.ones(2, 4)])
+    with pytest.raises(ValueError, match="4 channels .* on one batch and 5 on another"):
+        spread.add([torch.ones(2, 5)])

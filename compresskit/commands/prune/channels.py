@@ -14,7 +14,8 @@ from compresskit.commands.figures import latency
 from compresskit.commands.moments import gatherer
 from compresskit.commands.prune.section import PruneAndRetrain
 from compresskit.commands.prune.stages import PRUNED, PruneStep
-from compresskit.commands.repair.ladder import Ladder, judging_split
+from compresskit.commands.repair.judging import divergence_of, held_out, judging_split
+from compresskit.commands.repair.ladder import Ladder
 from compresskit.commands.session import Session, Start
 from compresskit.commands.trials import keep
 from compresskit.data.augmentation.augmix import AugMix
@@ -28,7 +29,7 @@ from compresskit.passes.prune.channels import Data, Pruned, Pruner
 from compresskit.passes.prune.criteria.gradients import curvatures, mean_gradients
 from compresskit.passes.prune.criteria.responses import Responses, responses
 from compresskit.passes.repair.layers import Repair, blind, repair
-from compresskit.training.tasks.losses import CLASSES, Loss, divergence_for, loss_for
+from compresskit.training.tasks.losses import CLASSES, Loss, loss_for
 
 
 def pruner(current: Session, options: PruneAndRetrain, network: fx.GraphModule) -> Pruner:
@@ -42,12 +43,13 @@ def prune_channels(
 ) -> PruneStep:  # fmt: skip
     """Cuts and repairs the start's network, into pruned.pt. original: whose outputs repairs are judged by. moments:
     folder of those that the repair takes. before: the last step, of several."""
-    pruned = pruner(current, options, start.network).prune(_data(current, options, moments), seed)
+    pruned = pruner(current, options, start.network).prune(_data(current, options, start.network, moments), seed)
     alive, kept, got = current.group.share((pruned.alive, pruned.kept, pruned.got))  # sums differ among processes
     pruned = replace(pruned, alive=alive, kept=kept, got=got)
     bare = cut(start.network, pruned.channels, pruned.alive)
     difference = _difference(current, start.network, bare, pruned)
-    ladder, found = Ladder(current, original, options.held_out, f"seed {seed}"), list[Repair]()
+    judge, found = held_out(current, original, options.held_out), list[Repair]()
+    ladder = Ladder(current, original, judge, f"seed {seed}")
     ladder.climb("cut", lambda: bare)
     current.progress.log(f"seed {seed}: {pruned.got / pruned.whole:.1%} of the {options.target.goal} left")
     ladder.layers(
@@ -95,7 +97,7 @@ def _repaired(
     return cut(found[0].network, pruned.channels, pruned.alive)
 
 
-def _data(current: Session, options: PruneAndRetrain, moments: Path) -> Data:
+def _data(current: Session, options: PruneAndRetrain, network: fx.GraphModule, moments: Path) -> Data:
     split = current.data.train.sample(options.images)
     size, task = current.recipe.moments.batch_size, current.data.task
 
@@ -121,7 +123,7 @@ def _data(current: Session, options: PruneAndRetrain, moments: Path) -> Data:
         pairs = ((x, _augmented(x, mean, std, augmix, draws)) for x, _ in split.batches(size, current.device))
         return responses(network, layers, pairs)
 
-    def held_out(images: int) -> Iterable[Any]:
+    def judging(images: int) -> Iterable[Any]:
         return current.inputs_of(judging_split(current, images))
 
     def tell(label: str, work: int) -> Callable[[], None]:
@@ -130,7 +132,8 @@ def _data(current: Session, options: PruneAndRetrain, moments: Path) -> Data:
         return lambda: current.progress.update(next(done))
 
     gather = gatherer(current, moments, options.samples)
-    return Data(gradients, paired, gather, held_out, divergence_for(task), curved, tell)
+    divergence = divergence_of(current, network, judging_split(current, options.held_out))
+    return Data(gradients, paired, gather, judging, divergence, curved, tell)
 
 
 def _own_loss(current: Session, options: PruneAndRetrain) -> Loss | None:

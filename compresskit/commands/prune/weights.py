@@ -9,6 +9,7 @@ from torch import fx
 from compresskit.commands.moments import gatherer
 from compresskit.commands.prune.section import MaskAndRetrain
 from compresskit.commands.prune.stages import PRUNED, PruneStep
+from compresskit.commands.repair.judging import held_out
 from compresskit.commands.repair.ladder import Ladder
 from compresskit.commands.session import Session, Start
 from compresskit.commands.trials import keep
@@ -32,7 +33,8 @@ def prune_weights(
     found = masker(current, options, start, seed).mask()
     network = copy.deepcopy(start.network)
     apply_masks(network, found.masks)
-    ladder = Ladder(current, original, options.held_out, f"seed {seed}")
+    judge = held_out(current, original, options.held_out)
+    ladder = Ladder(current, original, judge, f"seed {seed}")
     ladder.climb("masked", lambda: network)
     current.progress.log(f"seed {seed}: {found.got / found.whole:.2%} are left")
     solved = list[Repair]()

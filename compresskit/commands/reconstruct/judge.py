@@ -4,16 +4,16 @@ from functools import partial
 
 from torch import fx
 
+from compresskit.commands.repair.judging import divergence_of
 from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
-from compresskit.passes.reconstruct.alone import HeldOut
+from compresskit.passes.held_out import HeldOut
 from compresskit.passes.reconstruct.targets import Judge
-from compresskit.training.tasks.losses import divergence_for
 
 
 def judge_by(current: Session, original: fx.GraphModule, split: Split, alone: int) -> Judge:
     """accuracy: of a classifier on `split`. alone: so many images of `split` measure what each site loses alone."""
-    divergence = divergence_for(current.data.task)
+    divergence = divergence_of(current, original, split)
 
     def accuracy(candidate: fx.GraphModule) -> float:
         return current.evaluate(candidate, split)["accuracy"]

@@ -18,7 +18,8 @@ from compresskit.commands.reconstruct.section import ReconstructAndRetrain
 from compresskit.commands.reconstruct.sizes import sizes
 from compresskit.commands.reconstruct.sparse_rows import check_sparse_rows, sparse_rows
 from compresskit.commands.repair.fitting import check_fits, copies
-from compresskit.commands.repair.ladder import Ladder, Rung, judging_split
+from compresskit.commands.repair.judging import judging_split
+from compresskit.commands.repair.ladder import Ladder, Rung
 from compresskit.commands.result import Result
 from compresskit.commands.session import (
     Arguments,
@@ -95,7 +96,7 @@ def _run_trial(current: Session, options: ReconstructAndRetrain, trial: int) -> 
         found = work.reconstruct(options)
         if not any(row.kept < row.inputs or row.low_rank for row in found.rows):
             raise RecipeError("reconstruct: every layer keeps all of its inputs; ask for less, or lower min_channels")
-        ladder = Ladder(current, start.network, options.held_out, f"seed {seed}")
+        ladder = Ladder(current, start.network, work.judge.loss, f"seed {seed}")
         ladder.climb(f"reconstructed, {options.chaining}", lambda: found.network)
         ladder.fit(options, folder, seed, found.places)
         outcome = _outcome(current, found, ladder.rungs, work.held_out_drop(ladder.network))
@@ -131,7 +132,7 @@ class _Work:
         self._memory: dict[tuple[object, ...], list[object]] = {}
 
     @cached_property
-    def _judge(self) -> Judge:
+    def judge(self) -> Judge:
         """Made when it is asked for: a run that only retrains has no use for it."""
         current, options = self._current, self._options
         return judge_by(current, self._start.network, judging_split(current, options.held_out), options.alone)
@@ -141,7 +142,7 @@ class _Work:
         current.progress.log(f"reconstruct: {options.chaining}, {options.chosen_selection.kind}")
         shape = current.data.input_shape
         network = self._start.network
-        return reconstruct(network, self._gather, options, shape, self._judge, self._memory, self._told)
+        return reconstruct(network, self._gather, options, shape, self.judge, self._memory, self._told)
 
     def _told(self, label: str, work: Sequence[float]) -> Callable[[], None]:
         """Percents of the work that is done, for one layer may take longer than all others."""
@@ -152,7 +153,7 @@ class _Work:
 
     def held_out_drop(self, network: fx.GraphModule) -> float | None:
         """Points of accuracy lost on held-out images, where the target is one of these."""
-        target, accuracy = self._options.target, self._judge.accuracy
+        target, accuracy = self._options.target, self.judge.accuracy
         if target is None or target.accuracy_drop is None or accuracy is None:
             return None
         return 100 * (accuracy(self._start.network) - accuracy(network))

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,10 @@ from compresskit.commands.figures import said
 from compresskit.commands.repair.fitting import Fits, Fitting
 from compresskit.commands.result import Table
 from compresskit.commands.session import Session
-from compresskit.data.dataset import Split
 from compresskit.graph.masks import Masks
 from compresskit.graph.operations import NORMS
-from compresskit.passes.reconstruct.alone import HeldOut
-from compresskit.passes.repair.matching import Places
+from compresskit.passes.repair.matching import Judging, Places
 from compresskit.passes.repair.norms import estimate_norms
-from compresskit.training.tasks.losses import divergence_for
 
 
 @dataclass(frozen=True)
@@ -50,23 +46,16 @@ class Rung:
         return Rung(**plain | {"divergence": divergence, "metrics": metrics})
 
 
-def judging_split(current: Session, images: int) -> Split:
-    """So many images of the validation split, or of the training images where there is none: never of the test set."""
-    return (current.data.validation or current.data.train).sample(images)
-
-
 def metrics_of(rungs: Sequence[Rung]) -> dict[str, float]:
     """Of the network that was taken, on the test set."""
     return next(rung.metrics for rung in reversed(rungs) if rung.taken)
 
 
 class Ladder:
-    """network: the best so far. original: what its outputs should be. images: so many held-out ones judge."""
+    """network: the best so far. original: what its outputs should be. judge: how far a network is from that."""
 
-    def __init__(self, current: Session, original: fx.GraphModule, images: int, label: str) -> None:
-        self._current, self._original, self._label = current, original, label
-        batches = partial(current.inputs_of, judging_split(current, images))
-        self._judge = HeldOut(original, batches, divergence_for(current.data.task))
+    def __init__(self, current: Session, original: fx.GraphModule, judge: Judging, label: str) -> None:
+        self._current, self._original, self._judge, self._label = current, original, judge, label
         self.rungs: list[Rung] = []
         self.network = original
 

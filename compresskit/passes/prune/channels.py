@@ -14,6 +14,7 @@ from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.kinds import Kind
 from compresskit.graph.channels.walk import Channels, find_channels
 from compresskit.numerics.pruning.ratios import counts
+from compresskit.passes.held_out import Divergence
 from compresskit.passes.prune.budgets import Alone, Floats, Weighed
 from compresskit.passes.prune.budgets import Divergence as AloneBudget
 from compresskit.passes.prune.criteria import Scored, atom_scores
@@ -23,7 +24,6 @@ from compresskit.passes.prune.groups import Group, find_groups
 from compresskit.passes.prune.options import Prune
 from compresskit.passes.prune.reach import reach_by_kind, smallest
 from compresskit.passes.prune.sizes import CutSizes
-from compresskit.passes.reconstruct.alone import Divergence
 from compresskit.passes.reconstruct.chaining import Gather
 from compresskit.passes.repair.sensitivity import Sensitivity
 from compresskit.shapes import Shape

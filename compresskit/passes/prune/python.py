@@ -16,6 +16,7 @@ from compresskit.graph.channels.plain import plain_layers
 from compresskit.graph.trace import trace
 from compresskit.numerics.distillation import soft_targets
 from compresskit.numerics.pruning.fisher import root_of_classes, root_of_squares
+from compresskit.passes.held_out import Divergence, loss_of
 from compresskit.passes.moments import Batches, gather_from
 from compresskit.passes.prune.budgets import BUDGETS
 from compresskit.passes.prune.channels import Data, Pruner
@@ -24,7 +25,6 @@ from compresskit.passes.prune.criteria.gradients import curvatures, mean_gradien
 from compresskit.passes.prune.criteria.responses import Responses
 from compresskit.passes.prune.groups import Group
 from compresskit.passes.prune.options import Prune, PruneTarget
-from compresskit.passes.reconstruct.alone import Divergence, loss_of
 from compresskit.passes.repair.layers import repair
 from compresskit.passes.repair.norms import estimate_norms
 

@@ -11,12 +11,11 @@ from torch.utils._pytree import tree_map
 from compresskit.graph.chains import weighted
 from compresskit.graph.operations import calls_of
 from compresskit.graph.shapes import Interpreter, evaluating
-from compresskit.numerics.outputs import doubled, tensors_of
+from compresskit.numerics.outputs import doubled
+from compresskit.passes.held_out import Divergence, samples_in
 from compresskit.passes.reconstruct.refitted import Layer
 
 Layers = Mapping[str, Layer]  # by name
-ROOM = 2**28  # bytes
-Divergence = Callable[[Any, Any], Tensor]  # (outputs, the original's) -> mean over the batch
 
 
 def losses_alone(
@@ -42,51 +41,6 @@ def losses_alone(
                 tell()
             images += count
     return (torch.stack(totals) / max(images, 1)).tolist() if totals else []
-
-
-class HeldOut:
-    """Judges networks by the mean divergence of their outputs from those of `network`, on the same batches each time.
-
-    What `network` gives is kept for the next one while it takes no more than `room` bytes, and computed again behind.
-    """
-
-    def __init__(
-        self, network: fx.GraphModule, batches: Callable[[], Iterable[Any]], divergence: Divergence, room: int = ROOM
-    ) -> None:
-        self._network, self._batches, self._divergence = network, batches, divergence
-        self._kept, self._room = list[Any](), room
-
-    def __call__(self, candidate: fx.GraphModule) -> float:
-        total, images = torch.zeros((), dtype=torch.float64), 0
-        networks = evaluating(self._network, training_outputs=True), evaluating(candidate, training_outputs=True)
-        with torch.inference_mode(), networks[0], networks[1]:
-            for number, inputs in enumerate(self._batches()):
-                expected, count = doubled(self._expected(number, inputs)), samples_in(inputs)
-                total = total + self._divergence(doubled(candidate(inputs)), expected) * count
-                images += count
-        return float(total) / max(images, 1)
-
-    def _expected(self, number: int, inputs: Any) -> Any:
-        if number < len(self._kept):
-            return self._kept[number]
-        found = self._network(inputs)
-        size = sum(tensor.nbytes for tensor in tensors_of(found))
-        if number == len(self._kept) and size <= self._room:
-            self._kept.append(found)
-            self._room -= size
-        return found
-
-
-def loss_of(
-    candidate: fx.GraphModule, network: fx.GraphModule, batches: Iterable[Tensor], divergence: Divergence
-) -> float:
-    """The mean divergence of a whole network's outputs from the other's."""
-    return HeldOut(network, lambda: batches, divergence, room=0)(candidate)
-
-
-def samples_in(inputs: Any) -> int:
-    """Of a batch: a tensor, or a tuple of them."""
-    return len(inputs[0] if isinstance(inputs, tuple) else inputs)
 
 
 def _by_first_node(network: fx.GraphModule, changes: Sequence[Layers]) -> dict[fx.Node, list[int]]:

@@ -10,7 +10,8 @@ from torch import Tensor, fx
 from compresskit.errors import RecipeError
 from compresskit.graph.selectors import select
 from compresskit.numerics.moments.moments import Moments
-from compresskit.passes.reconstruct.alone import Divergence, loss_of, losses_alone
+from compresskit.passes.held_out import Divergence, loss_of
+from compresskit.passes.reconstruct.alone import losses_alone
 from compresskit.passes.reconstruct.budget import SizeModel, goal_of, shared_out
 from compresskit.passes.reconstruct.chaining import Choosing, Draft, Fitting, completed, dead_atoms, masked, own_moments
 from compresskit.passes.reconstruct.options import GroupLasso, Reconstruct

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from compresskit.distributed import Group
 from compresskit.graph.masks import Masks
 from compresskit.graph.segments import Block, segment
-from compresskit.numerics.outputs import CONSTANT
+from compresskit.numerics.outputs import CONSTANT, channel_totals
 
 _LEAST = 1e-3  # root mean square that a tensor counts as at least: new biases are near 0
 
@@ -36,18 +36,11 @@ class Sample:
 def sample_of(pairs: Iterable[tuple[Any, Tensor]], dim: int, group: Group) -> Sample:
     """dim: of the channels."""
     pairs = list(pairs)
-    totals = torch.stack([_totals(y, dim) for _, y in pairs]).sum(0)
+    totals = torch.stack([channel_totals(y, dim) for _, y in pairs]).sum(0)
     group.sum_tensors([totals])
     count, sums, squares = totals
     energy = torch.maximum((squares - sums.square() / count).sum(), CONSTANT * squares.sum())
     return Sample(pairs, energy.clamp(min=torch.finfo(torch.float32).tiny).to(pairs[0][1].dtype))
-
-
-def _totals(values: Tensor, dim: int) -> Tensor:
-    """(3, channels): how many values there are, their sum and the sum of their squares."""
-    flat = values.movedim(dim, 0).flatten(1).double()
-    sums = flat.sum(1)
-    return torch.stack([torch.full_like(sums, flat.shape[1]), sums, flat.square().sum(1)])
 
 
 class Part:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.graph.channels.walk import Channels
-from compresskit.passes.reconstruct.alone import Divergence, loss_of, losses_alone
+from compresskit.passes.held_out import Divergence, loss_of
+from compresskit.passes.reconstruct.alone import losses_alone
 from compresskit.passes.reconstruct.chaining import Fitting, Gather, own_moments
 from compresskit.passes.reconstruct.readers import Reader, find_readers, static_site, summed
 from compresskit.passes.reconstruct.refitted import Layer, with_layers

@@ -10,8 +10,6 @@ from torch.nn import functional
 
 from compresskit.data.own.targets import OWN
 from compresskit.errors import RecipeError
-from compresskit.numerics.distillation import soft_targets
-from compresskit.numerics.outputs import mean_relative_error
 from compresskit.options import option
 from compresskit.training.tasks.detection import Yolo
 from compresskit.training.tasks.own import OwnLoss
@@ -111,14 +109,3 @@ LOSSES: dict[str, type[CrossEntropy] | type[MeanSquared] | type[MeanAbsolute] | 
     "mae": MeanAbsolute,
     "yolo": Yolo,
 }
-
-
-def divergence_for(task: str) -> Callable[[Any, Any], Tensor]:
-    """How far outputs are from those of another network, the mean over a batch: the Kullback-Leibler divergence of the
-    classes (of images or pixels) from the other's, or the mean squared difference of other outputs; of outputs of any
-    structure as a share of their variance, the mean over the tensors."""
-    if task == OWN:
-        return mean_relative_error
-    if task in CLASSES:
-        return partial(soft_targets, temperature=1.0)
-    return functional.mse_loss

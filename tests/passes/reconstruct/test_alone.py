@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from compresskit.graph.trace import trace
-from compresskit.numerics.outputs import mean_relative_error
+from compresskit.passes.held_out import OfVariance, loss_of
 from compresskit.passes.moments import gather_from
-from compresskit.passes.reconstruct.alone import HeldOut, loss_of, losses_alone
+from compresskit.passes.reconstruct.alone import losses_alone
 from compresskit.passes.reconstruct.chaining import Draft, masked
 from compresskit.passes.reconstruct.options import Reconstruct
 from compresskit.passes.reconstruct.readers import plan
@@ -129,20 +129,6 @@ def test_networks_of_several_inputs_take_them_as_one_tuple():
     assert loss_of(changed, network, batches, squared) == pytest.approx(expected)
 
 
-def test_what_is_held_out_is_judged_alike_however_much_is_kept():
-    torch.manual_seed(0)
-    network, other = (trace(nn.Linear(4, 3), (4,)) for _ in range(2))
-    batches, runs = [torch.randn(5, 4) for _ in range(3)], []
-    network.register_forward_hook(lambda *_: runs.append(1))
-    expected = loss_of(other, network, batches, squared)
-    for room, computed in ((0, 6), (2 * 5 * 3 * 4, 4), (2**20, 3)):  # bytes: none, two of three batches, all
-        judge = HeldOut(network, lambda: batches, squared, room)
-        runs.clear()
-        assert [judge(other), judge(other)] == [expected, expected]
-        assert len(runs) == computed
-        assert judge(network) == 0
-
-
 class Several(nn.Module):
     """Maps of two scales in training, their sum in eval mode."""
 
@@ -161,11 +147,10 @@ def test_networks_of_two_forms_are_compared_by_what_training_returns():
     layer = Layer(torch.ones(4, 6 * 9, dtype=torch.float64), torch.zeros(4, dtype=torch.float64), None, 1.0, 0.0)
     changed = with_layers(network, {"conv2": layer})
     batches = [torch.randn(count, 2, 8, 8).double() for count in (20, 5)]
-    expected = 0.0
-    for x in batches:
-        deep = network.conv(x).relu()
-        found, right = changed.conv2(deep), network.conv2(deep)
-        variance = torch.stack([channel.var(correction=0) for channel in right.transpose(0, 1)]).mean()
-        expected += len(x) * ((found - right).square().mean() / variance / 2).item() / 25  # the other map is the same
-    assert losses_alone(network, [{"conv2": layer}], batches, mean_relative_error) == pytest.approx([expected])
-    assert loss_of(changed, network, batches, mean_relative_error) == pytest.approx(expected)
+    deep = network.conv(torch.cat(batches)).relu()
+    found, right = changed.conv2(deep), network.conv2(deep)
+    variance = torch.stack([channel.var(correction=0) for channel in right.transpose(0, 1)]).mean()
+    expected = ((found - right).square().mean() / variance / 2).item()  # the other map is the same
+    of_variance = OfVariance(network, lambda: batches)
+    assert losses_alone(network, [{"conv2": layer}], batches, of_variance) == pytest.approx([expected])
+    assert loss_of(changed, network, batches, of_variance) == pytest.approx(expected)

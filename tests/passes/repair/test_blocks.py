@@ -10,7 +10,7 @@ from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.trace import trace
 from compresskit.numerics.distillation import soft_targets
-from compresskit.passes.reconstruct.alone import loss_of
+from compresskit.passes.held_out import loss_of
 from compresskit.passes.repair.blocks import Blocks, Blockwise
 from tests.passes.repair.networks import SHAPE, perturbed, same, teacher_of, weights
 

@@ -12,7 +12,7 @@ from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.trace import trace
 from compresskit.numerics.distillation import soft_targets
 from compresskit.numerics.outputs import relative_error
-from compresskit.passes.reconstruct.alone import HeldOut
+from compresskit.passes.held_out import HeldOut
 from compresskit.passes.repair.matching import Match, Matching
 from tests.passes.repair.networks import SHAPE, perturbed, same, teacher_of, weights
 

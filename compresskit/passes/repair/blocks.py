@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from compresskit.distributed import Group
 from compresskit.graph.capture import capture
@@ -25,6 +25,7 @@ from compresskit.passes.repair.part import Part, Sample, sample_of
 
 Batches = Callable[[int], Iterable[tuple[Any, Tensor]]]  # number, counted from 0 -> shuffled batches under it
 Saved = dict[str, Any]
+_GRAPHS = 4  # of what a graph keeps: a product takes its derivative as a graph, and both have gradients of their own
 
 
 @option
@@ -67,8 +68,8 @@ class Blockwise:
         places: Mapping[str, Tensor | None] = MappingProxyType({}), masks: Masks | None = None,
         group: Group = Group(),  # noqa: B008
     ) -> None:  # fmt: skip
-        """memory: bytes that the values at both ends of a block may take. places: by layer, where its outputs lie among
-        the teacher's. masks: of parameters, whose zeros stay zero."""
+        """memory: bytes that the values at both ends of a block, and the graphs in it, may take: half each. places: by
+        layer, where its outputs lie among the teacher's. masks: of parameters, whose zeros stay zero."""
         self.network = copy.deepcopy(student)
         self._teacher, self._options, self._memory, self._group = teacher, options, memory, group
         self._masks = masks or {}
@@ -77,23 +78,31 @@ class Blockwise:
         self.found: list[Fitted] = []
 
     def run(self, batches: Batches, tell: Callable[[int], None], save: Callable[[Saved], None]) -> fx.GraphModule:
-        """The network with fitted blocks. tell: is told the blocks done. save: is given, behind each block, what `load`
-        goes on from."""
+        """The network with fitted blocks. tell: is told the blocks done. save: is given, at the start and behind each
+        block, what `load` goes on from."""
         with evaluating(self.network), evaluating(self._teacher):
+            if not self.found:
+                save(self._state())
             for number in range(len(self.found), len(self.blocks)):
                 self.found.append(self._fit(number, batches))
-                save({"found": [asdict(one) for one in self.found], "network": self.network.state_dict()})
+                save(self._state())
                 tell(number + 1)
         return self.network
 
+    def _state(self) -> Saved:
+        """With the memory, by which images are counted: a resumed run may find less of it free."""
+        found = [asdict(one) for one in self.found]
+        return {"found": found, "network": self.network.state_dict(), "memory": self._memory}
+
     def load(self, saved: Saved) -> None:
+        self._memory = saved["memory"]
         self.found = [Fitted(**one) for one in saved["found"]]
         self.network.load_state_dict(saved["network"])
 
     def _fit(self, number: int, batches: Batches) -> Fitted:
         block, taken, errors = self.blocks[number], 0, list[float]()
         part = Part(self.network, block, self._masks, self._group)
-        samples = self._samples(block, batches, number * (self._options.steps + 1))
+        samples = self._samples(part, block, batches, number * (self._options.steps + 1))
         sample = next(samples)
         images = sample.images * self._group.world
         damping, left = _curvature(part, sample)
@@ -126,7 +135,7 @@ class Blockwise:
         part.move(change)
         return float((before - part.error(sample)) / (damping * change @ change - gradient @ change))
 
-    def _samples(self, block: Block, batches: Batches, first: int) -> Iterator[Sample]:
+    def _samples(self, part: Part, block: Block, batches: Batches, first: int) -> Iterator[Sample]:
         """Of the images of each step, and of those that judge the last one."""
         place = self._known[block.target]
         kept = None if place is None else place.kept.to(next(self.network.parameters()).device)
@@ -140,14 +149,25 @@ class Blockwise:
             with torch.no_grad():
                 pairs = [next(served)]
                 pairs += itertools.islice(served, self._count(*pairs[0]) - 1)
+            pairs = [piece for pair in pairs for piece in self._pieces(part, *pair)]
             yield sample_of(pairs, 1 if place is None else place.dim, self._group)
 
     def _count(self, x: Any, y: Tensor) -> int:
         """Of batches like this one that make the images of a step, as many as memory has room for: two sets are there
         at a time. The same in all processes."""
         images = sum(self._group.gather([len(y)]))
-        room = self._memory // (2 * sum(value.nbytes for value in tree_leaves((x, y))))
+        room = self._memory // 2 // (2 * sum(value.nbytes for value in tree_leaves((x, y))))
         return self._group.share(max(1, min(-(-self._options.images // images), int(room))))
+
+    def _pieces(self, part: Part, x: Any, y: Tensor) -> list[tuple[Any, Tensor]]:
+        """As many images at a time as memory has room for the graphs of; all where a value is not one of each image."""
+        leaves, structure = tree_flatten((x, y))
+        if not part.size or any(not value.ndim or len(value) != len(y) for value in leaves):
+            return [(x, y)]
+        one = tree_map(lambda value: value[:1].clone(), x)
+        images = max(1, int(self._memory // 2 // (_GRAPHS * max(1, part.graph_bytes(one)))))
+        pieces = zip(*(value.split(images) for value in leaves), strict=True)
+        return [tree_unflatten(list(piece), structure) for piece in pieces]
 
 
 def _curvature(part: Part, sample: Sample) -> tuple[float, str]:

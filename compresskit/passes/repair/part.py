@@ -78,6 +78,22 @@ class Part:
         for name, weight in weights.items():
             self._weights[name].copy_(weight)
 
+    def graph_bytes(self, x: Any) -> int:
+        """What backward derivatives need of the values inside, kept while they are asked for; weights aside."""
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        weights, held = {tensor.untyped_storage().data_ptr() for tensor in tensors}, dict[int, int]()
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), sdpa_kernel(SDPBackend.MATH):
+            graph = self._graph(x)  # whose storages are not given to others while it is there
+        del graph
+        return sum(held.values())
+
     def curvature(self, sample: Sample) -> float:
         """Of half the error along its gradient: g' S J' J S g / g' g / energy, and 0 where there is none."""
         gradient = self.gradient(sample)

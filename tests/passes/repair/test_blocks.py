@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from compresskit.distributed import Group
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.trace import trace
 from compresskit.numerics.distillation import soft_targets
 from compresskit.passes.held_out import loss_of
 from compresskit.passes.repair.blocks import Blocks, Blockwise
+from compresskit.passes.repair.part import Part
 from tests.passes.repair.networks import SHAPE, perturbed, same, teacher_of, weights
 
 ENOUGH = 1e9
@@ -106,8 +108,8 @@ def test_a_stopped_one_goes_on_to_the_same_weights(teacher):
     kept, asked = [], []
     first = made(student, teacher)
     whole = first.run(batches, lambda done: None, lambda state: kept.append(copy.deepcopy(state)))
-    again = made(student, teacher)
-    again.load(kept[0])
+    again = made(student, teacher, memory=1)  # less is free than it was
+    again.load(kept[1])
 
     def counted(number):
         asked.append(number)
@@ -131,12 +133,37 @@ def test_zeros_of_masks_stay(teacher):
 def test_fewer_images_are_taken_where_memory_is_short(teacher):
     """Two sets are held at a time: of 32 images, with 3 and then 6 maps of 8 x 8 numbers, in 8 bytes."""
     largest = 32 * (6 + 6) * 64 * 8
-    work = made(perturbed(teacher), teacher, memory=2 * 2 * largest, steps=1, images=128)
+    work = made(perturbed(teacher), teacher, memory=2 * 2 * 2 * largest, steps=1, images=128)
     work.run(batches, lambda done: None, lambda state: None)
     assert [one.images for one in work.found] == [64, 64, 96]
     least = made(perturbed(teacher), teacher, memory=1, steps=1, images=128)
     least.run(batches, lambda done: None, lambda state: None)
     assert [one.images for one in least.found] == [32, 32, 32]
+
+
+def test_a_graph_keeps_what_backward_reads(teacher):
+    """Of a mean and a linear layer: its inputs, 6 numbers of 8 bytes; its weights are there anyway."""
+    block = made(teacher, teacher).blocks[-1]
+    part = Part(teacher, block, {}, Group())
+    assert [part.graph_bytes(torch.randn(n, 6, 8, 8, dtype=torch.float64)) for n in (1, 5)] == [48, 240]
+
+
+def test_graphs_take_as_many_images_at_a_time_as_memory_has_room_for(teacher, monkeypatch):
+    """Images 32 by 32, in parts and one by one give the same weights."""
+    student, found, sizes, product = perturbed(teacher), [], set(), Part.product
+
+    def noted(self, sample, change):
+        sizes.update((len(x), self.graph_bytes(x)) for x, _ in sample.pairs)
+        return product(self, sample, change)
+
+    monkeypatch.setattr(Part, "product", noted)
+    for memory in (ENOUGH, 500_000, 1):
+        sizes.clear()
+        found.append(made(student, teacher, memory=memory).run(batches, lambda done: None, lambda state: None))
+        assert all(bytes_ <= memory / 2 / 4 or images == 1 for images, bytes_ in sizes)
+        assert max(images for images, _ in sizes) == (1 if memory == 1 else 32)
+    for other in found[1:]:
+        torch.testing.assert_close(weights(other), weights(found[0]), rtol=1e-6, atol=1e-8)  # sums in another order
 
 
 def test_what_is_not_finite_is_not_taken(teacher):

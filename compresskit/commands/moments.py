@@ -39,7 +39,15 @@ class Gatherer:
         if len(requests) > 1:
             self.current.progress.log(self.plan(requests))
         self.current.progress.start(f"moments of {len(requests)} layers", len(self.split))
-        return self.moments.gather(network, requests, self.split, self.current.progress.update, teacher)
+        found = self.moments.gather(network, requests, self.split, self.current.progress.update, teacher)
+        for request in requests:
+            samples, inputs = found[request.name].count, request.features
+            if samples <= inputs:
+                self.current.progress.note(
+                    f"{request.target}: least squares on {inputs:,} inputs of {samples:,} samples can follow these "
+                    "alone; take more (`samples`)"
+                )
+        return found
 
     def plan(self, requests: Sequence[Request]) -> str:
         """What taking them costs, as far as no cache holds them."""

@@ -14,6 +14,7 @@ from compresskit.commands.figures import said
 from compresskit.commands.repair.fitting import Fits, Fitting
 from compresskit.commands.result import Table
 from compresskit.commands.session import Session
+from compresskit.errors import ConvergenceError
 from compresskit.graph.masks import Masks
 from compresskit.graph.operations import NORMS
 from compresskit.passes.repair.matching import Judging, Places
@@ -100,7 +101,8 @@ class Ladder:
     ) -> None:
         """Rungs for the weights of one block after another, and for all of them together, where they are asked for.
 
-        folder: of what an interrupted run goes on from. places, masks: see `Matching`.
+        folder: of what an interrupted run goes on from. places, masks: see `Matching`. Raises ConvergenceError where
+        no rung gives finite outputs.
         """
         fitting = Fitting(self._current, self._original, folder, seed, self._label, places or {}, masks or {})
         if options.blocks is not None:
@@ -109,6 +111,11 @@ class Ladder:
         if options.match is not None:
             match = options.match
             self.climb("match", lambda: fitting.match(self.network, match, self._judge), lambda: fitting.told)
+        if not any(math.isfinite(rung.divergence) for rung in self.rungs):
+            raise ConvergenceError(
+                f"{self._label}: the outputs on held-out images are not finite, whatever was repaired; check the "
+                "checkpoint and the data for NaN"
+            )
         fitting.clear()
 
     @property

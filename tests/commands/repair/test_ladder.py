@@ -16,7 +16,7 @@ from compresskit.commands.repair import fitting, ladder
 from compresskit.commands.repair.ladder import Rung, ladder_notes, ladder_table, metrics_of
 from compresskit.distributed import Group
 from compresskit.storage.atomic import write_json, write_tensors
-from compresskit.storage.checkpoint import load
+from compresskit.storage.checkpoint import load, save
 from tests.commands.conftest import RECIPE, report, rows
 from tests.commands.test_bad_input import refused
 
@@ -346,3 +346,26 @@ def test_what_each_group_alone_costs_is_told(call, recipe, trained):
     outcome = call("prune", recipe, *source, "~prune.match", "--out", "plain", "prune.budget=uniform")
     assert outcome.status == 0, outcome.err
     assert not Path("plain/sensitivity.png").exists()
+
+
+def test_outputs_that_overflow_before_and_after_every_repair_are_an_error(call, recipe, trained):
+    checkpoint = load(trained / "runs/net-train/model.pt")
+    with torch.no_grad():
+        for parameter in checkpoint.network.parameters():
+            parameter *= 1e25  # each is finite
+    save(checkpoint, Path("huge.pt"))
+    plain = "prune={target: {macs: 50%}, criterion: magnitude, repair: none, norms: false, held_out: 200}"
+    outcome = call("prune", recipe, "-c", "huge.pt", "--out", "out", plain)
+    assert outcome.status == 1
+    assert "the outputs on held-out images are not finite, whatever was repaired" in outcome.err
+    assert not Path("out/model.pt").exists()
+
+
+def test_fits_of_fewer_samples_than_inputs_are_told(call, recipe, trained):
+    for samples, told in ((20, True), (395, False)):
+        options = (f"prune.samples={samples}", "prune.criterion=magnitude", "prune.budget=uniform", "~prune.match")
+        outcome = call("prune", recipe, "-c", trained / "runs/net-train", "--out", f"out{samples}", *options)
+        assert outcome.status == 0, outcome.err
+        notes = [note for note in report(f"out{samples}")["notes"] if "can follow these alone" in note]
+        expected = ["head: least squares on 392 inputs of 20 samples can follow these alone; take more (`samples`)"]
+        assert notes == (expected if told else [])

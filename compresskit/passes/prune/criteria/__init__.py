@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compresskit.errors import ConvergenceError
-from compresskit.passes.prune.criteria.base import Scored, mean
+from compresskit.passes.prune.criteria.base import Scored, unit
 from compresskit.passes.prune.criteria.makers import Hydra, Magnitude, NormScale, Random, SpectralEnergy, Taylor
 from compresskit.passes.prune.criteria.readers import AugPrune, Backward, Fisher
 
@@ -44,7 +44,7 @@ def atom_scores(criterion: Criterion, scored: Scored, combine: Literal["mean", "
                 f"{scored.makers(atoms[~finite.cpu()])}: criterion {criterion.kind} gives NaN or infinity for "
                 f"{int((~finite).sum())} of {len(scores)} channels; check the checkpoint and the data"
             )
-        values = scores.cpu() if criterion.comparable else (scores / mean(scores)).cpu()
+        values = scores.cpu() if criterion.comparable else (scores / unit(scores)).cpu()
         places.index_add_(0, atoms, torch.ones_like(values))
         if combine == "max":
             found.scatter_reduce_(0, atoms, values, "amax")

@@ -92,7 +92,7 @@ class Worth:
         raise NotImplementedError
 
 
-def mean(values: Tensor) -> Tensor:
-    """Of scores, the unit that they are taken in: 1 where they are all 0."""
+def unit(values: Tensor) -> Tensor:
+    """Of scores, what they are taken in units of: their mean, and 1 where they are all 0."""
     found = values.mean()
     return found if found > 0 else torch.ones_like(found)

@@ -15,7 +15,7 @@ from compresskit.numerics.moments.moments import Moments
 from compresskit.numerics.pruning.fisher import in_units_of_loss
 from compresskit.numerics.selection.elimination import eliminate
 from compresskit.options import option
-from compresskit.passes.prune.criteria.base import Scored, Slots, Worth, mean
+from compresskit.passes.prune.criteria.base import Scored, Slots, Worth, unit
 from compresskit.passes.reconstruct.readers import Reader, connected, find_readers, refusal, static_site
 
 
@@ -54,7 +54,7 @@ class AugPrune(Worth):
             groups = getattr(module, "groups", 1)
             strength = squares.unflatten(0, (groups, -1)).flatten(3).sum((1, 3)) if squares.ndim > 2 else squares.sum(0)
             impact, response = (strength.flatten() * found for found in responses[layer])
-            yield atoms, impact / mean(impact) - self.weight * response / mean(response)
+            yield atoms, impact / unit(impact) - self.weight * response / unit(response)
 
 
 class Refitted(Worth):

@@ -179,8 +179,27 @@ def test_what_stops_a_package_is_a_result(bench, rivals, folder, monkeypatch):
 
 def test_a_size_out_of_reach_is_a_result_of_ours_too(bench, rivals, folder, capfd):
     found = rivals["measure"].measure(bench, "ours", 0.01, [1], folder / "cells")
-    assert found.failed == "Refused: compresskit prune refused; it says why above"
+    assert found.failed == "Refused: divergence: compresskit prune refused; it says why above"
     assert "what can be reached lies from" in capfd.readouterr().err
+
+
+def test_a_candidate_of_ours_that_is_refused_leaves_the_others(bench, rivals, folder, monkeypatch):
+    plain = ("prune.criterion=magnitude", "prune.budget=uniform", "prune.repair=none", "~prune.match")
+    verb = rivals["methods"].Verb("two", {"never": (*plain, "prune.min_channels=1000"), "well": plain})
+    monkeypatch.setitem(rivals["methods"].METHODS, "two", verb)
+    found = rivals["measure"].measure(bench, "two", 60, [], folder / "cells")
+    assert found.failed is None
+    assert {stage["candidate"] for stage in found.stages} == {"well"}
+
+
+def test_a_fault_of_ours_is_no_result(bench, rivals, folder, monkeypatch):
+    def broken(*_):
+        raise IndexError("out of range")
+
+    monkeypatch.setattr(type(bench), "run", broken)
+    with pytest.raises(IndexError):
+        rivals["measure"].measure(bench, "ours", 50, [], folder / "cells")
+    assert not list((folder / "cells/small/ours-50").glob("cell.json"))
 
 
 def test_ratios_are_searched_where_more_of_them_does_not_leave_less(bench, rivals):

@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rivals.bench import Bench
+from rivals.bench import Bench, Refused
 from rivals.cells import MODEL, Cell, spent, trained
-from rivals.methods import METHODS
+from rivals.methods import METHODS, Verb
 
 import compresskit
 
@@ -36,7 +36,9 @@ def _pruned(bench: Bench, cell: Cell, cells: Path) -> Cell:
     try:
         method.fill(cell, bench, folder)
         cell.seconds = round(spent() - began, 1)
-    except Exception as error:  # a package may fail in any way, and that is a result
+    except Exception as error:
+        if isinstance(method, Verb) and not isinstance(error, Refused):
+            raise  # a package may fail in any way, and that is a result; a fault of ours is to be mended
         cell.failed = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
     cell.write(cells)
     return cell

@@ -34,10 +34,14 @@ class Verb:
 
     def fill(self, cell: Cell, bench: Bench, folder: Path) -> None:
         """The cell's stages, those of the best candidate, whose net comes into the folder."""
-        best = -1.0
+        best, refused = -1.0, list[str]()
         for name, overrides in self.candidates.items():
             out = folder / f"prune-{name}"
-            bench.run("prune", bench.checkpoint, out, f"prune.target.macs={cell.size:g}%", *overrides)
+            try:
+                bench.run("prune", bench.checkpoint, out, f"prune.target.macs={cell.size:g}%", *overrides)
+            except Refused as error:
+                refused.append(f"{name}: {error}")
+                continue
             network, step = load(out / MODEL).network, PruneStep.read(out)
             held_out = bench.held_out(network)
             if held_out > best:
@@ -45,8 +49,10 @@ class Verb:
                 _last(cell)["held_out"] = held_out
                 cell.macs, cell.parameters = step.got / step.whole, count(network, bench.shape).parameters
                 shutil.copyfile(out / MODEL, folder / MODEL)
-        for name in self.candidates:
-            shutil.rmtree(folder / f"prune-{name}")
+        if best < 0:
+            raise Refused("; ".join(refused))
+        for name in self.candidates:  # behind the last: an interrupted cell goes on from those that are done
+            shutil.rmtree(folder / f"prune-{name}", ignore_errors=True)
 
 
 @dataclass(frozen=True)

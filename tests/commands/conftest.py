@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +64,24 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "net.yaml"
     path.write_text(RECIPE)
     return path
+
+
+@pytest.fixture
+def beside_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str, str], Path]]:
+    """Writes a module of the user's, its name and its code, and a recipe beside it; forgets the module afterwards."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    written = []
+
+    def write(name: str, code: str, recipe: str) -> Path:
+        written.append(name)
+        (tmp_path / f"{name}.py").write_text(code)
+        path = tmp_path / "own.yaml"
+        path.write_text(recipe)
+        return path
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Data, losses and metrics of the user's own, through the program."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,14 +114,8 @@ report: {latency_repeats: 2, plots: false}
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """The recipe, beside the module that it names."""
-    (tmp_path / "own_data.py").write_text(CODE)
-    path = tmp_path / "own.yaml"
-    path.write_text(RECIPE)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield path
-    sys.modules.pop("own_data", None)
+def own(beside_module):
+    return beside_module("own_data", CODE, RECIPE)
 
 
 def weights(folder):

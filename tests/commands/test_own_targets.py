@@ -88,14 +88,8 @@ report: {{latency_repeats: 2, plots: false, metrics: ["spots_net:found"]}}
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """The recipe, beside the module that it names."""
-    (tmp_path / "spots_net.py").write_text(CODE)
-    path = tmp_path / "own.yaml"
-    path.write_text(RECIPE)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield path
-    sys.modules.pop("spots_net", None)
+def own(beside_module):
+    return beside_module("spots_net", CODE, RECIPE)
 
 
 @pytest.fixture(scope="module")

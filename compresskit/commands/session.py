@@ -28,7 +28,7 @@ from compresskit.graph.shapes import evaluating
 from compresskit.numerics.outputs import largest_difference
 from compresskit.recipes.yaml_reader import to_yaml
 from compresskit.storage.checkpoint import Checkpoint, ForeignFile, file_hash, load
-from compresskit.storage.run_folder import RunFolder, open_run_folder, provenance
+from compresskit.storage.run_folder import RunFolder, check_shared, open_run_folder, provenance
 from compresskit.training.inputs import check_inputs
 from compresskit.training.seeds import set_determinism
 from compresskit.training.tasks.evaluation import evaluate, watched
@@ -250,6 +250,7 @@ def with_folder(current: Session) -> Session:
         folder.write_text("recipe.yaml", to_yaml(plain))
 
     current.group.in_main(make)
+    check_shared(folder.path, current.group)
     return replace(current, folder=folder)
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import __version__
+from compresskit.distributed import Group
 from compresskit.errors import ResourceError, RunFolderError
 from compresskit.storage.atomic import atomic_write, is_temporary, unwritable, write_json
 from compresskit.storage.checkpoint import file_hash
 from compresskit.storage.lock import Lock, holding, is_lock
 
 RECORD = "run.json"
+PATIENCE = 30.0  # seconds until what one machine writes is there for all: file systems over a network keep listings
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,31 @@ def open_run_folder(
         except OSError as error:
             raise unwritable(path, error) from error
         yield RunFolder(path)
+
+
+def check_shared(path: Path, group: Group) -> None:
+    """Raises RunFolderError, in all processes, where one does not see the folder that the main one has opened."""
+    record = group.in_main((path / RECORD).read_text)
+    blind = group.gather([] if _appears(path / RECORD, record) else [f"process {group.rank} on {platform.node()}"])
+    if blind:
+        raise RunFolderError(
+            f"{path}: {', '.join(blind)} cannot see it; processes on several machines need a folder that all of them "
+            "share, under the same path: start them in one, or name one with --out"
+        )
+
+
+def _appears(path: Path, text: str) -> bool:
+    """Whether the file holds the text, or will in a while: file systems of several machines take some time."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            if path.read_text() == text:
+                return True
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
 
 
 def slug(name: str) -> str:

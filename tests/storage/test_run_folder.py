@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -13,7 +14,7 @@ from compresskit.errors import ResourceError, RunFolderError
 from compresskit.storage import run_folder
 from compresskit.storage.atomic import atomic_write
 from compresskit.storage.lock import Lock, Owner, is_lock
-from compresskit.storage.run_folder import RECORD, check_disk, open_run_folder
+from compresskit.storage.run_folder import RECORD, check_disk, check_shared, open_run_folder
 
 RECIPE = {"seed": 0, "train": {"epochs": 3}}
 
@@ -267,3 +268,29 @@ def test_a_full_disk_is_named_and_leaves_nothing(small_disk):
     with pytest.raises(ResourceError, match="the disk is full; free some space or write elsewhere with --out"):
         fill()
     assert list(small_disk.iterdir()) == []
+
+
+class Two:
+    """The second of two processes; what the first one says is given."""
+
+    rank = 1
+
+    def __init__(self, record):
+        self.in_main = lambda work: record
+        self.gather = list
+
+
+def test_a_process_that_sees_another_folder_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.0)
+    (tmp_path / RECORD).write_text("mine")
+    check_shared(tmp_path, Two("mine"))
+    for there in (tmp_path, tmp_path / "none"):
+        with pytest.raises(RunFolderError, match=r"process 1 on .* cannot see it; processes on several machines"):
+            check_shared(there, Two("of the first"))
+
+
+def test_a_folder_may_take_a_while_to_be_seen(tmp_path):
+    written = threading.Timer(0.3, lambda: (tmp_path / RECORD).write_text("mine"))
+    written.start()
+    check_shared(tmp_path, Two("mine"))
+    written.join()

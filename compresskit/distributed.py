@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from compresskit.errors import CompresskitError, ResourceError
+from compresskit.errors import CompresskitError, RecipeError, ResourceError
 
 T = TypeVar("T")
 
@@ -151,3 +151,19 @@ def ended_peers(patience: float = 0.0) -> list[Peer]:
 def speaker() -> Peer | None:
     """The process that tells the user: the first one that lives; None before the processes have met."""
     return next((peer for peer in _peers if not peer.has_ended), None)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as reports name it, with the model of a GPU."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+def device_kind(asked: str) -> str:
+    """cpu or cuda. Raises RecipeError or ResourceError for what is not there."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked not in ("cpu", "cuda"):
+        raise RecipeError(f"--device: {asked!r} was given; allowed: auto, cpu, cuda")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("--device cuda: torch finds no GPU here; use --device cpu or auto")
+    return asked

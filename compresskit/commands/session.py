@@ -20,15 +20,17 @@ from compresskit.commands.parents import (
 )
 from compresskit.commands.recipe import Recipe, load_recipe
 from compresskit.data.dataset import DataSet, Split
-from compresskit.distributed import Group, connect
-from compresskit.errors import CheckpointError, RecipeError, ResourceError
+from compresskit.distributed import Group, connect, device_kind, device_name
+from compresskit.errors import CheckpointError
 from compresskit.graph.doors.entry import entry_of
 from compresskit.graph.masks import Masks
 from compresskit.graph.shapes import evaluating
 from compresskit.numerics.outputs import largest_difference
 from compresskit.recipes.yaml_reader import to_yaml
-from compresskit.storage.checkpoint import Checkpoint, ForeignFile, file_hash, load
-from compresskit.storage.run_folder import RunFolder, check_shared, open_run_folder, provenance
+from compresskit.storage.checkpoint import Checkpoint, ForeignFile, load
+from compresskit.storage.reading import file_hash
+from compresskit.storage.record import provenance
+from compresskit.storage.run_folder import RunFolder, check_shared, open_run_folder
 from compresskit.training.inputs import check_inputs
 from compresskit.training.seeds import set_determinism
 from compresskit.training.tasks.evaluation import evaluate, watched
@@ -174,6 +176,18 @@ class Session:
         """The user's own, by name."""
         return own_metrics(self.recipe.report.metrics or ())
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What tells whose figures can be compared: the device, and the main metric with the images it is taken of."""
+        name, metric = next(iter(watched(self.data.task, self.data.outputs, self.metrics).items()))
+        return {
+            "device": device_name(self.device),
+            "task": self.data.task,
+            "metric": name,
+            "higher_is_better": metric.higher_is_better,
+            "test data": self.data.test.fingerprint,
+        }
+
     def figures(
         self, network: fx.GraphModule, metrics: dict[str, float], path: Path, masks: Masks | None = None
     ) -> Figures:
@@ -245,6 +259,7 @@ def with_folder(current: Session) -> Session:
             resume=current.arguments.resume,
             inputs=current.inputs,
             data=current.data.fingerprint,
+            about=current.about,
         )
         (current.arguments.held or current.held).enter_context(opened)
         folder.write_text("recipe.yaml", to_yaml(plain))
@@ -281,14 +296,3 @@ def _load(recipe: Recipe, group: Group, progress: Progress) -> DataSet:
 
     group.in_main(first)
     return loaded[0] if loaded else load_data(recipe, progress)
-
-
-def device_kind(asked: str) -> str:
-    """cpu or cuda. Raises RecipeError or ResourceError for what is not there."""
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked not in ("cpu", "cuda"):
-        raise RecipeError(f"--device: {asked!r} was given; allowed: auto, cpu, cuda")
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise ResourceError("--device cuda: torch finds no GPU here; use --device cpu or auto")
-    return asked

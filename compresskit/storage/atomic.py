@@ -7,14 +7,13 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from compresskit.errors import CompresskitError, ResourceError, RunFolderError
 from compresskit.storage import lock
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -63,8 +62,10 @@ def write_json(path: Path, plain: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(plain, indent=2))
 
 
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+def write_arrays(path: Path, arrays: "Mapping[str, NDArray[Any]]") -> None:
     """An .npz file of arrays by any names; np.savez takes some for arguments of its own, and loses them or fails."""
+    import numpy as np
+
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -79,6 +80,8 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
 
 def _save(content: Mapping[str, Any], file: BinaryIO) -> None:
     """To a file, not a path, which torch would write into it; a full disk raises OSError, as it does elsewhere."""
+    import torch  # a second, for which those that write text alone should not wait
+
     try:
         torch.save(content, file)
     except RuntimeError as error:  # torch's archive writer, on closing, about what it could not write

@@ -1,15 +1,12 @@
 """Checkpoints: a network, its masks and how it came to be, in one file that runs no code when it is read."""
 
-import hashlib
 import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import torch
@@ -24,6 +21,7 @@ from compresskit.shapes import Shape
 from compresskit.storage import masked
 from compresskit.storage.atomic import write_tensors
 from compresskit.storage.content import check_content
+from compresskit.storage.reading import readable
 
 FORMAT = "compresskit checkpoint"
 VERSION = 2  # 1: masks beside whole tensors; still written where there are no masks
@@ -123,12 +121,6 @@ def load_network(path: Path | str, device: torch.device | str = "cpu") -> nn.Mod
     return load(Path(path), device).network
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of the file, in hexadecimal."""
-    with _readable(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _values(network: fx.GraphModule) -> dict[str, Tensor]:
     """The tensors by name; a parameter with two names is one tensor under both, which pickle keeps so."""
     values: dict[int, Tensor] = {}
@@ -218,7 +210,7 @@ _OTHER_COPY = "it is cut off or damaged, so take another copy or run the command
 
 def _check_archive(path: Path) -> None:
     """Looks at the file as a zip archive, with its checksums, which torch does not check."""
-    with _readable(path), path.open("rb") as file:
+    with readable(path), path.open("rb") as file:
         start = file.read(2)
         try:
             with zipfile.ZipFile(file) as archive:
@@ -233,18 +225,3 @@ def _check_archive(path: Path) -> None:
             raise ForeignFile(f"{path}: it is no compresskit checkpoint; name the model.pt of a run") from error
     if damaged:
         raise CheckpointError(f"{path}: {damaged} fails its checksum; {_OTHER_COPY}")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        mode = path.stat().st_mode
-        if not S_ISREG(mode) and not S_ISDIR(mode):  # to open a pipe would wait for ever
-            raise CheckpointError(f"{path}: it is no file but a pipe or a device; name the model.pt of a run")
-        yield
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; name the model.pt of a run that has ended") from error
-    except IsADirectoryError as error:
-        raise CheckpointError(f"{path}: it is a folder; name the model.pt in it") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: it cannot be read ({error.strerror}); check its permissions") from error

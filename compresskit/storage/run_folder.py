@@ -1,28 +1,23 @@
 """The folder of a run: fixed names, nothing overwritten unasked, and what is needed to repeat the run."""
 
-import json
 import os
 import platform
 import re
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compresskit import __version__
 from compresskit.distributed import Group
 from compresskit.errors import ResourceError, RunFolderError
 from compresskit.storage.atomic import atomic_write, is_temporary, unwritable, write_json
-from compresskit.storage.checkpoint import file_hash
 from compresskit.storage.lock import Lock, holding, is_lock
+from compresskit.storage.reading import file_hash
+from compresskit.storage.record import RECORD, begin, ending, go_on, read_record
 
-RECORD = "run.json"
 PATIENCE = 30.0  # seconds until what one machine writes is there for all: file systems over a network keep listings
 
 
@@ -51,6 +46,7 @@ def open_run_folder(
     resume: bool,
     inputs: Sequence[Path] = (),
     data: str = "",
+    about: Mapping[str, Any] | None = None,
 ) -> Iterator[RunFolder]:
     """Makes the folder of a run, or takes the one that is there when the user said what should become of it.
 
@@ -58,7 +54,8 @@ def open_run_folder(
     a folder without it was never ours; locks and temporary files are no content, and the latter are removed.
     force: an earlier run's files are removed first; a folder that holds no run is never cleared.
     resume: the earlier run must be of the same verb, recipe, inputs and data; with `force` as well, another is removed.
-    inputs: files that are read, none of which may lie in the folder. data: fingerprint of the data set.
+    inputs: files that are read, none of which may lie in the folder. data: fingerprint of the data set. about: what the
+    record tells beside what the run is made of.
     Raises RunFolderError naming the folder and the way out.
     """
     for source in inputs:
@@ -69,16 +66,19 @@ def open_run_folder(
         try:
             _check_kind(path)
             if _occupied(path):
-                _read_record(path)  # nothing of ours goes into a folder of somebody else's, a lock neither
+                read_record(path)  # nothing of ours goes into a folder of somebody else's, a lock neither
             path.mkdir(parents=True, exist_ok=True)
             held.enter_context(holding(_locked(path)))
             _remove_temporaries(path)
-            if not _goes_on(path, verb, made_of, force=force, resume=resume):
+            if _goes_on(path, verb, made_of, force=force, resume=resume):
+                go_on(path)
+            else:
                 _clear(path)
-                write_json(path / RECORD, {"verb": verb, "made_of": made_of, **provenance()})
+                begin(path, verb, made_of, about or {})
         except OSError as error:
             raise unwritable(path, error) from error
-        yield RunFolder(path)
+        with ending(path):
+            yield RunFolder(path)
 
 
 def check_shared(path: Path, group: Group) -> None:
@@ -109,17 +109,6 @@ def _appears(path: Path, text: str) -> bool:
 def slug(name: str) -> str:
     """The name as a folder's: letters and digits, with a dash for each run of others."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def provenance() -> dict[str, Any]:
-    """Command line, versions, git revision of the working directory and platform."""
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": {"compresskit": __version__} | {name: _version(name) for name in ("torch", "torchvision", "numpy")},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "git": _git_revision(),
-    }
 
 
 def check_disk(path: Path, nbytes: int) -> None:
@@ -168,7 +157,7 @@ def _goes_on(path: Path, verb: str, made_of: dict[str, Any], *, force: bool, res
     """Whether the run in the folder is the one to go on with; where it is not, it may be cleared."""
     if not _occupied(path):
         return False
-    record = _read_record(path)
+    record = read_record(path)
     if record.get("cleared"):
         return False
     if not resume and not force:
@@ -202,17 +191,6 @@ def _remove_temporaries(path: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """Of the run in the folder. Raises RunFolderError where there is none."""
-    try:
-        record = json.loads((path / RECORD).read_text())
-        return record if record.get("cleared") else {"verb": record["verb"], "made_of": record["made_of"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunFolderError(
-            f"{path}: it holds files, but no run of compresskit ({RECORD}); use another --out"
-        ) from error
-
-
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [
@@ -221,18 +199,3 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
             for found in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
         ]
     return [] if old == new else [key]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _git_revision() -> str | None:
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()

@@ -22,7 +22,8 @@ from compresskit.graph.counting import count
 from compresskit.graph.shapes import evaluating
 from compresskit.graph.trace import trace
 from compresskit.passes.prune.criteria.gradients import mean_gradients
-from compresskit.storage.checkpoint import file_hash, load, save
+from compresskit.storage.checkpoint import load, save
+from compresskit.storage.reading import file_hash
 from compresskit.training.tasks.evaluation import evaluate
 
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ import compresskit
 from compresskit.errors import CheckpointError, ResourceError, UnsupportedModelError
 from compresskit.graph.masks import apply_masks
 from compresskit.graph.trace import trace
-from compresskit.storage.checkpoint import Checkpoint, file_hash, load, save
+from compresskit.storage.checkpoint import Checkpoint, load, save
+from compresskit.storage.reading import file_hash
 from tests.graph.nets import INPUTS, Plain, batch, make
 from tests.storage.zoo import all_names, load_elsewhere, store
 

@@ -1,5 +1,6 @@
 """Run folders: what is refused, what is cleared, what is resumed; and that files appear whole or not at all."""
 
+import hashlib
 import json
 import os
 import platform
@@ -294,3 +295,45 @@ def test_a_folder_may_take_a_while_to_be_seen(tmp_path):
     written.start()
     check_shared(tmp_path, Two("mine"))
     written.join()
+
+
+def ended(path):
+    return json.loads((path / RECORD).read_text()).get("ended")
+
+
+def test_a_run_says_when_it_began_and_ended_and_with_which_checkpoints(tmp_path):
+    with opening(tmp_path / "run", about={"device": "cpu"}) as folder:
+        record = json.loads((folder.path / RECORD).read_text())
+        for name in ("model.pt", "trial-1/best.pt", "state.pt"):
+            (folder.path / name).parent.mkdir(exist_ok=True)
+            folder.write_text(name, name)
+    assert record["device"] == "cpu"
+    assert "ended" not in record
+    found = ended(tmp_path / "run")
+    assert record["started"] <= found["at"]
+    hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("model.pt", "trial-1/best.pt")}
+    assert found["checkpoints"] == hashes
+
+
+@pytest.mark.parametrize(("error", "told"), [(ValueError("no such layer"), "no such layer"), (KeyError(), "KeyError")])
+def test_a_run_that_fails_says_why_until_it_goes_on(tmp_path, error, told):
+    def fails():
+        with opening(tmp_path / "run"):
+            raise error
+
+    with pytest.raises(type(error)):
+        fails()
+    assert ended(tmp_path / "run")["error"] == told
+    with opening(tmp_path / "run", resume=True):
+        assert ended(tmp_path / "run") is None
+    assert "error" not in ended(tmp_path / "run")
+
+
+def test_an_end_that_cannot_be_written_hides_no_error(tmp_path):
+    def fails():
+        with opening(tmp_path / "run"):
+            shutil.rmtree(tmp_path / "run")
+            raise ValueError("the first one")
+
+    with pytest.raises(ValueError, match="the first one"):
+        fails()

@@ -16,9 +16,10 @@ from compresskit.graph.masks import kept
 from compresskit.graph.shapes import example, tokens
 from compresskit.numerics.outputs import largest_difference
 from compresskit.passes.initialise.group import Grouped, group
-from compresskit.storage.checkpoint import Checkpoint, file_hash, load, save
+from compresskit.storage.checkpoint import Checkpoint, load, save
 from compresskit.storage.exported import check_onnx, write_onnx, write_program
-from compresskit.storage.run_folder import provenance
+from compresskit.storage.reading import file_hash
+from compresskit.storage.record import provenance
 
 LAYOUTS = ("masked", "grouped")
 FORMATS = (".pt", ".pt2", ".onnx")

@@ -14,7 +14,8 @@ from compresskit.graph.doors.entry import Entry
 from compresskit.graph.masks import kept
 from compresskit.graph.shapes import tokens
 from compresskit.shapes import shapes_of
-from compresskit.storage.checkpoint import Checkpoint, file_hash, load
+from compresskit.storage.checkpoint import Checkpoint, load
+from compresskit.storage.reading import file_hash
 
 
 def run(path: Path) -> Result:

@@ -13,7 +13,7 @@ from torch import nn
 from compresskit.commands.parents import in_folder
 from compresskit.commands.recipe import Recipe, load_recipe
 from compresskit.commands.result import Result
-from compresskit.commands.session import Arguments, Counter, Progress, Start, device_kind, load_data
+from compresskit.commands.session import Arguments, Counter, Progress, Start, load_data
 from compresskit.commands.spectra.graphs import Graphs
 from compresskit.commands.spectra.isometry import Isometries
 from compresskit.commands.spectra.report import plan_result, spectra_result
@@ -21,6 +21,7 @@ from compresskit.commands.spectra.section import SpectraOfNetwork
 from compresskit.commands.spectra.similarity import Similarity
 from compresskit.commands.train.initial import untrained_start
 from compresskit.data.dataset import DataSet
+from compresskit.distributed import device_kind, device_name
 from compresskit.errors import CheckpointError, RecipeError
 from compresskit.graph.masks import Masks
 from compresskit.graph.trace import traced
@@ -71,7 +72,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         planned.tables += isometries.plan() if isometries is not None else []
         return planned
     with ExitStack() as own:
-        folder = (arguments.held or own).enter_context(_folder(arguments, recipe, source, isometries))
+        folder = (arguments.held or own).enter_context(_folder(arguments, recipe, source, isometries, device))
         return _measured(folder, source, recipe, device, progress, parts)
 
 
@@ -197,7 +198,9 @@ def _of_epoch(source: Source, path: Path) -> list[Weight]:
 
 
 @contextmanager
-def _folder(arguments: Arguments, recipe: Recipe, source: Source, isometries: Isometries | None) -> Iterator[RunFolder]:
+def _folder(
+    arguments: Arguments, recipe: Recipe, source: Source, isometries: Isometries | None, device: torch.device
+) -> Iterator[RunFolder]:
     plain, path = recipe.plain(), source.path
     own = () if path is None else in_folder(path) if path.is_dir() else (path,)
     with open_run_folder(
@@ -207,6 +210,7 @@ def _folder(arguments: Arguments, recipe: Recipe, source: Source, isometries: Is
         force=arguments.force,
         resume=arguments.resume,
         inputs=(*own, *(isometries.inputs if isometries is not None else ())),
+        about={"device": device_name(device)},
     ) as folder:
         folder.write_text("recipe.yaml", to_yaml(plain))
         yield folder

@@ -14,7 +14,8 @@ from compresskit.commands.export import verb as export
 from compresskit.graph.masks import apply_masks
 from compresskit.graph.trace import trace
 from compresskit.storage import exported
-from compresskit.storage.checkpoint import Checkpoint, file_hash, load, save
+from compresskit.storage.checkpoint import Checkpoint, load, save
+from compresskit.storage.reading import file_hash
 from tests.commands.conftest import program
 from tests.commands.test_bad_input import refused
 from tests.sparse import block_mask, scattered

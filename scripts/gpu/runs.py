@@ -16,7 +16,7 @@ from gpu.checks import DATA, LATENCY, LOSSES, NETS, ROUNDED, SHARE, TRAIN, Check
 from gpu.differences import DIFFERENCES, latency_above, losses_differ
 from typer.testing import CliRunner
 
-from compresskit.cli import app
+from compresskit.cli.app import app
 
 
 class Runs:

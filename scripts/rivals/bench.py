@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from compresskit.cli import app
+from compresskit.cli.app import app
 from compresskit.commands.recipe import load_recipe
 from compresskit.data.dataset import Split
 from compresskit.errors import RecipeError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from compresskit.cli import app
+from compresskit.cli.app import app
 from compresskit.storage.checkpoint import load
 from tests.forked.start import commands, environment, torchrun
 

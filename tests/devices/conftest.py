@@ -11,7 +11,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from compresskit.cli import app
+from compresskit.cli.app import app
 from tests.digits import write_digits
 from tests.pretended_gpu import FREE, pretended_gpu
 from tests.pretended_tensor import Transfers

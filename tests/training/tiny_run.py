@@ -130,7 +130,7 @@ def main() -> None:
         torch.save(net.state_dict(), arguments.folder / "last.pt")
         torch.save(history.best_state, arguments.folder / "best.pt")
     group.close()
-    if group.world > 1:  # as the command line ends: see compresskit.cli.main
+    if group.world > 1:  # as the command line ends: see compresskit.cli.app.main
         sys.stdout.flush()
         os._exit(0)
 

@@ -6,45 +6,46 @@ from typing import Any
 
 import torch
 
-from compresskit.commands.figures import NONZERO, SPARSE
+from compresskit.commands.export.options import Options
+from compresskit.commands.figures import NONZERO, SPARSE, latency
 from compresskit.commands.inspect.verb import normalisation
 from compresskit.commands.parents import check_finite, checkpoint_file
 from compresskit.commands.result import Figure, Result, Table, alike, by
-from compresskit.errors import RecipeError, RunFolderError, UnsupportedModelError
+from compresskit.errors import UnsupportedModelError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import kept
 from compresskit.graph.shapes import example, tokens
 from compresskit.numerics.outputs import largest_difference
+from compresskit.passes.fold.norms import Folded, fold_norms
 from compresskit.passes.initialise.group import Grouped, group
 from compresskit.storage.checkpoint import Checkpoint, load, save
-from compresskit.storage.exported import check_onnx, write_onnx, write_program
+from compresskit.storage.exported import write_onnx, write_program
 from compresskit.storage.reading import file_hash
 from compresskit.storage.record import provenance
 
-LAYOUTS = ("masked", "grouped")
-FORMATS = (".pt", ".pt2", ".onnx")
-_BATCH = 8  # samples of the batch that outputs are compared on
+_BATCH = 8  # samples of the batch that outputs are compared on, and that is timed
+_REPEATS = 20
+_CPU = torch.device("cpu")
 
 
-def run(model: Path, out: Path, layout: str, *, force: bool) -> Result:
+def run(options: Options) -> Result:
     """Writes one file, in the format that its name ends with; no data set is needed."""
-    path = checkpoint_file(model)
-    _check(path, out, layout, force=force)
+    path, out = checkpoint_file(options.model), options.out
+    options.check(path)
     original = load(path)
     check_finite(original.network, path)
-    exported, grouped = _laid_out(original, path, layout)
-    inputs = _batch(original)
-    read = _write(exported, inputs, out)
     result = Result("export", f"{path} to {out}")
-    result.figures = _figures(original, exported, path, out)
-    with torch.inference_mode():
-        expected, found = original.network(inputs), exported.network(inputs)
-        if grouped is not None:
-            result.tables, result.skipped = [_layers(grouped)], grouped.skipped
-            result.checks["grouped layout against the masked one"] = largest_difference(found, expected)
-        result.checks[f"{out.name} read back"] = largest_difference(read(inputs), found)
-    result.notes = [*_taken(inputs), *normalisation(original), f"written to {out}"]
-    result.details = {"layout": layout, "format": out.suffix, "out": str(out)}
+    inputs = _batch(original)
+    exported = _noted(original, path, options)
+    if options.layout == "grouped":
+        _group(exported, inputs, path, result)
+    if options.fold_norms:
+        _fold(exported, inputs, result)
+    read = _write(exported, inputs, out)
+    result.figures = [*_figures(original, exported, path, out), *_times(original, exported, options)]
+    result.checks[f"{out.name} read back"] = _difference(read, exported.network, inputs)
+    result.notes += [*_taken(inputs), *normalisation(original), f"written to {out}"]
+    result.details = {**options.plain(), "format": out.suffix, "out": str(out)}
     return result
 
 
@@ -75,32 +76,38 @@ def _taken(inputs: Any) -> list[str]:
     return [f"takes {', '.join(named)}"]
 
 
-def _check(path: Path, out: Path, layout: str, *, force: bool) -> None:
-    """All that can be refused before anything is read."""
-    if layout not in LAYOUTS:
-        raise RecipeError(f"--layout: {layout!r} was given; allowed: {', '.join(LAYOUTS)}")
-    if out.suffix not in FORMATS:
-        raise RecipeError(f"--out: {out} ends with {out.suffix or 'no suffix'}; allowed: {', '.join(FORMATS)}")
-    if out.suffix == ".onnx":
-        check_onnx()
-    if out.exists() and out.resolve() == path.resolve():
-        raise RunFolderError(f"{out}: it is the input; write elsewhere with --out")
-    if out.exists() and (out.is_dir() or not force):
-        raise RunFolderError(f"{out}: it exists already; use --force to replace a file, or another --out")
+def _noted(original: Checkpoint, path: Path, options: Options) -> Checkpoint:
+    """The checkpoint with this command in its history."""
+    entry = {"verb": "export", "recipe": options.plain(), "metrics": {}, "parent": file_hash(path), "seed": None}
+    return Checkpoint(**vars(original) | {"history": [*original.history, entry | provenance()]})
 
 
-def _laid_out(original: Checkpoint, path: Path, layout: str) -> tuple[Checkpoint, Grouped | None]:
-    """What is written. Raises UnsupportedModelError where nothing can be grouped."""
-    entry = {"verb": "export", "recipe": {"layout": layout}, "metrics": {}, "parent": file_hash(path), "seed": None}
-    exported = Checkpoint(**vars(original) | {"history": [*original.history, entry | provenance()]})
-    if layout == "masked":
-        return exported, None
-    grouped = group(original.network, original.masks)
+def _group(exported: Checkpoint, inputs: Any, path: Path, result: Result) -> None:
+    """Puts grouped layers in the place of masked ones. Raises UnsupportedModelError where nothing can be grouped."""
+    grouped = group(exported.network, exported.masks)
     if not grouped.layers:
         reasons = [f"{name}: {reason}" for name, reason in grouped.skipped.items()] or ["it has no masks"]
         raise UnsupportedModelError(f"{path}: nothing could be grouped ({'; '.join(reasons)}); use --layout masked")
+    result.tables.append(_layers(grouped))
+    result.skipped |= grouped.skipped
+    found = _difference(grouped.network, exported.network, inputs)
+    result.checks["grouped layout against the masked one"] = found
     exported.network, exported.masks = grouped.network, grouped.masks
-    return exported, grouped
+
+
+def _fold(exported: Checkpoint, inputs: Any, result: Result) -> None:
+    """Takes batch norms into the layers beside them."""
+    folded = fold_norms(exported.network, exported.input_shape, exported.masks)
+    result.tables.append(_norms(folded))
+    result.skipped |= folded.left
+    result.notes.append(f"batch norms: {len(folded.layers)} folded, {len(folded.left)} left")
+    result.checks["norms folded"] = _difference(folded.network, exported.network, inputs)
+    exported.network = folded.network
+
+
+def _difference(found: Callable[[Any], Any], expected: Callable[[Any], Any], inputs: Any) -> float:
+    with torch.inference_mode():
+        return largest_difference(found(inputs), expected(inputs))
 
 
 def _write(exported: Checkpoint, inputs: Any, out: Path) -> Callable[[Any], Any]:
@@ -128,7 +135,20 @@ def _figures(original: Checkpoint, exported: Checkpoint, path: Path, out: Path) 
     return [*figures, Figure("file", (path.stat().st_size,), (out.stat().st_size,), "bytes")]
 
 
+def _times(original: Checkpoint, exported: Checkpoint, options: Options) -> list[Figure]:
+    """Of both networks in torch, where the layers are other ones."""
+    if options.layout == "masked" and not options.fold_norms:
+        return []
+    times = [latency(each.network, each.input_shape, _CPU, _BATCH, _REPEATS) for each in (original, exported)]
+    return [Figure(f"latency, batch {_BATCH}, cpu", (times[0],), (times[1],), "ms")]
+
+
 def _layers(grouped: Grouped) -> Table:
     """A row for all layers that were grouped alike."""
     rows = alike((layer.name, (by(layer.shape), layer.groups, by(layer.blocks.degrees))) for layer in grouped.layers)
     return Table("grouped layers", ("layers", "number", "weight", "groups", "block"), rows)
+
+
+def _norms(folded: Folded) -> Table:
+    rows = [(norm, ", ".join(layers)) for norm, layers in folded.layers.items()]
+    return Table("folded batch norms", ("norm", "taken into"), rows)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compresskit.commands.export import verb as export
+from compresskit.commands.export.options import Options
 from compresskit.graph.masks import apply_masks
 from compresskit.graph.trace import trace
 from compresskit.storage import exported
@@ -210,7 +211,7 @@ class Words(nn.Module):
 def test_networks_of_tokens_are_compared_on_tokens(tmp_path, suffix):
     network = trace(Words()).eval()
     save(Checkpoint(network, {"kind": "words"}, (5,), "classification", {}, []), tmp_path / "model.pt")
-    result = export.run(tmp_path / "model.pt", tmp_path / f"out{suffix}", "masked", force=False)
+    result = export.run(Options(tmp_path / "model.pt", tmp_path / f"out{suffix}"))
     assert result.checks[f"out{suffix} read back"] < 1e-6
 
 
@@ -301,6 +302,33 @@ def test_tokens_of_a_program_are_whole_numbers_unless_they_are_read_as_numbers_t
     for kind, taken in ((Words, ["takes int64 (N, 5)"]), (Both, [])):
         network = trace(kind()).eval()
         save(Checkpoint(network, {"kind": "words"}, (5,), "classification", {}, []), tmp_path / "model.pt")
-        result = export.run(tmp_path / "model.pt", tmp_path / "out.pt2", "masked", force=True)
+        result = export.run(Options(tmp_path / "model.pt", tmp_path / "out.pt2", force=True))
         assert result.checks["out.pt2 read back"] < 1e-6
         assert result.notes[:-1] == taken
+
+
+def test_norms_are_folded_and_those_that_stay_are_told(call, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8), nn.Tanh(), nn.Flatten(), nn.Linear(128, 3)
+    )
+    for norm in (net[1], net[3]):
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.normal_(norm.weight)
+    network = trace(net, (2, 6, 6)).eval()
+    save(Checkpoint(network, {"kind": "net"}, (2, 6, 6), "classification", {}, []), tmp_path / "model.pt")
+    outcome = call("export", "model.pt", "--out", "folded.pt", "--fold-norms", "--json")
+    assert outcome.status == 0, outcome.err
+    report, made = json.loads(outcome.out), load(Path("folded.pt"))
+    torch.testing.assert_close(made.network(batch()), network(batch()), rtol=1e-5, atol=1e-6)
+    assert report["tables"][0]["rows"] == [["1", "0"]]
+    assert report["skipped"] == {
+        "3": "ReLU before it is no convolution or linear layer; Tanh behind it is no convolution or linear layer"
+    }
+    assert "batch norms: 1 folded, 1 left" in report["notes"]
+    assert 0 < report["checks"]["norms folded"] < 1e-5
+    assert report["checks"]["folded.pt read back"] == 0
+    figures = {figure["name"]: (*figure["before"], *figure["after"]) for figure in report["figures"]}
+    assert figures["parameters"] == (144 + 8 + 16 + 16 + 387, 144 + 8 + 16 + 387)
+    assert min(figures["latency, batch 8, cpu"]) > 0
+    assert made.history[-1]["recipe"] == {"layout": "masked", "fold_norms": True}

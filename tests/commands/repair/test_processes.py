@@ -23,7 +23,7 @@ prune:
 PROGRAM = """\
 import os
 import torch
-from compresskit.cli import app
+from compresskit.cli.app import app
 from compresskit.passes.repair import matching
 
 run = matching.Matching.run

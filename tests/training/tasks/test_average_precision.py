@@ -175,7 +175,7 @@ tally.add(output[mine], target[mine])
 with open(f"{sys.argv[1]}.{group.rank}.json", "w") as file:
     json.dump(tally.figures(group), file)
 group.close()
-os._exit(0)  # as the command line ends: see compresskit.cli.main
+os._exit(0)  # as the command line ends: see compresskit.cli.app.main
 """
 
 

@@ -1,0 +1,39 @@
+"""What `export` is asked for, and all that can be refused before anything is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compresskit.errors import RecipeError, RunFolderError
+from compresskit.storage.exported import check_onnx
+
+LAYOUTS = ("masked", "grouped")
+FORMATS = (".pt", ".pt2", ".onnx")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line. model: a checkpoint, or the folder of a run."""
+
+    model: Path
+    out: Path
+    layout: str = "masked"
+    fold_norms: bool = False
+    force: bool = False
+
+    def plain(self) -> dict[str, object]:
+        """What was done to the network, as its history has it."""
+        return {"layout": self.layout} | ({"fold_norms": True} if self.fold_norms else {})
+
+    def check(self, path: Path) -> None:
+        """path: the checkpoint. Raises RecipeError, or RunFolderError where `out` may not be written."""
+        layout, out = self.layout, self.out
+        if layout not in LAYOUTS:
+            raise RecipeError(f"--layout: {layout!r} was given; allowed: {', '.join(LAYOUTS)}")
+        if out.suffix not in FORMATS:
+            raise RecipeError(f"--out: {out} ends with {out.suffix or 'no suffix'}; allowed: {', '.join(FORMATS)}")
+        if out.suffix == ".onnx":
+            check_onnx()
+        if out.exists() and out.resolve() == path.resolve():
+            raise RunFolderError(f"{out}: it is the input; write elsewhere with --out")
+        if out.exists() and (out.is_dir() or not self.force):
+            raise RunFolderError(f"{out}: it exists already; use --force to replace a file, or another --out")

@@ -222,7 +222,7 @@ def stages(name: str, rival: bool) -> Iterator[Callable[[dict[str, Any]], dict[s
         return {"expand": float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))}
 
     def exported(found: dict[str, Any]) -> dict[str, Any]:
-        from compresskit.storage.exported import write_program
+        from compresskit.storage.exported.program import write_program
 
         path = Path(tempfile.gettempdir(), f"zoo-{os.getpid()}.pt2")
         x = example(kept["network"], kept["shape"], 2, torch.Generator().manual_seed(0))

@@ -45,8 +45,10 @@ FLOORS = [
         "passes.spectra",
     ],
     ["passes"],
+    ["storage.exported"],
     ["storage"],
     # networks as graphs
+    ["graph.source"],
     ["graph.channels"],
     ["graph.channels.rules"],
     ["graph.channels.record"],

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compresskit.errors import RecipeError, RunFolderError
-from compresskit.storage.exported import check_onnx
+from compresskit.storage.exported.onnx import check_onnx
+from compresskit.storage.exported.source import weights_of
 
 LAYOUTS = ("masked", "grouped")
-FORMATS = (".pt", ".pt2", ".onnx")
+FORMATS = (".pt", ".pt2", ".onnx", ".py")
 
 
 @dataclass(frozen=True)
@@ -35,5 +36,6 @@ class Options:
             check_onnx()
         if out.exists() and out.resolve() == path.resolve():
             raise RunFolderError(f"{out}: it is the input; write elsewhere with --out")
-        if out.exists() and (out.is_dir() or not self.force):
-            raise RunFolderError(f"{out}: it exists already; use --force to replace a file, or another --out")
+        for file in (out, weights_of(out)) if out.suffix == ".py" else (out,):
+            if file.exists() and (file.is_dir() or not self.force):
+                raise RunFolderError(f"{file}: it exists already; use --force to replace a file, or another --out")

@@ -16,10 +16,13 @@ from compresskit.graph.counting import count
 from compresskit.graph.masks import kept
 from compresskit.graph.shapes import example, tokens
 from compresskit.numerics.outputs import largest_difference
+from compresskit.passes.expand.network import contract, expanded_layers
 from compresskit.passes.fold.norms import Folded, fold_norms
 from compresskit.passes.initialise.group import Grouped, group
 from compresskit.storage.checkpoint import Checkpoint, load, save
-from compresskit.storage.exported import write_onnx, write_program
+from compresskit.storage.exported.onnx import write_onnx
+from compresskit.storage.exported.program import write_program
+from compresskit.storage.exported.source import weights_of, write_source
 from compresskit.storage.reading import file_hash
 from compresskit.storage.record import provenance
 
@@ -41,6 +44,8 @@ def run(options: Options) -> Result:
         _group(exported, inputs, path, result)
     if options.fold_norms:
         _fold(exported, inputs, result)
+    if out.suffix == ".py":
+        _contract(exported, inputs, result)
     read = _write(exported, inputs, out)
     result.figures = [*_figures(original, exported, path, out), *_times(original, exported, options)]
     result.checks[f"{out.name} read back"] = _difference(read, exported.network, inputs)
@@ -68,12 +73,15 @@ def _batch(original: Checkpoint) -> Any:
 def _taken(inputs: Any) -> list[str]:
     """A line on the arguments that the network takes, where they are not one tensor of numbers."""
     several = isinstance(inputs, tuple)
+    return [] if not several and inputs.is_floating_point() else [f"takes {_told(inputs)}"]
+
+
+def _told(inputs: Any) -> str:
+    """Types and shapes of the arguments."""
+    several = isinstance(inputs, tuple)
     each = inputs if several else (inputs,)
-    if not several and each[0].is_floating_point():
-        return []
     told = [f"{str(one.dtype).removeprefix('torch.')} (N, {', '.join(map(str, one.shape[1:]))})" for one in each]
-    named = [f"input_{place} {one}" for place, one in enumerate(told, 1)] if several else told
-    return [f"takes {', '.join(named)}"]
+    return ", ".join(f"input_{place} {one}" for place, one in enumerate(told, 1)) if several else told[0]
 
 
 def _noted(original: Checkpoint, path: Path, options: Options) -> Checkpoint:
@@ -93,6 +101,14 @@ def _group(exported: Checkpoint, inputs: Any, path: Path, result: Result) -> Non
     found = _difference(grouped.network, exported.network, inputs)
     result.checks["grouped layout against the masked one"] = found
     exported.network, exported.masks = grouped.network, grouped.masks
+
+
+def _contract(exported: Checkpoint, inputs: Any, result: Result) -> None:
+    """Multiplies expanded layers back, which are for training."""
+    if expanded_layers(exported.network):
+        compact = contract(exported.network)
+        result.checks["expanded layers multiplied back"] = _difference(compact, exported.network, inputs)
+        exported.network = compact
 
 
 def _fold(exported: Checkpoint, inputs: Any, result: Result) -> None:
@@ -116,6 +132,9 @@ def _write(exported: Checkpoint, inputs: Any, out: Path) -> Callable[[Any], Any]
         return write_program(exported.network, inputs, out)
     if out.suffix == ".onnx":
         return write_onnx(exported.network, inputs, out)
+    if out.suffix == ".py":
+        takes = f"Takes {_told(inputs)}."
+        return write_source(exported.network, exported.input_shape, inputs, out, takes, {})
     save(exported, out)
     return load(out).network
 
@@ -132,7 +151,12 @@ def _figures(original: Checkpoint, exported: Checkpoint, path: Path, out: Path) 
     }
     shown = list(rows) if original.masks else ["parameters", "MACs"]
     figures = [Figure(name, (rows[name][0],), (rows[name][1],), "count") for name in shown]
-    return [*figures, Figure("file", (path.stat().st_size,), (out.stat().st_size,), "bytes")]
+    return [*figures, Figure("file", (path.stat().st_size,), (_size(out),), "bytes")]
+
+
+def _size(out: Path) -> int:
+    """Of all that was written, in bytes."""
+    return out.stat().st_size + (weights_of(out).stat().st_size if out.suffix == ".py" else 0)
 
 
 def _times(original: Checkpoint, exported: Checkpoint, options: Options) -> list[Figure]:

@@ -12,10 +12,11 @@ from torch import nn
 
 from compresskit.commands.export import verb as export
 from compresskit.commands.export.options import Options
+from compresskit.graph.layers.expanded import Expanded
 from compresskit.graph.masks import apply_masks
 from compresskit.graph.trace import trace
-from compresskit.storage import exported
 from compresskit.storage.checkpoint import Checkpoint, load, save
+from compresskit.storage.exported import onnx
 from compresskit.storage.reading import file_hash
 from tests.commands.conftest import program
 from tests.commands.test_bad_input import refused
@@ -149,7 +150,7 @@ def test_nothing_is_overwritten_without_force(call, model):
 
 
 def test_wrong_arguments(call, model, tmp_path):
-    refused(call("export", model, "--out", "net.pth"), 2, "net.pth ends with .pth; allowed: .pt, .pt2, .onnx")
+    refused(call("export", model, "--out", "net.pth"), 2, "net.pth ends with .pth; allowed: .pt, .pt2, .onnx, .py")
     refused(call("export", model, "--out", "net"), 2, "net ends with no suffix")
     refused(call("export", model, "--out", "net.pt", "--layout", "sparse"), 2, "'sparse' was given; allowed: masked, g")
     refused(call("export", tmp_path, "--out", "net.pt"), 1, "no model.pt in this folder")
@@ -183,7 +184,7 @@ def test_a_network_without_masks_has_no_figures_of_them(call, model):
 
 
 def test_onnx_says_what_to_install(call, model, monkeypatch):
-    monkeypatch.setattr(exported, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxscript" else object())
     outcome = call("export", model, "--out", "net.onnx")
     refused(outcome, 2, "needs onnxscript, not installed here; install compresskit[onnx]")
 
@@ -332,3 +333,43 @@ def test_norms_are_folded_and_those_that_stay_are_told(call, tmp_path):
     assert figures["parameters"] == (144 + 8 + 16 + 16 + 387, 144 + 8 + 16 + 387)
     assert min(figures["latency, batch 8, cpu"]) > 0
     assert made.history[-1]["recipe"] == {"layout": "masked", "fold_norms": True}
+
+
+# Runs in a fresh process: the class of a written file, without compresskit and without safetensors.
+_ALONE_AS_SOURCE = """
+import sys, torch
+sys.modules["compresskit"] = sys.modules["safetensors"] = None
+from net import Net
+inputs, outputs = torch.load(sys.argv[1], weights_only=True)
+with torch.no_grad():
+    assert torch.equal(Net.from_file()(inputs), outputs)
+"""
+
+
+def test_source_that_torch_alone_runs(call, model, tmp_path):
+    outcome = call("export", model.parent, "--out", "net.py", "--json")
+    assert outcome.status == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert report["checks"] == {"net.py read back": 0}
+    figures = {figure["name"]: figure["after"] for figure in report["figures"]}
+    assert figures["file"] == [Path("net.py").stat().st_size + Path("net.safetensors").stat().st_size]
+    torch.save((batch(), load(model).network(batch()).detach()), tmp_path / "batch.pt")
+    done = subprocess.run([sys.executable, "-c", _ALONE_AS_SOURCE, "batch.pt"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = Path("net.py").read_text()
+    assert '"""Takes float32 (N, 2, 6, 6)."""' in text
+    Path("net.py").unlink()
+    refused(call("export", model, "--out", "net.py"), 1, "net.safetensors: it exists already", "--force")
+
+
+def test_expanded_layers_are_multiplied_back_in_source(call, tmp_path):
+    torch.manual_seed(0)
+    branches = [((8, (1, 1)), (8, (3, 3)), (6, (1, 1)))]
+    net = nn.Sequential(Expanded("Conv2d", 2, 6, branches, True, (3, 3), (1, 1), (1, 1), (1, 1), mode="sequential"))
+    network = trace(net, (2, 6, 6)).eval()
+    save(Checkpoint(network, {"kind": "net"}, (2, 6, 6), "regression", {}, []), tmp_path / "model.pt")
+    outcome = call("export", "model.pt", "--out", "net.py", "--json")
+    assert outcome.status == 0, outcome.err
+    checks = json.loads(outcome.out)["checks"]
+    assert 0 < checks["expanded layers multiplied back"] < 1e-5
+    assert checks["net.py read back"] == 0

@@ -29,7 +29,9 @@ def folded(net: nn.Module, shape: tuple[int, ...], masks: dict[str, Tensor] | No
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     outcome = fold_norms(network, shape, masks or {})
     inputs = torch.randn(4, *shape, dtype=torch.float64)
-    torch.testing.assert_close(outcome.network(inputs), network(inputs), rtol=1e-11, atol=1e-11)
+    expected = network(inputs).detach()
+    close = 1e-10 * float(expected.abs().max())  # of deep nets, whose values cancel
+    torch.testing.assert_close(outcome.network(inputs), expected, rtol=0, atol=close)
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
     to_table(outcome.network)  # a checkpoint can hold it
     return outcome

@@ -1,0 +1,57 @@
+"""Networks as ONNX. Home of onnxruntime."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from compresskit.errors import RecipeError
+from compresskit.storage.atomic import atomic_write
+from compresskit.storage.exported.batches import Batch, Read, any_batch, arguments_of, separated
+
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+
+
+def write_onnx(network: fx.GraphModule, inputs: Batch, path: Path) -> Read:
+    """As `write_program`, an .onnx file; what it gives back runs in onnxruntime."""
+    arguments = arguments_of(inputs)
+    with atomic_write(path) as temporary, _without_log():
+        torch.onnx.export(
+            separated(network, inputs), arguments, temporary, dynamo=True, dynamic_shapes=any_batch(arguments),
+            external_data=False, verbose=False,
+        )  # fmt: skip
+    from onnxruntime import InferenceSession
+
+    runtime = InferenceSession(path.read_bytes())
+    names = [value.name for value in runtime.get_inputs()]
+
+    def read(batch: Any) -> Any:
+        given = zip(names, arguments_of(batch), strict=True)
+        found = [torch.from_numpy(one) for one in runtime.run(None, {name: one.numpy() for name, one in given})]
+        return found[0] if len(found) == 1 else found
+
+    return read
+
+
+def check_onnx() -> None:
+    """Raises RecipeError where a library is missing that writing or reading ONNX takes."""
+    if missing := [name for name in _ONNX if find_spec(name) is None]:
+        raise RecipeError(
+            f"--out: an .onnx file needs {' and '.join(missing)}, not installed here; install compresskit[onnx], or "
+            "write a .pt2 file, which torch alone loads"
+        )
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """The libraries behind torch.onnx tell of each of their steps."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

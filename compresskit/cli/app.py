@@ -112,7 +112,9 @@ def show(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .pt, .pt2, .py or .onnx.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write: .pt, .pt2, .onnx or .py.", show_default=False)
+    ],
     layout: Annotated[
         str, typer.Option("--layout", help="masked: as it is. grouped: sparse layers of blocks as grouped layers.")
     ] = "masked",

@@ -9,14 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compresskit.distributed import Group
 from compresskit.errors import ResourceError, RunFolderError
 from compresskit.storage.atomic import atomic_write, is_temporary, unwritable, write_json
 from compresskit.storage.lock import Lock, holding, is_lock
 from compresskit.storage.reading import file_hash
 from compresskit.storage.record import RECORD, begin, ending, go_on, read_record
+
+if TYPE_CHECKING:
+    from compresskit.distributed import Group  # which imports torch, for which no reader of reports should wait
 
 PATIENCE = 30.0  # seconds until what one machine writes is there for all: file systems over a network keep listings
 
@@ -81,7 +83,7 @@ def open_run_folder(
             yield RunFolder(path)
 
 
-def check_shared(path: Path, group: Group) -> None:
+def check_shared(path: Path, group: "Group") -> None:
     """Raises RunFolderError, in all processes, where one does not see the folder that the main one has opened."""
     record = group.in_main((path / RECORD).read_text)
     blind = group.gather([] if _appears(path / RECORD, record) else [f"process {group.rank} on {platform.node()}"])

@@ -1,11 +1,11 @@
-"""A result as a table on the terminal, as report.json and as report.md; and progress while it is made. Home of rich."""
+"""A result on the terminal, as report.json, report.md and report.html; and progress while it is made. Home of rich."""
 
 import json
+import logging
 import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,23 +13,46 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from compresskit.commands.result import Figure, Format, Result, Table
+from compresskit.page.sheets import sheet
+from compresskit.page.text import cell, spread
 from compresskit.storage.run_folder import RunFolder
 from compresskit.terminal import drawn
 
 WIDTH_WITHOUT_TERMINAL = 160
+_log = logging.getLogger(__name__)
 
 
 def publish(result: Result, *, as_json: bool, quiet: bool) -> None:
-    """Writes report.json and report.md where the command wrote its files; prints the table, or the JSON."""
+    """Writes the report where the command wrote its files; prints the table, or the JSON."""
     if result.folder is not None:
         folder = RunFolder(result.folder)
         folder.write_text("report.json", to_json(result))
         folder.write_text("report.md", markdown(result))
+        _write_page(result, folder)
     if as_json:
         sys.stdout.write(to_json(result))
     elif not quiet:
         console = _Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
         show(result, console)
+
+
+def _write_page(result: Result, folder: RunFolder) -> None:
+    """report.html. What goes wrong there is said, and no more: the work is done, and told in other files."""
+    try:
+        from compresskit.page.report import report_page  # the template engine, for those that write files
+
+        parts = {
+            "Result": [*_summary(result), *_targets(result)],
+            "Tables": [table for table in result.tables if table.rows],
+            "Left alone": _left_alone(result),
+            "Checks": _checks(result),
+        }
+        sheets = {name: [sheet(t.title, t.columns, t.rows) for t in tables] for name, tables in parts.items()}
+        page = report_page(folder.path, result.verb, result.title, sheets, result.notes)
+        folder.write_text("report.html", page)
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        _log.warning("report.html could not be written (%s); report.md and report.json have all of it", told)
 
 
 class _Console(Console):
@@ -71,44 +94,31 @@ def markdown(result: Result) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def cell(value: Any) -> str:
-    """Text of a cell: numbers to four digits, one value a trial as mean ± standard deviation."""
-    if isinstance(value, tuple):
-        return spread(value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return _number(value)
-    return "" if value is None else str(value)
-
-
-def spread(values: Sequence[float | None]) -> str:
-    """`mean ± standard deviation` of several trials (n - 1 in the denominator), the value itself of one."""
-    numbers = [float(value) for value in values if value is not None]
-    if len(numbers) < 2 or not all(map(math.isfinite, numbers)):
-        return _number(statistics.fmean(numbers)) if numbers else ""
-    mean, deviation = statistics.fmean(numbers), statistics.stdev(numbers)
-    if abs(mean) < 10:
-        return f"{mean:.4f} ± {deviation:.4f}"
-    return f"{mean:,.4g} ± {deviation:.2g}"
-
-
 def _all_tables(result: Result) -> list[Table]:
-    tables = []
-    if result.figures:
-        compared = any(figure.before for figure in result.figures)
-        columns = ("", "before", "after", "after / before") if compared else ("", "value")
-        rows = [_figure_row(figure, compared) for figure in result.figures]
-        tables.append(Table("result", columns, rows))
-    tables += [table for table in result.tables if table.rows]
-    if result.targets:
-        rows = [(t.name, t.asked, t.got, "met" if t.met else "MISSED") for t in result.targets]
-        tables.append(Table("targets", ("target", "asked", "got", ""), rows))
-    if result.skipped:
-        tables.append(Table("left alone", ("what", "why"), list(result.skipped.items())))
-    return tables
+    tables = [table for table in result.tables if table.rows]
+    return [*_summary(result), *tables, *_targets(result), *_left_alone(result)]
+
+
+def _summary(result: Result) -> list[Table]:
+    if not result.figures:
+        return []
+    compared = any(figure.before for figure in result.figures)
+    columns = ("", "before", "after", "after / before") if compared else ("", "value")
+    return [Table("result", columns, [_figure_row(figure, compared) for figure in result.figures])]
+
+
+def _targets(result: Result) -> list[Table]:
+    rows = [(t.name, t.asked, t.got, "met" if t.met else "MISSED") for t in result.targets]
+    return [Table("targets", ("target", "asked", "got", ""), rows)] if rows else []
+
+
+def _left_alone(result: Result) -> list[Table]:
+    return [Table("left alone", ("what", "why"), list(result.skipped.items()))] if result.skipped else []
+
+
+def _checks(result: Result) -> list[Table]:
+    rows = [(name, f"{value:.1e}") for name, value in result.checks.items()]
+    return [Table("checks", ("what", "largest difference"), rows)] if rows else []
 
 
 def _figure_row(figure: Figure, compared: bool) -> tuple[str, ...]:
@@ -138,12 +148,6 @@ def _lines(result: Result) -> list[str]:
     lines = [f"{name}: largest difference {value:.1e}" for name, value in result.checks.items()]
     lines += result.notes
     return [*lines, f"written to {result.folder}"] if result.folder else lines
-
-
-def _number(value: float) -> str:
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 10 else f"{value:.4g}"
 
 
 class TerminalProgress:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from compresskit.commands.result import Table, by
-from compresskit.report import cell
+from compresskit.page.text import cell
 from compresskit.terminal import LONGEST, drawn
 
 LAYERS = Table(

@@ -95,16 +95,28 @@ def inspect(file: File, quiet: Quiet = False, json: Json = False, debug: Debug =
 
 @app.command()
 def show(
-    topic: Annotated[str, typer.Argument(help="models, datasets, recipes or layers.", show_default=False)],
-    section: Annotated[str | None, typer.Argument(help="Of recipes: one section.", show_default=False)] = None,
-    checkpoint: Checkpoint = None, quiet: Quiet = False, json: Json = False, debug: Debug = False,
+    topic: Annotated[str, typer.Argument(help="models, datasets, recipes, layers or runs.", show_default=False)],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Of recipes: one section. Of runs: folders.", show_default=False)
+    ] = None,
+    checkpoint: Checkpoint = None,
+    sort: Annotated[str | None, typer.Option("--sort", help="Runs by a column; -COLUMN: downwards.")] = None,
+    verb: Annotated[str | None, typer.Option("--verb", help="Runs of this verb.")] = None,
+    net: Annotated[str | None, typer.Option("--net", help="Runs with this in their network or name.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Page of the runs to write.")] = None,
+    quiet: Quiet = False, json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
-    """What a recipe can name, and the layers of a checkpoint."""
+    """What a recipe can name, the layers of a checkpoint, and runs beside each other."""
 
     def run(progress: "Progress", held: ExitStack) -> "Result":
+        if topic == "runs":
+            from compresskit.commands.show.overview import verb as overview
+
+            return overview.run([Path(name) for name in names or ["runs"]], overview.Asked(sort, verb, net, html))
         from compresskit.commands.show import verb as command
 
-        return command.run(topic, section, checkpoint)
+        of_runs = {"sort": sort, "verb": verb, "net": net, "html": html}
+        return command.run(topic, names or [], checkpoint, [name for name, value in of_runs.items() if value])
 
     run_command("show", run, quiet, json, debug)
 

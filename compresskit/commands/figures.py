@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from compresskit.commands.result import Figure, Format
+from compresskit.commands.result import NONZERO, SPARSE, Figure, Format
 from compresskit.graph.counting import count
 from compresskit.graph.masks import Masks, kept
 from compresskit.graph.shapes import evaluating, example
 from compresskit.shapes import Shape
-
-NONZERO, SPARSE = "parameters not masked", "MACs by weights not masked"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Format = Literal["number", "count", "bytes", "ms"]
+NONZERO, SPARSE = "parameters not masked", "MACs by weights not masked"  # names of figures of masked nets
 
 
 def by(shape: tuple[int, ...] | None) -> str:

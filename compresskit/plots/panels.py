@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from compresskit.plots.svg import write_svg
 from compresskit.storage.atomic import atomic_write
 
 Curves = Sequence[Sequence[float]]
@@ -28,8 +29,11 @@ def grid(count: int, width: float, height: float, columns: int = COLUMNS) -> tup
 
 
 def save(figure: Figure, path: Path) -> None:
+    """As a PNG, and beside it as the SVG that report.html shows."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+    with atomic_write(path.with_suffix(".svg")) as temporary:
+        write_svg(figure, temporary)
 
 
 def band(panel: Axes, curves: Curves, first: int | NDArray[np.intp], label: str, colour: str) -> None:

@@ -62,6 +62,9 @@ def ending(path: Path) -> Iterator[None]:
     try:
         yield
         told = {"checkpoints": {str(file.relative_to(path)): file_hash(file) for file in _checkpoints(path)}}
+    except KeyboardInterrupt:
+        told = {"interrupted": True}
+        raise
     except BaseException as error:
         told = {"error": str(error) or type(error).__name__}
         raise

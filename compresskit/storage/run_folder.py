@@ -35,7 +35,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         with atomic_write(self.path / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

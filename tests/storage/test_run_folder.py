@@ -329,6 +329,16 @@ def test_a_run_that_fails_says_why_until_it_goes_on(tmp_path, error, told):
     assert "error" not in ended(tmp_path / "run")
 
 
+def test_a_run_that_is_interrupted_has_not_failed(tmp_path):
+    def stops():
+        with opening(tmp_path / "run"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stops()
+    assert ended(tmp_path / "run").keys() == {"at", "interrupted"}
+
+
 def test_an_end_that_cannot_be_written_hides_no_error(tmp_path):
     def fails():
         with opening(tmp_path / "run"):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from compresskit.commands.export.options import Options
-from compresskit.commands.figures import NONZERO, SPARSE, latency
+from compresskit.commands.figures import latency
 from compresskit.commands.inspect.verb import normalisation
 from compresskit.commands.parents import check_finite, checkpoint_file
-from compresskit.commands.result import Figure, Result, Table, alike, by
+from compresskit.commands.result import NONZERO, SPARSE, Figure, Result, Table, alike, by
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.counting import count
 from compresskit.graph.masks import kept

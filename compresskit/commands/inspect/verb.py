@@ -5,10 +5,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from compresskit.commands.figures import NONZERO, SPARSE, said
+from compresskit.commands.figures import said
 from compresskit.commands.parents import checkpoint_file, not_finite
 from compresskit.commands.plan import layer_table
-from compresskit.commands.result import Figure, Result, Table
+from compresskit.commands.result import NONZERO, SPARSE, Figure, Result, Table
 from compresskit.graph.counting import Counts, count
 from compresskit.graph.doors.entry import Entry
 from compresskit.graph.masks import kept

@@ -1,5 +1,6 @@
 """`compresskit show`: what a recipe can name, and the layers of a network as selectors see them."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,11 +17,16 @@ from compresskit.storage.checkpoint import load
 TOPICS = ("models", "datasets", "recipes", "layers")
 
 
-def run(topic: str, section: str | None, checkpoint: Path | None) -> Result:
-    """section: of `recipes`; default: all."""
+def run(topic: str, names: Sequence[str], checkpoint: Path | None, of_runs: Sequence[str] = ()) -> Result:
+    """names: of `recipes` a section; default: all.   of_runs: options given that only `show runs` has."""
     sections = [field.name for field in fields(Recipe)]
     if topic not in TOPICS:
-        raise RecipeError(f"show: {topic!r} was given; allowed: {', '.join(TOPICS)}")
+        raise RecipeError(f"show: {topic!r} was given; allowed: {', '.join((*TOPICS, 'runs'))}")
+    if of_runs:
+        raise RecipeError(f"show {topic}: --{of_runs[0]} is for show runs alone")
+    if len(names) > 1:
+        raise RecipeError(f"show {topic}: one name at most is allowed; {' '.join(names)} were given")
+    section = next(iter(names), None)
     if section is not None and (topic != "recipes" or section not in sections):
         near = f"; {near_names(section, sections)}" if topic == "recipes" else ""
         raise RecipeError(f"show {topic}: it has no section {section!r}{near}")

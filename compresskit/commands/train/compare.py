@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compresskit.commands.analyses import draw_layers
-from compresskit.commands.figures import NONZERO, SPARSE
 from compresskit.commands.recipe import Recipe, variant
-from compresskit.commands.result import Figure, Result, Table
+from compresskit.commands.result import NONZERO, SPARSE, Figure, Result, Table
 from compresskit.commands.session import Session, Start, load_data
 from compresskit.commands.train.section import Grid, name_of_cell
 from compresskit.data.dataset import DataSet

@@ -1,0 +1,58 @@
+"""Plots of a run as parts of its page: SVG without names that clash, and styles that all of them share."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BUDGET = 6_000_000  # characters of all plots together; those beyond are links
+
+
+@dataclass(frozen=True)
+class Picture:
+    """name: that of its file, below the folder. svg: empty where it is only linked."""
+
+    name: str
+    svg: str
+    width: int  # in pixels
+
+    @property
+    def is_own(self) -> bool:
+        """Of the run itself, not of one of its steps, trials or settings."""
+        return "/" not in self.name
+
+
+@dataclass
+class Pictures:
+    """All plots below a folder, its own first; `styles` are the classes that they have, by what they stand for."""
+
+    styles: dict[str, str] = field(default_factory=dict)
+
+    def read(self, folder: Path) -> list[Picture]:
+        """Raises ValueError for a file that is no SVG of ours."""
+        files = sorted(folder.rglob("*.svg"), key=lambda file: (len(file.relative_to(folder).parts), file))
+        return list(self._read(folder, files))
+
+    def _read(self, folder: Path, files: list[Path]) -> Iterator[Picture]:
+        room = BUDGET
+        for number, file in enumerate(files):
+            try:
+                svg, width = self._inlined(file.read_text(encoding="utf-8"), f"g{number}-")
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+            room -= len(svg)
+            yield Picture(file.relative_to(folder).as_posix(), svg if room >= 0 else "", width)
+
+    def _inlined(self, svg: str, prefix: str) -> tuple[str, int]:
+        """The element alone, its ids with a prefix, its styles as classes; and its width in pixels."""
+        start = re.search(r'<svg [^>]*?width="([\d.]+)pt"[^>]*?viewBox="([-\d. ]+)"[^>]*>', svg)
+        if start is None:
+            raise ValueError("it is no SVG of matplotlib's")
+        body = re.sub(r"<style.*?</style>|</svg>\s*$", "", svg[start.end() :], flags=re.DOTALL)
+        body = re.sub(r' id="', f' id="{prefix}', body).replace("xlink:href", "href")
+        body = re.sub(r'(href="#|url\(#)', rf"\1{prefix}", body)
+        body = re.sub(r' style="([^"]*)"', lambda found: f' class="{self._class(found[1])}"', body)
+        return f'<svg viewBox="{start[2]}" role="img">{body}</svg>', round(float(start[1]) * 96 / 72)
+
+    def _class(self, style: str) -> str:
+        return self.styles.setdefault(style, f"s{len(self.styles)}")

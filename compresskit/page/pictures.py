@@ -27,6 +27,7 @@ class Pictures:
     """All plots below a folder, its own first; `styles` are the classes that they have, by what they stand for."""
 
     styles: dict[str, str] = field(default_factory=dict)
+    _ids: int = 0  # how many there are
 
     def read(self, folder: Path) -> list[Picture]:
         """Raises ValueError for a file that is no SVG of ours."""
@@ -35,22 +36,26 @@ class Pictures:
 
     def _read(self, folder: Path, files: list[Path]) -> Iterator[Picture]:
         room = BUDGET
-        for number, file in enumerate(files):
+        for file in files:
             try:
-                svg, width = self._inlined(file.read_text(encoding="utf-8"), f"g{number}-")
+                svg, width = self._inlined(file.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise ValueError(f"{file}: {error}") from error
             room -= len(svg)
             yield Picture(file.relative_to(folder).as_posix(), svg if room >= 0 else "", width)
 
-    def _inlined(self, svg: str, prefix: str) -> tuple[str, int]:
-        """The element alone, its ids with a prefix, its styles as classes; and its width in pixels."""
+    def _inlined(self, svg: str) -> tuple[str, int]:
+        """The element alone, with ids of its own, its styles as classes; and its width in pixels."""
         start = re.search(r'<svg [^>]*?width="([\d.]+)pt"[^>]*?viewBox="([-\d. ]+)"[^>]*>', svg)
         if start is None:
             raise ValueError("it is no SVG of matplotlib's")
         body = re.sub(r"<style.*?</style>|</svg>\s*$", "", svg[start.end() :], flags=re.DOTALL)
-        body = re.sub(r' id="', f' id="{prefix}', body).replace("xlink:href", "href")
-        body = re.sub(r'(href="#|url\(#)', rf"\1{prefix}", body)
+        own: dict[str, str] = {}  # ids
+        for name in re.findall(r' id="([^"]+)"', body):
+            self._ids += 1
+            own[name] = f"i{self._ids}"
+        body = body.replace("xlink:href", "href")
+        body = re.sub(r'( id="|href="#|url\(#)([^")]+)', lambda found: found[1] + own[found[2]], body)
         body = re.sub(r' style="([^"]*)"', lambda found: f' class="{self._class(found[1])}"', body)
         return f'<svg viewBox="{start[2]}" role="img">{body}</svg>', round(float(start[1]) * 96 / 72)
 

@@ -81,12 +81,11 @@ class Part:
     def graph_bytes(self, x: Any) -> int:
         """What backward derivatives need of the values inside, kept while they are asked for; weights aside."""
         tensors = [*self._module.parameters(), *self._module.buffers()]
-        weights, held = {tensor.untyped_storage().data_ptr() for tensor in tensors}, dict[int, int]()
+        weights, held = {_memory(tensor) for tensor in tensors}, dict[int, int]()
 
         def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                held[storage.data_ptr()] = storage.nbytes()
+            if (memory := _memory(tensor)) not in weights:
+                held[memory] = max(held.get(memory, 0), tensor.nbytes)
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), sdpa_kernel(SDPBackend.MATH):
@@ -166,6 +165,11 @@ class Part:
 def size_of(weight: Tensor) -> Tensor:
     """The root mean square of a tensor, the unit that its changes are taken in: ()."""
     return weight.detach().square().mean().sqrt().clamp(min=_LEAST)
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tells the memory that a tensor and its views lie in from all other that is there."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _scale(weight: Tensor, mask: Tensor | None) -> Tensor:

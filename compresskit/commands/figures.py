@@ -82,6 +82,15 @@ def compared(before: list[Figures], after: list[Figures], batch: int, device: to
     return [*rows, row(f"latency, batch {batch}, {device.type}", lambda f: f.latency, "ms")]
 
 
+def draw_sizes(folder: Path, networks: Mapping[str, fx.GraphModule], input_shape: Shape) -> None:
+    """layer-sizes.png: what each layer has of the parameters and MACs of one network, or of two by their names."""
+    from compresskit.plots.sizes import layer_sizes  # a quarter of a second, for those that draw
+
+    found = {name: count(network, input_shape).layers for name, network in networks.items()}
+    sizes = {name: {layer.name: (layer.parameters, layer.macs) for layer in layers} for name, layers in found.items()}
+    layer_sizes(folder / "layer-sizes.png", sizes)
+
+
 def said(metrics: Mapping[str, float]) -> str:
     """Metrics on one line, as logs and histories have them."""
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -32,10 +32,10 @@ def chain(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_verb_leaves_its_files_at_fixed_names(chain):
-    common = {"model.pt", "report.json", "report.md", "recipe.yaml", "run.json"}
+    common = {"model.pt", "report.json", "report.md", "report.html", "recipe.yaml", "run.json"}
     for verb, more in {
         "train": {"best.pt", "metrics.csv", "state.pt"},
-        "fuse": {"learning-curves.png", "moments", "step-1"},
+        "fuse": {"learning-curves.png", "learning-curves.svg", "layer-sizes.png", "moments", "step-1"},
         "finetune": {"best.pt", "metrics.csv", "state.pt"},
     }.items():
         names = {path.name for path in (chain / "runs" / f"net-{verb}").iterdir()}

@@ -204,3 +204,15 @@ def test_augmix_with_consistency_trains(call, recipe):
     outcome = call("train", recipe, augment, "train.epochs=1", "train.gradient_confusion={pairs: 2}", "--out", "out")
     assert outcome.status == 0, outcome.err
     assert "add augmix" in call("train", recipe, "data.augment={consistency: 12}").err
+
+
+@pytest.mark.parametrize("plots", [True, False])
+def test_evaluate_draws_where_it_writes(call, trained, plots):
+    done = call(
+        "evaluate", trained / "net.yaml", f"report.plots={plots}".lower(), "-c", trained / "runs/net-train", "-o", "out"
+    )
+    assert done.status == 0, done.err
+    assert {path.name for path in Path("out").glob("*.[ps][nv]g")} == (
+        {"layer-sizes.png", "layer-sizes.svg"} if plots else set()
+    )
+    assert ("layer-sizes.svg" in Path("out/report.html").read_text()) == plots

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 
 import pytest
 
@@ -115,7 +114,4 @@ def test_a_browser_shows_its_errors(folder):
 
 
 def test_a_report_of_a_large_net_is_small(folder):
-    start = time.perf_counter()
-    page = written(result(folder, layers=200))
-    assert page.stat().st_size < 200_000
-    assert time.perf_counter() - start < 30  # seconds; a tenth of one where nothing else runs
+    assert written(result(folder, layers=200)).stat().st_size < 100_000

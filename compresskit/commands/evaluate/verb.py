@@ -1,6 +1,6 @@
 """`compresskit evaluate`: the metrics, size and latency of a checkpoint, on the recipe's data."""
 
-from compresskit.commands.figures import compared
+from compresskit.commands.figures import compared, draw_sizes
 from compresskit.commands.plan import layer_table
 from compresskit.commands.result import Result
 from compresskit.commands.session import Arguments, Progress, session, with_folder
@@ -19,4 +19,6 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         result = Result("evaluate", str(start.path), current.folder.path if current.folder else None)
         result.figures = compared([], found, current.recipe.report.latency_batch, current.device)
         result.tables = [layer_table(start.network, current.data.input_shape, start.masks)]
+        if current.folder is not None and current.group.is_main and current.recipe.report.plots:
+            draw_sizes(current.folder.path, {"": start.network}, current.data.input_shape)
         return result

@@ -9,7 +9,7 @@ from typing import Any
 from compresskit.commands.analyses import analyse
 from compresskit.commands.expand.cost import add_costs
 from compresskit.commands.expand.settings import Setting
-from compresskit.commands.figures import Figures, compared
+from compresskit.commands.figures import Figures, compared, draw_sizes
 from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result, Table, by
 from compresskit.commands.session import Session
@@ -19,6 +19,7 @@ from compresskit.options import changed
 from compresskit.passes.expand.network import Expansion
 from compresskit.passes.expand.rates import StepCost
 from compresskit.plots.training import training_curves
+from compresskit.storage.checkpoint import load
 from compresskit.training.loop import ON_TEST_SET, History
 from compresskit.training.tasks.evaluation import shown_metrics
 
@@ -193,7 +194,12 @@ def _finish(current: Session, settings: Mapping[str, Sequence[ExpandedTrial]]) -
         files = [MODEL, *([BEST] if trained else []), *([EXPANDED] if best.difference is not None else [])]
         for name in files:
             current.folder.copy(best.path.with_name(name), name)
-    if trained and current.recipe.report.plots:
+    if not current.recipe.report.plots:
+        return
+    if not trained:
+        network = load(current.folder.path / MODEL).network
+        draw_sizes(current.folder.path, {"": network}, current.data.input_shape)
+    else:
         first = trials[0].history
         assert first is not None
         curves = {

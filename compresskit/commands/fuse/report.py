@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from compresskit.commands.figures import compared, slower
+from compresskit.commands.figures import compared, draw_sizes, slower
 from compresskit.commands.fuse.records import FusedTrial, Step
 from compresskit.commands.fuse.section import FuseAndRetrain
 from compresskit.commands.parents import MODEL
@@ -18,6 +18,7 @@ from compresskit.graph.chains import WEIGHTED
 from compresskit.passes.fuse.auto import Candidate, unmet
 from compresskit.passes.fuse.fusible import Fusible
 from compresskit.plots.fuse import candidates, learning_curves
+from compresskit.storage.checkpoint import load
 from compresskit.training.tasks.evaluation import higher_is_better
 
 _FROM = {"random": "from random", "whole": "from random, whole training"}  # baselines, as tables name them
@@ -48,6 +49,8 @@ def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTri
             result.notes.append(f"model.pt is that of seed {best.seed}, the best by {split} {metric}")
         if current.recipe.report.plots:
             result.notes += _plot(current.folder.path, trials)
+            networks = {"before": trials[0].network, "after": load(trials[0].path).network}
+            draw_sizes(current.folder.path, networks, current.data.input_shape)
     return result
 
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from compresskit.commands.result import Figure, Format, Result, Table
 from compresskit.page.sheets import sheet
 from compresskit.page.text import cell, spread
+from compresskit.storage.record import read_record
 from compresskit.storage.run_folder import RunFolder
 from compresskit.terminal import drawn
 
@@ -28,7 +29,12 @@ def publish(result: Result, *, as_json: bool, quiet: bool) -> None:
         folder = RunFolder(result.folder)
         folder.write_text("report.json", to_json(result))
         folder.write_text("report.md", markdown(result))
-        _write_page(result, folder)
+        for name, write in (("report.html", _write_page), ("TensorBoard's files", _write_board)):
+            try:
+                write(result, folder)
+            except Exception as error:  # whatever it is: the work is done, and told in the files above
+                told = f"{type(error).__name__}: {error}".splitlines()[0]
+                _log.warning("%s could not be written (%s); report.md and report.json have all of it", name, told)
     if as_json:
         sys.stdout.write(to_json(result))
     elif not quiet:
@@ -37,22 +43,46 @@ def publish(result: Result, *, as_json: bool, quiet: bool) -> None:
 
 
 def _write_page(result: Result, folder: RunFolder) -> None:
-    """report.html. What goes wrong there is said, and no more: the work is done, and told in other files."""
-    try:
-        from compresskit.page.report import report_page  # the template engine, for those that write files
+    """report.html."""
+    from compresskit.page.report import report_page  # the template engine, for those that write files
 
-        parts = {
-            "Result": [*_summary(result), *_targets(result)],
-            "Tables": [table for table in result.tables if table.rows],
-            "Left alone": _left_alone(result),
-            "Checks": _checks(result),
-        }
-        sheets = {name: [sheet(t.title, t.columns, t.rows) for t in tables] for name, tables in parts.items()}
-        page = report_page(folder.path, result.verb, result.title, sheets, result.notes)
-        folder.write_text("report.html", page)
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        _log.warning("report.html could not be written (%s); report.md and report.json have all of it", told)
+    parts = {
+        "Result": [*_summary(result), *_targets(result)],
+        "Tables": [table for table in result.tables if table.rows],
+        "Left alone": _left_alone(result),
+        "Checks": _checks(result),
+    }
+    sheets = {name: [sheet(t.title, t.columns, t.rows) for t in tables] for name, tables in parts.items()}
+    folder.write_text("report.html", report_page(folder.path, result.verb, result.title, sheets, result.notes))
+
+
+def _write_board(result: Result, folder: RunFolder) -> None:
+    """tensorboard/report, where the run's section asks for TensorBoard: each figure before (at 0) and after (at 1), and
+    the share of parameters and MACs that each layer of model.pt has, one step a layer."""
+    if not _asks(read_record(folder.path)["made_of"].get(result.verb), "tensorboard"):
+        return
+    from compresskit.graph.counting import count
+    from compresskit.storage.checkpoint import load
+    from compresskit.training.metrics_log import write_board
+
+    curves = {
+        f"report/{figure.name}": [statistics.fmean(values) for values in (figure.before, figure.after) if values]
+        for figure in result.figures
+    }
+    checkpoint = load(folder.path / "model.pt")
+    counts = count(checkpoint.network, checkpoint.input_shape)
+    curves["layers/parameters, share"] = [layer.parameters / (counts.parameters or 1) for layer in counts.layers]
+    curves["layers/MACs, share"] = [layer.macs / (counts.macs or 1) for layer in counts.layers]
+    write_board(folder.path / "tensorboard" / "report", curves)
+
+
+def _asks(section: Any, key: str) -> bool:
+    """Whether the section of a recipe, or one in it, has the key set."""
+    if isinstance(section, list):
+        return any(_asks(one, key) for one in section)
+    if not isinstance(section, dict):
+        return False
+    return bool(section.get(key)) or any(_asks(inner, key) for inner in section.values())
 
 
 class _Console(Console):

@@ -1,7 +1,10 @@
 """metrics.csv of a run, and its TensorBoard files when asked."""
 
 import csv
+import math
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,19 @@ class MetricsLog:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def write_board(folder: Path, curves: Mapping[str, Sequence[float]]) -> None:
+    """TensorBoard's files of these alone: values by name, at the steps 0, 1, ... What is not finite is left out.
+
+    Raises RecipeError if the package is not installed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    with closing(summary_writer()(str(folder))) as board:
+        for name, values in curves.items():
+            for step, value in enumerate(values):
+                if math.isfinite(value):
+                    board.add_scalar(name, value, global_step=step)
 
 
 def summary_writer() -> Any:

@@ -216,3 +216,22 @@ def test_evaluate_draws_where_it_writes(call, trained, plots):
         {"layer-sizes.png", "layer-sizes.svg"} if plots else set()
     )
     assert ("layer-sizes.svg" in Path("out/report.html").read_text()) == plots
+
+
+def test_tensorboard_gets_what_was_compressed_where_it_is_asked_for(call, trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fused = ["fuse", trained / "net.yaml", "-c", trained / "runs/net-train"]
+    retrain = "fuse.retrain={epochs: 1, optimizer: {kind: adam, lr: 1e-3}, tensorboard: true}"
+    for _ in range(2):  # the second one goes on, and writes each figure once all the same
+        done = call(*fused, retrain, "-o", "out", "--resume")
+        assert done.status == 0, done.err
+    events = EventAccumulator("out/tensorboard/report").Reload()
+    found = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    figures = {figure["name"]: figure for figure in json.loads(Path("out/report.json").read_text())["figures"]}
+    for name, figure in figures.items():
+        assert found[f"report/{name}"] == pytest.approx([*figure["before"], *figure["after"]])
+    assert len(found["layers/MACs, share"]) == 2  # conv1, and one for conv2 and head
+    assert sum(found["layers/parameters, share"]) == pytest.approx(1)
+    assert call(*fused, "-o", "without").status == 0
+    assert not Path("without/tensorboard").exists()

@@ -78,7 +78,8 @@ def test_a_page_that_cannot_be_written_loses_nothing_else(folder, caplog):
 
 
 def test_no_page_is_made_where_nothing_is_written(folder, monkeypatch, capsys):
-    monkeypatch.setattr(report, "_write_page", None)
+    for write in ("_write_page", "_write_board"):
+        monkeypatch.setattr(report, write, lambda *_: pytest.fail("something was written"))
     publish(result(None), as_json=False, quiet=False)
     assert "layers" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ BUDGET = 6_000_000  # characters of all plots together; those beyond are links
 
 @dataclass(frozen=True)
 class Picture:
-    """name: that of its file, below the folder. svg: empty where it is only linked."""
+    """name: that of its file, below the folder. svg: empty where it is only linked, being too much or not ours."""
 
     name: str
     svg: str
@@ -30,25 +30,24 @@ class Pictures:
     _ids: int = 0  # how many there are
 
     def read(self, folder: Path) -> list[Picture]:
-        """Raises ValueError for a file that is no SVG of ours."""
         files = sorted(folder.rglob("*.svg"), key=lambda file: (len(file.relative_to(folder).parts), file))
         return list(self._read(folder, files))
 
     def _read(self, folder: Path, files: list[Path]) -> Iterator[Picture]:
         room = BUDGET
         for file in files:
-            try:
-                svg, width = self._inlined(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{file}: {error}") from error
+            svg, width = self._inlined(file.read_text(encoding="utf-8", errors="replace"))
             room -= len(svg)
             yield Picture(file.relative_to(folder).as_posix(), svg if room >= 0 else "", width)
 
     def _inlined(self, svg: str) -> tuple[str, int]:
-        """The element alone, with ids of its own, its styles as classes; and its width in pixels."""
+        """The element alone, with ids of its own, its styles as classes; and its width in pixels.
+
+        Nothing of a file that is not matplotlib's, for who knows what that brings along.
+        """
         start = re.search(r'<svg [^>]*?width="([\d.]+)pt"[^>]*?viewBox="([-\d. ]+)"[^>]*>', svg)
         if start is None:
-            raise ValueError("it is no SVG of matplotlib's")
+            return "", 0
         body = re.sub(r"<style.*?</style>|</svg>\s*$", "", svg[start.end() :], flags=re.DOTALL)
         own: dict[str, str] = {}  # ids
         for name in re.findall(r' id="([^"]+)"', body):

@@ -16,7 +16,7 @@ def report_page(folder: Path, verb: str, title: str, parts: Mapping[str, Sequenc
     """The page of the run in `folder`, whose plots, recipe and record are read there.
 
     parts: the tables under their headings, the first of them neither folded nor sorted. notes: a line each.
-    Raises what reading raises, and ValueError for a strange SVG.
+    Raises what reading raises.
     """
     found = Pictures()
     pictures = found.read(folder)

@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from matplotlib.figure import Figure
 
 from compresskit.page import pictures
@@ -50,7 +49,9 @@ def test_what_makes_a_page_too_large_is_left_out(tmp_path, monkeypatch):
     assert [bool(picture.svg) for picture in Pictures().read(tmp_path)] == [True, True, False]
 
 
-def test_a_foreign_picture_is_refused(tmp_path):
-    (tmp_path / "logo.svg").write_text("<svg/>")
-    with pytest.raises(ValueError, match=r"logo\.svg: it is no SVG of matplotlib's"):
-        Pictures().read(tmp_path)
+def test_what_is_not_ours_is_left_out(tmp_path):
+    draw(tmp_path / "own.png")
+    (tmp_path / "logo.svg").write_text('<svg onload="alert(1)"/>')
+    (tmp_path / "noise.svg").write_bytes(b"\xff\x00")
+    shown = {picture.name: bool(picture.svg) for picture in Pictures().read(tmp_path)}
+    assert shown == {"logo.svg": False, "noise.svg": False, "own.svg": True}

@@ -70,11 +70,20 @@ def test_tables_of_many_rows_are_folded(folder):
 
 
 def test_a_page_that_cannot_be_written_loses_nothing_else(folder, caplog):
-    (folder / "strange.svg").write_text("<svg/>")
-    assert not written(result(folder)).exists()
+    (folder / "report.html").mkdir()
+    (folder / "report.html/mine").touch()
+    written(result(folder))
     assert {"report.json", "report.md"} <= {file.name for file in folder.iterdir()}
-    assert "report.html could not be written (ValueError:" in caplog.text
-    assert "strange.svg" in caplog.text
+    assert "report.html could not be written (RunFolderError:" in caplog.text
+    (folder / "run.json").write_text("{")
+    written(result(folder))
+    assert "TensorBoard's files could not be written (RunFolderError:" in caplog.text
+
+
+def test_a_picture_that_is_only_linked_is_there_by_its_name(folder):
+    (folder / "a b.svg").write_text("<svg/>")
+    page = Page(written(result(folder)).read_text())
+    assert "a%20b.svg" in page.links
 
 
 def test_no_page_is_made_where_nothing_is_written(folder, monkeypatch, capsys):

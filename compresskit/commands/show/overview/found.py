@@ -68,10 +68,14 @@ class Found:
 def find(folders: Sequence[Path]) -> Found:
     """All runs below the folders, each once. Raises RecipeError for a folder that is not there."""
     found, seen = Found(), set()
+
+    def unread(error: OSError) -> None:
+        found.notes.append(f"{error.filename}: it cannot be read ({error.strerror})")
+
     for top in folders:
         if not top.is_dir():
             raise RecipeError(f"show runs: {top}: no such folder; name one that holds runs, such as runs")
-        for place, inner, names in os.walk(top):
+        for place, inner, names in os.walk(top, onerror=unread):
             inner.sort()
             if (RECORD in names or REPORT in names) and (real := os.path.realpath(place)) not in seen:
                 seen.add(real)

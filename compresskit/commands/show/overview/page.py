@@ -10,6 +10,7 @@ from urllib.parse import quote
 from compresskit.commands.result import Table
 from compresskit.commands.show.overview.found import Run, Trials
 from compresskit.commands.show.overview.lineage import Lineage
+from compresskit.errors import RunFolderError
 from compresskit.numerics.pareto import pareto_front
 from compresskit.page.render import render
 from compresskit.page.scatter import Point, Scatter, scatter
@@ -18,6 +19,8 @@ from compresskit.page.text import cell
 from compresskit.storage.atomic import atomic_write
 
 REPORT = "report.html"
+OURS = 'name="generator" content="compresskit"'
+_HEAD = 1000  # characters of a page, in which that is
 _COSTS: dict[str, Callable[[Run], Trials]] = {
     "parameters": lambda run: run.parameters,
     "MACs": lambda run: run.macs,
@@ -41,6 +44,12 @@ def write_page(path: Path, title: str, table: Table, runs: Sequence[Run], notes:
     )
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def check_page(path: Path) -> None:
+    """Raises RunFolderError for a file that is no page of ours, which alone may be replaced."""
+    if path.is_dir() or (path.exists() and OURS not in path.read_text(encoding="utf-8", errors="replace")[:_HEAD]):
+        raise RunFolderError(f"--html {path}: it exists, and is no page of compresskit; name another file")
 
 
 def panels(runs: Sequence[Run], links: dict[Path, str]) -> dict[str, list[Scatter]]:

@@ -9,7 +9,7 @@ from typing import Any
 from compresskit.commands.result import Result, Table
 from compresskit.commands.show.overview.found import Run, Trials, find
 from compresskit.commands.show.overview.lineage import Lineage
-from compresskit.commands.show.overview.page import write_page
+from compresskit.commands.show.overview.page import check_page, write_page
 from compresskit.errors import RecipeError, near_names
 from compresskit.page.text import cell, sort_key
 
@@ -33,6 +33,8 @@ class Asked:
 
 def run(folders: Sequence[Path], asked: Asked) -> Result:
     """Raises RecipeError for folders without runs, and for filters that leave none."""
+    if asked.html is not None:
+        check_page(asked.html)
     found = find(folders)
     told = ", ".join(map(str, folders))
     if not found.runs:

@@ -128,6 +128,22 @@ def test_runs_come_in_the_order_of_their_start_and_once(tmp_path):
     assert [run.label for run in again] == [str(tmp_path / name) for name in ("b", "c", "a")]
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    make(tmp_path / "good")
+    make(tmp_path / "shut/run")
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = find([tmp_path])
+    assert [run.label for run in found.runs] == ["good"]
+    assert found.notes == [f"{tmp_path / 'shut'}: it cannot be read (Permission denied)"]
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="no such folder; name one that holds runs"):
         find([tmp_path / "nothing"])

@@ -143,6 +143,16 @@ def test_the_page(call, runs, tmp_path):
     assert "written to" in done.out
 
 
+def test_a_page_replaces_pages_alone(call, runs, tmp_path):
+    for _ in range(2):
+        assert call("show", "runs", "--html", "all.html").status == 0
+    (tmp_path / "thesis.html").write_text("<!DOCTYPE html> years of work")
+    for name in ("thesis.html", "runs"):
+        done = call("show", "runs", "--html", name)
+        assert (done.status, "it exists, and is no page of compresskit" in done.err) == (1, True)
+    assert "years of work" in (tmp_path / "thesis.html").read_text()
+
+
 def test_in_a_browser_the_page_sorts(call, runs, tmp_path):
     assert call("show", "runs", "--html", "all.html", "--quiet").status == 0
     script = """

@@ -13,6 +13,7 @@ import typer
 from compresskit import __version__, process
 from compresskit.cli.parameters import PARAMETERS, Checkpoint, Debug, File, Json, OutIfAsked, Quiet
 from compresskit.cli.running import run_command
+from compresskit.errors import RecipeError
 
 if TYPE_CHECKING:
     from compresskit.commands.result import Result
@@ -110,6 +111,8 @@ def show(
 
     def run(progress: "Progress", held: ExitStack) -> "Result":
         if topic == "runs":
+            if checkpoint is not None:
+                raise RecipeError("show runs: --checkpoint is for show layers alone; name the folders")
             from compresskit.commands.show.overview import verb as overview
 
             return overview.run([Path(name) for name in names or ["runs"]], overview.Asked(sort, verb, net, html))

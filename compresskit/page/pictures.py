@@ -54,7 +54,7 @@ class Pictures:
             self._ids += 1
             own[name] = f"i{self._ids}"
         body = body.replace("xlink:href", "href")
-        body = re.sub(r'( id="|href="#|url\(#)([^")]+)', lambda found: found[1] + own[found[2]], body)
+        body = re.sub(r'( id="|href="#|url\(#)([^")]+)', lambda found: found[1] + own.get(found[2], found[2]), body)
         body = re.sub(r' style="([^"]*)"', lambda found: f' class="{self._class(found[1])}"', body)
         return f'<svg viewBox="{start[2]}" role="img">{body}</svg>', round(float(start[1]) * 96 / 72)
 

@@ -49,6 +49,11 @@ def test_what_makes_a_page_too_large_is_left_out(tmp_path, monkeypatch):
     assert [bool(picture.svg) for picture in Pictures().read(tmp_path)] == [True, True, False]
 
 
+def test_names_that_look_like_references_stay_names(tmp_path):
+    draw(tmp_path / "own.png", title='url(#x) href="#y"')
+    assert 'url(#x) href="#y"' in Page(Pictures().read(tmp_path)[0].svg).texts["text"]
+
+
 def test_what_is_not_ours_is_left_out(tmp_path):
     draw(tmp_path / "own.png")
     (tmp_path / "logo.svg").write_text('<svg onload="alert(1)"/>')

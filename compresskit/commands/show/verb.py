@@ -22,6 +22,8 @@ def run(topic: str, names: Sequence[str], checkpoint: Path | None, of_runs: Sequ
     sections = [field.name for field in fields(Recipe)]
     if topic not in TOPICS:
         raise RecipeError(f"show: {topic!r} was given; allowed: {', '.join((*TOPICS, 'runs'))}")
+    if checkpoint is not None and topic != "layers":
+        raise RecipeError(f"show {topic}: --checkpoint is for show layers alone")
     if of_runs:
         raise RecipeError(f"show {topic}: --{of_runs[0]} is for show runs alone")
     if len(names) > 1:

@@ -92,6 +92,12 @@ def test_other_topics_refuse_what_is_of_runs(call, arguments):
     assert (done.status, "is for show runs alone" in done.err) == (2, True)
 
 
+@pytest.mark.parametrize("topic", ["runs", "models"])
+def test_a_checkpoint_is_refused_where_it_would_not_be_read(call, topic):
+    done = call("show", topic, "-c", "model.pt")
+    assert (done.status, f"show {topic}: --checkpoint is for show layers alone" in done.err) == (2, True)
+
+
 def test_other_topics_take_one_name(call):
     assert "one name at most" in call("show", "recipes", "prune", "train").err
 

@@ -127,15 +127,17 @@ def show(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="File to write: .pt, .pt2, .onnx or .py.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .pt, .pt2, .py or .onnx file.", show_default=False)],
     layout: Annotated[
         str, typer.Option("--layout", help="masked: as it is. grouped: sparse layers of blocks as grouped layers.")
     ] = "masked",
     fold_norms: Annotated[
         bool, typer.Option("--fold-norms", help="Take batch norms into the layers behind or before which they stand.")
     ] = False,
+    with_preprocessing: Annotated[
+        bool, typer.Option("--with-preprocessing", help="Take images as they are stored, and normalise them inside.")
+    ] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Of a classifier: softmax inside.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     quiet: Quiet = False, json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -145,7 +147,7 @@ def export(
         from compresskit.commands.export import verb as command
         from compresskit.commands.export.options import Options
 
-        return command.run(Options(model, out, layout, fold_norms, force=force))
+        return command.run(Options(model, out, layout, fold_norms, with_preprocessing, probabilities, force=force))
 
     run_command("export", run, quiet, json, debug)
 

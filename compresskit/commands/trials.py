@@ -15,6 +15,7 @@ from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Progress, Session, Start, trial_folder
 from compresskit.commands.teacher import teacher_for, teacher_notes
 from compresskit.commands.train.section import FreshTraining
+from compresskit.data.dataset import DataSet
 from compresskit.data.own.targets import OWN
 from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.graph.channels.plain import plain_layers
@@ -191,13 +192,19 @@ def keep(
         model=parent.model if parent else asdict(current.recipe.section("model")),
         input_shape=data.input_shape,
         task=data.task,
-        preprocessing={"mean": list(data.mean), "std": list(data.std)},
+        preprocessing=_preprocessing(data),
         history=[*(parent.history if parent else []), current.history(network, seed, metrics, start.path)],
         masks=dict(start.masks),
     )
     if current.group.is_main:
         save(checkpoint, path)
     current.group.barrier()
+
+
+def _preprocessing(data: DataSet) -> dict[str, Any]:
+    """What a checkpoint tells of the inputs, and the names of the classes where there are any."""
+    told = {"mean": list(data.mean), "std": list(data.std), "bytes": list(data.of_bytes)}
+    return told | ({"classes": list(data.classes)} if data.classes else {})
 
 
 def _promote(current: Session, trials: list[Trial]) -> None:

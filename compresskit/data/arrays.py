@@ -72,7 +72,8 @@ class Arrays(InMemory):
         Raises DataError for a missing or damaged file, a name that it does not hold, an empty array, lengths or shapes
         that disagree, NaN or infinite values, and inputs or targets that are not what the task needs.
         """
-        task, stored, notes = _task(_read(self), self)
+        read = _read(self)
+        task, stored, notes = _task(read, self)
         for name, inputs, token in zip(self.names, stored["train"].inputs, self.are_tokens, strict=True):
             notes += [] if token else check_channels(f"{self.path} {name}", inputs)
         parts = {role: _checked(pair, task, self) for role, pair in stored.items()}
@@ -89,6 +90,7 @@ class Arrays(InMemory):
             seed=seed,
             tokens=self.are_tokens,
             stated=self.classes is not None,
+            classes=_class_names(read),
             notes=notes,
         )
 
@@ -163,12 +165,20 @@ def _numbered(stored: dict[str, _Stored], where: str, options: Arrays) -> tuple[
     """The arrays with numbers in the place of the names of classes, which are sorted, and a note that tells them."""
     if options.task == "regression" or any(pair.targets.dtype.kind != "U" for pair in stored.values()):
         raise DataError(f"{where}: texts, which name classes, in all groups; leave data.task out, or store numbers")
-    names = np.unique(np.concatenate([pair.targets.ravel() for pair in stored.values()]))
+    names = _class_names(stored)
     numbers = {role: pair._replace(targets=np.searchsorted(names, pair.targets)) for role, pair in stored.items()}
     told = ", ".join(f"{number} {name}" for number, name in enumerate(names[:10])) + (
         ", ..." if len(names) > 10 else ""
     )
     return numbers, [f"{where}: names of {len(names)} classes, numbered in their order: {told}"]
+
+
+def _class_names(stored: dict[str, _Stored]) -> list[str]:
+    """In their order, where targets are texts."""
+    targets = [pair.targets.ravel() for pair in stored.values()]
+    if any(array.dtype.kind != "U" for array in targets):
+        return []
+    return [str(name) for name in np.unique(np.concatenate(targets))]
 
 
 def _checked(stored: _Stored, task: str, options: Arrays) -> Examples:

@@ -60,6 +60,8 @@ class DataSet:
     inputs one behind the other, and tokens have none.
     tokens: for each input whether it is whole numbers (int64), as networks look them up.
     scaled: for each input whether batches hold other numbers than are stored: divided by 255, or normalised.
+    of_bytes: for each input whether it is stored as uint8, of which batches hold 255ths.
+    classes: names of the classes in the order of their numbers, where the data tell them.
     notes: what looks odd in the data, one line each; for the user's eyes, and for the report.
     """
 
@@ -75,6 +77,8 @@ class DataSet:
     anchors: tuple[tuple[float, float], ...] = ()  # widths and heights as fractions of the image's; for detection
     tokens: tuple[bool, ...] = (False,)
     scaled: tuple[bool, ...] = (False,)
+    of_bytes: tuple[bool, ...] = (False,)
+    classes: tuple[str, ...] = ()
     consistency: float = 0.0  # weight in the loss; above 0 shuffled training batches hold three views of each sample
     notes: tuple[str, ...] = ()
 

@@ -103,6 +103,8 @@ class VocDetection(AnySet):
             mean=self.mean,
             std=self.std,
             scaled=(True,),
+            of_bytes=(True,),
+            classes=self.classes,
             fingerprint=digest(self.anchors, self.classes, *(split and split.fingerprint for split in splits)),
             anchors=self.anchors,
             notes=notes,

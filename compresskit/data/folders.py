@@ -94,6 +94,8 @@ class ImageFolder(AnySet):
             mean=self.mean,
             std=self.std,
             scaled=(True,),
+            of_bytes=(True,),
+            classes=tuple(train.classes),
             fingerprint=digest(*(split and split.fingerprint for split in splits)),
             notes=tuple(note for _, notes in parts.values() for note in notes),
         )

@@ -139,13 +139,15 @@ def assemble(
     normalization: Normalization | None = None,
     tokens: Sequence[bool] = (False,),
     stated: bool = True,
+    classes: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> DataSet:
     """Data set with the validation part held out, the labels corrupted and the inputs normalised as `options` say.
 
     normalization: the known one of a named set; None measures that of the training split. tokens: for each
     input whether it is served as it is stored, as whole numbers.
-    stated: the number of classes is known, not counted. notes: those on the data as they were read.
+    stated: the number of classes is known, not counted. classes: their names, where they are known. notes: those on
+    the data as they were read.
     """
     parts = {"train": train, "test": test} | ({"validation": validation} if validation is not None else {})
     targets = {name: part.targets for name, part in parts.items()}
@@ -178,6 +180,8 @@ def assemble(
         fingerprint=digest(*(split and split.fingerprint for split in splits)),
         tokens=tuple(tokens),
         scaled=tuple(one.scales(inputs) for one, inputs in zip(served, train.each, strict=True)),
+        of_bytes=tuple(inputs.dtype == torch.uint8 for inputs in train.each),
+        classes=tuple(classes),
         consistency=0.0 if options.augment is None else options.augment.consistency,
         notes=(*notes, *odd),
     )

@@ -75,18 +75,20 @@ class CIFAR100(NamedSet):
 
 
 def _load(options: NamedSet, name: str, classes: int, normalization: Normalization, seed: int) -> DataSet:
-    train, test = (_read(options, name, classes, train=train) for train in (True, False))
+    (train, names), (test, _) = (_read(options, name, classes, train=train) for train in (True, False))
     if train.shape != test.shape:
         raise DataError(
             f"{options.root}: {name} holds images of {train.shape} to train on and of {test.shape} to test on; fetch "
             "the set anew"
         )
     return assemble(
-        options, train, test, task="classification", outputs=classes, seed=seed, normalization=normalization
-    )
+        options, train, test, task="classification", outputs=classes, seed=seed, normalization=normalization,
+        classes=names,
+    )  # fmt: skip
 
 
-def _read(options: NamedSet, name: str, classes: int, *, train: bool) -> Examples:
+def _read(options: NamedSet, name: str, classes: int, *, train: bool) -> tuple[Examples, list[str]]:
+    """A part, and the names of the classes."""
     from torchvision import datasets  # a second or more, which other data sets should not wait for
 
     reader = getattr(datasets, name)
@@ -109,7 +111,7 @@ def _read(options: NamedSet, name: str, classes: int, *, train: bool) -> Example
             f"{which} has {int(wrong.sum())} labels that are no classes, the first {labels[first]} at [{first}]; "
             f"classes are 0 to {classes - 1}; fetch the set anew"
         )
-    return Examples(inputs, labels)
+    return Examples(inputs, labels), list(map(str, getattr(found, "classes", ())))
 
 
 def _layout(reader: Any) -> str:

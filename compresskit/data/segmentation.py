@@ -63,6 +63,7 @@ class SegmentationSet(AnySet):
             mean=self.mean,
             std=self.std,
             scaled=(True,),
+            of_bytes=(True,),
             fingerprint=digest(*(split and split.fingerprint for split in splits)),
         )
 

@@ -40,8 +40,10 @@ class Checkpoint:
     network: of one input batch and one output tensor.   model: the recipe's section that the first network was built
     from.   input_shape: of one sample, without the batch; of several inputs a tuple of such.   task: "classification"
     or "regression".
-    preprocessing: {"mean": [...], "std": [...]} for each channel, or {}.   history: one entry for each verb that was
-    run, oldest first.   masks: by parameter, bool, True = keep; what they set to zero is not stored.
+    preprocessing: {"mean": [...], "std": [...]} for each channel, or {}; "bytes": for each input whether the data hold
+    it as uint8, divided by 255 before that; "classes": names in the order of their numbers, where the data tell them.
+    history: one entry for each verb that was run, oldest first.   masks: by parameter, bool, True = keep; what they set
+    to zero is not stored.
     """
 
     network: fx.GraphModule

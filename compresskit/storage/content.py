@@ -46,6 +46,8 @@ class _Model(_Strict):
 class _Preprocessing(_Strict):
     mean: list[Finite] = []
     std: list[Annotated[Finite, Ge(0)]] = []
+    bytes: list[bool] = []
+    classes: list[Name] = []
 
 
 class _Content(_Strict):

@@ -19,11 +19,14 @@ class Options:
     out: Path
     layout: str = "masked"
     fold_norms: bool = False
+    with_preprocessing: bool = False
+    probabilities: bool = False
     force: bool = False
 
     def plain(self) -> dict[str, object]:
         """What was done to the network, as its history has it."""
-        return {"layout": self.layout} | ({"fold_norms": True} if self.fold_norms else {})
+        names = ("fold_norms", "with_preprocessing", "probabilities")
+        return {"layout": self.layout} | {name: True for name in names if getattr(self, name)}
 
     def check(self, path: Path) -> None:
         """path: the checkpoint. Raises RecipeError, or RunFolderError where `out` may not be written."""
@@ -32,6 +35,9 @@ class Options:
             raise RecipeError(f"--layout: {layout!r} was given; allowed: {', '.join(LAYOUTS)}")
         if out.suffix not in FORMATS:
             raise RecipeError(f"--out: {out} ends with {out.suffix or 'no suffix'}; allowed: {', '.join(FORMATS)}")
+        for option, asked in (("with-preprocessing", self.with_preprocessing), ("probabilities", self.probabilities)):
+            if asked and out.suffix == ".pt":
+                raise RecipeError(f"--{option}: verbs do that to what a .pt file takes and gives; write another format")
         if out.suffix == ".onnx":
             check_onnx()
         if out.exists() and out.resolve() == path.resolve():

@@ -15,12 +15,15 @@ from compresskit.graph.masks import kept
 from compresskit.graph.shapes import tokens
 from compresskit.shapes import shapes_of
 from compresskit.storage.checkpoint import Checkpoint, load
+from compresskit.storage.exported.metadata import EXPORTED, read_metadata
 from compresskit.storage.reading import file_hash
 
 
 def run(path: Path) -> Result:
     """Sizes, layers and history of a checkpoint, or of that in the folder of a run; no data set is needed."""
     path = checkpoint_file(path)
+    if path.suffix in EXPORTED:
+        return _exported(path)
     checkpoint = load(path)
     counts = count(checkpoint.network, checkpoint.input_shape)
     result = Result("inspect", str(path))
@@ -47,6 +50,18 @@ def run(path: Path) -> Result:
         "preprocessing": checkpoint.preprocessing,
         "history": checkpoint.history,
     }
+    return result
+
+
+def _exported(path: Path) -> Result:
+    """What a file tells that `export` wrote for other programs."""
+    told = read_metadata(path)
+    result = Result("inspect", str(path))
+    result.figures = [Figure("file", (), (path.stat().st_size,), "bytes")]
+    result.tables = [Table("what the file tells", ("key", "value"), [(key, str(value)) for key, value in told.items()])]
+    if not told:
+        result.notes = ["it tells nothing of itself: it was not written by export, or by an older one"]
+    result.details = {"told": told}
     return result
 
 

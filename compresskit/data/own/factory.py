@@ -86,6 +86,8 @@ class Factory(AnySet):
             fingerprint=digest(*(split.fingerprint for split in splits.values())),
             tokens=tokens,
             scaled=tuple(one.dtype == torch.uint8 for one in several),
+            of_bytes=tuple(one.dtype == torch.uint8 for one in several),
+            classes=form.names,
             notes=tuple(notes),
         )
 

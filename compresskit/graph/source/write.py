@@ -8,6 +8,7 @@ from torch import fx
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.format.allowed import FUNCTIONS, MODULES
 from compresskit.graph.format.table import shared_tensors, to_table
+from compresskit.graph.format.values import encode
 from compresskit.graph.source import plain
 from compresskit.graph.source.bundle import Bundle
 from compresskit.graph.source.forward import forward
@@ -140,4 +141,4 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _constants(constants: Mapping[str, Any]) -> list[str]:
-    return [line for name, given in constants.items() for line in lines(value(given, str), 0, f"{name} = ")]
+    return [line for name, given in constants.items() for line in lines(value(encode(given), str), 0, f"{name} = ")]

@@ -13,11 +13,12 @@ from torch import fx
 from compresskit.errors import RecipeError
 from compresskit.storage.atomic import atomic_write
 from compresskit.storage.exported.batches import Batch, Read, any_batch, arguments_of, separated
+from compresskit.storage.exported.metadata import as_texts
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
-def write_onnx(network: fx.GraphModule, inputs: Batch, path: Path) -> Read:
+def write_onnx(network: fx.GraphModule, inputs: Batch, path: Path, told: dict[str, Any] | None = None) -> Read:
     """As `write_program`, an .onnx file; what it gives back runs in onnxruntime."""
     arguments = arguments_of(inputs)
     with atomic_write(path) as temporary, _without_log():
@@ -25,9 +26,17 @@ def write_onnx(network: fx.GraphModule, inputs: Batch, path: Path) -> Read:
             separated(network, inputs), arguments, temporary, dynamo=True, dynamic_shapes=any_batch(arguments),
             external_data=False, verbose=False,
         )  # fmt: skip
-    from onnxruntime import InferenceSession
+        _tell(temporary, as_texts(told or {}))
+    return read_onnx(path)
 
-    runtime = InferenceSession(path.read_bytes())
+
+def read_onnx(path: Path) -> Read:
+    """The network of the file, in onnxruntime, with as many threads as torch has."""
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    runtime = InferenceSession(path.read_bytes(), options)
     names = [value.name for value in runtime.get_inputs()]
 
     def read(batch: Any) -> Any:
@@ -36,6 +45,15 @@ def write_onnx(network: fx.GraphModule, inputs: Batch, path: Path) -> Read:
         return found[0] if len(found) == 1 else found
 
     return read
+
+
+def _tell(path: Path, texts: dict[str, str]) -> None:
+    """Writes texts into the file, by key."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, texts)
+    onnx.save(model, path)
 
 
 def check_onnx() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from compresskit.commands.export import network as steps
 from compresskit.commands.export import verb as export
 from compresskit.commands.export.options import Options
 from compresskit.graph.layers.expanded import Expanded
@@ -125,13 +126,13 @@ def test_a_masked_checkpoint_is_written_as_it_is(call, model):
 def test_a_difference_is_reported(call, model, monkeypatch):
     """Of a grouping that went wrong."""
 
-    def wrong(network, masks):
-        found = right(network, masks)
+    def wrong(original, masks):
+        found = right(original, masks)
         found.network.get_parameter("7.bias").data += 0.5
         return found
 
-    right = export.group
-    monkeypatch.setattr(export, "group", wrong)
+    right = steps.group
+    monkeypatch.setattr(steps, "group", wrong)
     outcome = call("export", model, "--out", "net.pt", "--layout", "grouped", "--json")
     assert json.loads(outcome.out)["checks"]["grouped layout against the masked one"] == pytest.approx(0.5, abs=1e-5)
 

@@ -275,7 +275,7 @@ HOSTILE = [
 
 def test_texts_stay_texts(tmp_path):
     network = trace(nn.Linear(2, 2), (2,)).eval()
-    constants = {"CLASSES": HOSTILE, "MORE": {"dict": [[text, text] for text in HOSTILE]}}
+    constants = {"CLASSES": HOSTILE, "MORE": dict(zip(HOSTILE, HOSTILE, strict=True))}
     write_source(network, (2,), torch.randn(2, 2), tmp_path / "net.py", "Takes x.", constants)
     _, found = loaded(tmp_path / "net.py")
     assert found["CLASSES"] == HOSTILE

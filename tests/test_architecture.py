@@ -18,7 +18,8 @@ FLOORS = [
     # what a user types: each verb reads files, calls a pass, evaluates, and writes files
     ["commands.validate"],
     ["commands.spectra", "commands.fuse", "commands.prune", "commands.reconstruct", "commands.finetune"],
-    ["commands.evaluate", "commands.export", "commands.show", "commands.show.overview"],
+    ["commands.export"],
+    ["commands.evaluate", "commands.show", "commands.show.overview"],
     ["commands.train", "commands.inspect"],
     ["commands.expand"],
     ["commands.repair"],

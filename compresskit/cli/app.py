@@ -128,6 +128,9 @@ def show(
 def export(
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="A .pt, .pt2, .py or .onnx file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to --recipe.", show_default=False)
+    ] = None,
     layout: Annotated[
         str, typer.Option("--layout", help="masked: as it is. grouped: sparse layers of blocks as grouped layers.")
     ] = "masked",
@@ -138,6 +141,10 @@ def export(
         bool, typer.Option("--with-preprocessing", help="Take images as they are stored, and normalise them inside.")
     ] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Of a classifier: softmax inside.")] = False,
+    quantize: Annotated[str | None, typer.Option("--quantize", help="int8, of an .onnx file.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Of --quantize: whose data it calibrates by, and tests on.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     quiet: Quiet = False, json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -147,7 +154,9 @@ def export(
         from compresskit.commands.export import verb as command
         from compresskit.commands.export.options import Options
 
-        return command.run(Options(model, out, layout, fold_norms, with_preprocessing, probabilities, force=force))
+        inside, changes = (with_preprocessing, probabilities), tuple(overrides or ())
+        options = Options(model, out, layout, fold_norms, *inside, quantize, recipe, changes, force)
+        return command.run(options, progress)
 
     run_command("export", run, quiet, json, debug)
 

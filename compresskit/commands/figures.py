@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from compresskit.commands.result import NONZERO, SPARSE, Figure, Format
 from compresskit.graph.counting import count
@@ -51,7 +52,11 @@ def figures(
 
 def latency(network: fx.GraphModule, input_shape: Shape, device: torch.device, batch: int, repeats: int) -> float:
     """Median time in milliseconds of a forward pass in eval mode, after three that are not counted."""
-    inputs = example(network, input_shape, batch)
+    return latency_on(network, example(network, input_shape, batch), device, repeats)
+
+
+def latency_on(network: nn.Module, inputs: Any, device: torch.device, repeats: int) -> float:
+    """`latency` on a given batch."""
     times = []
     with torch.inference_mode(), evaluating(network):
         for _ in range(repeats + 3):

@@ -8,6 +8,7 @@ from compresskit.storage.exported.onnx import check_onnx
 from compresskit.storage.exported.source import weights_of
 
 LAYOUTS = ("masked", "grouped")
+QUANTIZED = ("int8",)
 FORMATS = (".pt", ".pt2", ".onnx", ".py")
 
 
@@ -21,12 +22,16 @@ class Options:
     fold_norms: bool = False
     with_preprocessing: bool = False
     probabilities: bool = False
+    quantize: str | None = None
+    recipe: Path | None = None
+    overrides: tuple[str, ...] = ()
     force: bool = False
 
     def plain(self) -> dict[str, object]:
-        """What was done to the network, as its history has it."""
+        """What is done to the network, as its history has it."""
         names = ("fold_norms", "with_preprocessing", "probabilities")
-        return {"layout": self.layout} | {name: True for name in names if getattr(self, name)}
+        done: dict[str, object] = {"layout": self.layout} | {name: True for name in names if getattr(self, name)}
+        return done | ({"quantize": self.quantize} if self.quantize else {})
 
     def check(self, path: Path) -> None:
         """path: the checkpoint. Raises RecipeError, or RunFolderError where `out` may not be written."""
@@ -38,6 +43,7 @@ class Options:
         for option, asked in (("with-preprocessing", self.with_preprocessing), ("probabilities", self.probabilities)):
             if asked and out.suffix == ".pt":
                 raise RecipeError(f"--{option}: verbs do that to what a .pt file takes and gives; write another format")
+        self._check_quantize()
         if out.suffix == ".onnx":
             check_onnx()
         if out.exists() and out.resolve() == path.resolve():
@@ -45,3 +51,15 @@ class Options:
         for file in (out, weights_of(out)) if out.suffix == ".py" else (out,):
             if file.exists() and (file.is_dir() or not self.force):
                 raise RunFolderError(f"{file}: it exists already; use --force to replace a file, or another --out")
+
+    def _check_quantize(self) -> None:
+        if self.quantize is None:
+            if self.recipe is not None or self.overrides:
+                raise RecipeError("--recipe: it names the data to quantise by; add --quantize int8, or leave it out")
+            return
+        if self.quantize not in QUANTIZED:
+            raise RecipeError(f"--quantize: {self.quantize!r} was given; allowed: {', '.join(QUANTIZED)}")
+        if self.out.suffix != ".onnx":
+            raise RecipeError(f"--quantize: it is for .onnx files, and --out is {self.out}; name it so")
+        if self.recipe is None:
+            raise RecipeError("--quantize: it looks at training images, and tests; give their recipe with --recipe")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from compresskit.commands.export.inputs import batch_of, said_of, taken, told_of
@@ -14,10 +15,12 @@ from compresskit.commands.export.network import (
     put_probabilities_out,
 )
 from compresskit.commands.export.options import Options
+from compresskit.commands.export.quantised import quantise
 from compresskit.commands.export.report import figures, times
 from compresskit.commands.inspect.verb import normalisation
-from compresskit.commands.parents import check_finite, checkpoint_file
+from compresskit.commands.parents import check_finite, check_fits, checkpoint_file
 from compresskit.commands.result import Result
+from compresskit.commands.session import Arguments, Progress, session
 from compresskit.storage.checkpoint import Checkpoint, load, save
 from compresskit.storage.exported.metadata import as_constants
 from compresskit.storage.exported.onnx import write_onnx
@@ -27,8 +30,8 @@ from compresskit.storage.reading import file_hash
 from compresskit.storage.record import provenance
 
 
-def run(options: Options) -> Result:
-    """Writes one file, in the format that its name ends with; no data set is needed."""
+def run(options: Options, progress: Progress) -> Result:
+    """Writes one file, in the format that its name ends with; no data set is needed but for quantising."""
     path, out = checkpoint_file(options.model), options.out
     options.check(path)
     original = load(path)
@@ -37,15 +40,33 @@ def run(options: Options) -> Result:
     exported = _noted(original, path, options)
     inputs = _prepared(exported, path, options, result)
     told = told_of(original, inputs, inside=options.with_preprocessing, probabilities=options.probabilities)
-    read = _write(exported, inputs, told, out)
+    if options.quantize:
+        _quantise(original, path, exported, inputs, told, options, result, progress)
+    else:
+        read = _write(exported, inputs, told, out)
+        result.checks[f"{out.name} read back"] = difference(read, exported.network, inputs)
     result.figures = figures(original, exported, path, out)
     if options.layout == "grouped" or options.fold_norms:
         result.figures += times(original, exported)
-    result.checks[f"{out.name} read back"] = difference(read, exported.network, inputs)
     given = [] if options.with_preprocessing else normalisation(original)
     result.notes += [*taken(inputs), *given, f"written to {out}"]
     result.details = {**options.plain(), "format": out.suffix, "out": str(out), "told": told}
     return result
+
+
+def _quantise(
+    original: Checkpoint, path: Path, exported: Checkpoint, inputs: Any, told: dict[str, Any], options: Options,
+    result: Result, progress: Progress,
+) -> None:  # fmt: skip
+    """By the recipe's data, which the checkpoint must fit."""
+    assert options.recipe is not None
+    arguments = Arguments(options.recipe, options.overrides, path, device="cpu")
+    with (
+        session("export", arguments, ("data",), progress, from_checkpoint=True) as current,
+        TemporaryDirectory() as folder,
+    ):
+        check_fits(original, path, current.data)
+        quantise(current, original, path, exported, inputs, told, options.out, Path(folder), result)
 
 
 def _prepared(exported: Checkpoint, path: Path, options: Options, result: Result) -> Any:
@@ -53,7 +74,7 @@ def _prepared(exported: Checkpoint, path: Path, options: Options, result: Result
     inputs = batch_of(exported)
     if options.layout == "grouped":
         put_groups(exported, inputs, path, result)
-    if options.fold_norms:
+    if options.fold_norms or options.quantize:
         put_norms_away(exported, inputs, result)
     if options.out.suffix == ".py":
         put_factors_together(exported, inputs, result)

@@ -21,12 +21,12 @@ _ONNX = ("onnx", "onnxscript", "onnxruntime")
 def write_onnx(network: fx.GraphModule, inputs: Batch, path: Path, told: dict[str, Any] | None = None) -> Read:
     """As `write_program`, an .onnx file; what it gives back runs in onnxruntime."""
     arguments = arguments_of(inputs)
-    with atomic_write(path) as temporary, _without_log():
+    with atomic_write(path) as temporary, without_log():
         torch.onnx.export(
             separated(network, inputs), arguments, temporary, dynamo=True, dynamic_shapes=any_batch(arguments),
             external_data=False, verbose=False,
         )  # fmt: skip
-        _tell(temporary, as_texts(told or {}))
+        tell(temporary, told or {})
     return read_onnx(path)
 
 
@@ -47,26 +47,26 @@ def read_onnx(path: Path) -> Read:
     return read
 
 
-def _tell(path: Path, texts: dict[str, str]) -> None:
-    """Writes texts into the file, by key."""
+def tell(path: Path, told: dict[str, Any]) -> None:
+    """Writes into the file what it is to tell of itself."""
     import onnx
 
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, texts)
+    onnx.helper.set_model_props(model, as_texts(told))
     onnx.save(model, path)
 
 
-def check_onnx() -> None:
+def check_onnx(where: str = "--out") -> None:
     """Raises RecipeError where a library is missing that writing or reading ONNX takes."""
     if missing := [name for name in _ONNX if find_spec(name) is None]:
         raise RecipeError(
-            f"--out: an .onnx file needs {' and '.join(missing)}, not installed here; install compresskit[onnx], or "
-            "write a .pt2 file, which torch alone loads"
+            f"{where}: an .onnx file needs {' and '.join(missing)}, not installed here; install compresskit[onnx], or "
+            "take a .pt2 file, which torch alone loads"
         )
 
 
 @contextmanager
-def _without_log() -> Iterator[None]:
+def without_log() -> Iterator[None]:
     """The libraries behind torch.onnx tell of each of their steps."""
     logging.disable(logging.WARNING)
     try:

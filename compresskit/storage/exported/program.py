@@ -27,6 +27,11 @@ def write_program(network: fx.GraphModule, inputs: Batch, path: Path, told: dict
     torch.export.save(program, content, extra_files={FILE: json.dumps(told or {})})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content.getvalue())
+    return read_program(path)
+
+
+def read_program(path: Path) -> Read:
+    """The network of the file."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11 says so of its own
         read = torch.export.load(path).module()

@@ -213,7 +213,7 @@ class Words(nn.Module):
 def test_networks_of_tokens_are_compared_on_tokens(tmp_path, suffix):
     network = trace(Words()).eval()
     save(Checkpoint(network, {"kind": "words"}, (5,), "classification", {}, []), tmp_path / "model.pt")
-    result = export.run(Options(tmp_path / "model.pt", tmp_path / f"out{suffix}"))
+    result = export.run(Options(tmp_path / "model.pt", tmp_path / f"out{suffix}"), None)
     assert result.checks[f"out{suffix} read back"] < 1e-6
 
 
@@ -304,7 +304,7 @@ def test_tokens_of_a_program_are_whole_numbers_unless_they_are_read_as_numbers_t
     for kind, taken in ((Words, ["takes int64 (N, 5)"]), (Both, [])):
         network = trace(kind()).eval()
         save(Checkpoint(network, {"kind": "words"}, (5,), "classification", {}, []), tmp_path / "model.pt")
-        result = export.run(Options(tmp_path / "model.pt", tmp_path / "out.pt2", force=True))
+        result = export.run(Options(tmp_path / "model.pt", tmp_path / "out.pt2", force=True), None)
         assert result.checks["out.pt2 read back"] < 1e-6
         assert result.notes[:-1] == taken
 

@@ -1,0 +1,50 @@
+"""`export --quantize int8`: calibrated on training images, and measured on the test set beside the float network."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compresskit.commands.evaluate.exported import metrics_of, timed
+from compresskit.commands.export.inputs import BATCH
+from compresskit.commands.export.network import difference
+from compresskit.commands.result import Result, Table
+from compresskit.commands.session import Session
+from compresskit.storage.checkpoint import Checkpoint
+from compresskit.storage.exported.onnx import write_onnx
+from compresskit.storage.exported.quantised import write_quantised
+from compresskit.storage.exported.running import Exported
+
+_SAMPLES = 512  # training images that ranges of activations are taken from
+_AT_A_TIME = 64
+_TIMED = (1, BATCH)
+
+
+def quantise(
+    current: Session, original: Checkpoint, path: Path, exported: Checkpoint, inputs: Any, told: dict[str, Any],
+    out: Path, folder: Path, result: Result,
+) -> None:  # fmt: skip
+    """Writes `out`. inputs: a batch. folder: for the float file, which is measured too, and not kept."""
+    whole = folder / out.name
+    plain = Exported(write_onnx(exported.network, inputs, whole, told), told)
+    result.checks["float32 .onnx read back"] = difference(plain.runs, exported.network, inputs)
+    told = told | {"quantized": "int8"}
+    small = Exported(write_quantised(whole, _calibration(current, plain), out, told), told)
+    result.checks["int8 against float32, on random inputs"] = difference(small.runs, exported.network, inputs)
+    nets = {"PyTorch": (original.network, path), "ONNX": (plain, whole), "ONNX int8": (small, out)}
+    rows = []
+    for name, (network, file) in nets.items():
+        metrics = metrics_of(current, network)
+        rows.append((name, *metrics.values(), file.stat().st_size, *(timed(current, network, n) for n in _TIMED)))
+    columns = [f"test {name}" for name in metrics]
+    times = [f"ms, batch {batch}" for batch in _TIMED]
+    threads = torch.get_num_threads()
+    title = f"float32 and int8, on the cpu, {threads} thread{'s' if threads > 1 else ''}"
+    result.tables.append(Table(title, ("", *columns, "bytes", *times), rows))
+
+
+def _calibration(current: Session, network: Exported) -> Iterator[Any]:
+    """Training inputs as the network takes them, without augmentation."""
+    chosen = current.data.train.sample(_SAMPLES)
+    return (network.taken(inputs) for inputs, _ in chosen.batches(_AT_A_TIME, torch.device("cpu")))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskit.errors import RecipeError
+from compresskit.errors import CheckpointError, RecipeError
 from compresskit.storage.exported.batches import Batch, Read
 from compresskit.storage.exported.metadata import read_metadata
 from compresskit.storage.exported.onnx import check_onnx, read_onnx
@@ -52,4 +52,8 @@ def open_exported(path: Path) -> Exported:
     if path.suffix == ".onnx":
         check_onnx(str(path))
     told = read_metadata(path)
-    return Exported(read_onnx(path) if path.suffix == ".onnx" else read_program(path), told)
+    try:
+        return Exported(read_onnx(path) if path.suffix == ".onnx" else read_program(path), told)
+    except Exception as error:  # what a damaged file makes of its reader
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: it cannot be run ({reason}); export it again") from error

@@ -1,5 +1,7 @@
 """Exported files on batches of data: what they take is made again of what batches hold."""
 
+import zipfile
+
 import pytest
 import torch
 
@@ -38,6 +40,10 @@ def test_what_is_not_opened(tmp_path):
     (tmp_path / "net.pt2").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="net.pt2: it cannot be read"):
         open_exported(tmp_path / "net.pt2")
+    with zipfile.ZipFile(tmp_path / "empty.pt2", "w") as archive:
+        archive.writestr("net/extra/preprocessing.json", "{}")
+    with pytest.raises(CheckpointError, match="empty.pt2: it cannot be run"):
+        open_exported(tmp_path / "empty.pt2")
     with pytest.raises(CheckpointError, match="no such file"):
         read_metadata(tmp_path / "none.py")
 

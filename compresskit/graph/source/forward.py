@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from compresskit.graph.source.layout import WIDTH, Brackets, Text, flat, lines, statement
+from compresskit.graph.source.layout import WIDTH, Brackets, Text, flat, lines, statement, steps
 from compresskit.graph.source.modules import Modules
 from compresskit.graph.source.values import IN_PLACE, arguments, function, value
 
 Row = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
+_LONG = 60  # characters of a path that is given a name
 _SIZES = ("size", "dim", "numel", "getattr")  # calls that give numbers
 _NAMES = {True: "nmkhwij", False: "xyzuvabcdegpqrst"}  # of numbers, and of all else
 
@@ -39,7 +40,10 @@ class _Writer:
 
     def _statement(self, row: Row) -> list[str]:
         if row["op"] == "get_attr":
-            self._text[row["name"]] = self._modules.read(row["target"])
+            path = self._modules.read(row["target"])
+            if len(path) > _LONG and self._left.get(row["name"]):
+                return steps(path, self._indent, self._name(row))
+            self._text[row["name"]] = path
             return []
         read = list(_nodes([row["args"], row["kwargs"]]))
         if row["op"] == "output":

@@ -45,16 +45,16 @@ def statement(text: Text, indent: int, before: str = "") -> list[str]:
     made = lines(text, indent, before)
     if len(made) == 1 or isinstance(text, str) or "[" not in text.opening[:-1]:
         return made
-    return [*_steps(text.opening[:-1], indent), *lines(Brackets("f(", text.items, text.closing), indent, before)]
+    return [*steps(text.opening[:-1], indent, "f"), *lines(Brackets("f(", text.items, text.closing), indent, before)]
 
 
-def _steps(path: str, indent: int) -> list[str]:
-    """Statements that make f of a path such as self.blocks[0].attention, of which no line is too long."""
-    room = WIDTH - _INDENT * indent - len("f = ")
+def steps(path: str, indent: int, name: str) -> list[str]:
+    """Statements that give a path such as self.blocks[0].attention a name, of which no line is too long."""
+    room = WIDTH - _INDENT * indent - len(f"{name} = ")
     cut = path.rfind("].", 0, room) + 1 if len(path) > room else 0
     if not cut:
-        return lines(path, indent, "f = ")
-    return [*lines(path[:cut], indent, "f = "), *_steps(f"f{path[cut:]}", indent)]
+        return lines(path, indent, f"{name} = ")
+    return [*lines(path[:cut], indent, f"{name} = "), *steps(f"{name}{path[cut:]}", indent, name)]
 
 
 def quoted(text: str) -> str:

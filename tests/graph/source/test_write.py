@@ -365,3 +365,29 @@ def test_of_timm(tmp_path, name):
     torch.manual_seed(0)
     net = timm.create_model(name)
     check(net, net.default_cfg["input_size"], tmp_path)
+
+
+class Deep(nn.Module):
+    """Paths that no line has room for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = nn.Module()
+        inner.relative_position_bias_table = nn.Parameter(torch.randn(4))
+        inner.convolution_of_queries_keys_and_values = nn.MultiheadAttention(4, 2, batch_first=True)
+        for name in ("window_attention_layers", "second_stage_of_blocks", "first_stage_of_blocks"):
+            outer = nn.Module()
+            outer.add_module(name, nn.ModuleList([inner]))
+            inner = outer
+        self.blocks = inner
+
+    def forward(self, x):
+        (inner,) = self.blocks.first_stage_of_blocks[0].second_stage_of_blocks[0].window_attention_layers
+        table, attention = inner.relative_position_bias_table, inner.convolution_of_queries_keys_and_values
+        return attention(x, x + table, table[None, [0, 1, 2, 3]].expand_as(x), need_weights=False)[0] * table
+
+
+def test_long_paths(tmp_path):
+    torch.manual_seed(0)
+    text = check(Deep(), (3, 4), tmp_path)
+    assert max(map(len, text.split("class Net")[1].splitlines())) <= 88

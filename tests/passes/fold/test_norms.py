@@ -247,5 +247,5 @@ def test_all_of_torchvision():
     from torchvision import models
 
     for name in models.list_models(module=models):
-        if "vit" not in name and not name.startswith(("regnet_y_128", "efficientnet_b7")):
+        if not name.startswith(("vit", "regnet_y_128")):  # without batch norms; of gigabytes
             of_torchvision(name)

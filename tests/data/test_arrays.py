@@ -130,6 +130,7 @@ def test_names_of_classes_are_numbered_in_their_order(store, tmp_path):
     assert (data.task, data.outputs) == ("classification", 3)
     assert all_of(data.test)[1].tolist() == [2, 1, 0, 2, 1, 0]
     assert data.notes[0].endswith("targets: names of 3 classes, numbered in their order: 0 ant, 1 cat, 2 owl")
+    assert data.classes == ("ant", "cat", "owl")
 
 
 def test_truth_values_are_two_classes_or_values_of_0_and_1(tmp_path):

@@ -43,6 +43,7 @@ def served(split, **arguments):
 def test_images_are_resized_cut_normalised_and_labelled_by_sorted_class(root):
     data = options(root, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0)).load(seed=0)
     assert (data.outputs, data.input_shape, len(data.train), len(data.test)) == (3, (3, 8, 8), 24, 12)
+    assert (data.classes, data.of_bytes) == (tuple(sorted(path.name for path in (root / "train").iterdir())), (True,))
     inputs, targets = served(data.test)
     pixels = (inputs * torch.tensor([0.25, 0.5, 1.0]).view(3, 1, 1) + 0.5) * 255
     assert inputs.shape == (12, 3, 8, 8)

@@ -32,6 +32,8 @@ def test_cifar_images_come_channels_first(monkeypatch):
     pixels = np.arange(5 * 32 * 32 * 3).reshape(5, 32, 32, 3).astype(np.uint8)
 
     class CIFAR10Files:
+        classes = [str(number) for number in range(10)]
+
         def __init__(self, root, train, download):
             self.data, self.targets = pixels, [0, 1, 2, 3, 9]
 
@@ -41,7 +43,7 @@ def test_cifar_images_come_channels_first(monkeypatch):
     assert data.input_shape == (3, 32, 32)
     assert torch.equal((inputs * 255).round().byte(), torch.from_numpy(pixels.transpose(0, 3, 1, 2)))
     assert targets.tolist() == [0, 1, 2, 3, 9]
-    assert data.outputs == 10
+    assert (data.outputs, data.classes, data.of_bytes) == (10, tuple("0123456789"), (True,))
 
 
 PLACES = {

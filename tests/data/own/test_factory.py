@@ -134,6 +134,11 @@ def test_the_stored_order_serves_what_the_factory_returned(load, returned, optio
     assert data.notes == ()
 
 
+def test_names_of_classes_are_those_of_the_data_set(load):
+    assert load((Pairs(), Pairs())).classes == ("cat", "dog", "owl")
+    assert load((Pairs(), Pairs()), classes=3).classes == ()
+
+
 @pytest.mark.parametrize("part", [Pairs(noise=1), Stream(shuffled=True)], ids=["numbered", "stream"])
 def test_an_epoch_is_its_seeds_whatever_the_processes_and_the_state_of_the_generators_are(load, part):
     split = load((part, part), classes=3).train

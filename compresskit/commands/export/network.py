@@ -66,7 +66,10 @@ def put_normalisation_inside(exported: Checkpoint, inputs: Any, result: Result) 
     made = with_normalisation(exported.network, mean, std, unit, raw.ndim)
     network, ones = exported.network, [1] * (raw.ndim - 2)
     shift, scale = (torch.tensor(values).view(-1, *ones) for values in (mean, std))
-    expected = lambda batch: network((batch.float() / unit - shift) / scale)  # noqa: E731
+
+    def expected(batch: Tensor) -> Any:
+        return network((batch.float() / unit - shift) / scale)
+
     result.checks["inputs normalised inside"] = difference(made, expected, raw)
     inside = f"(x{' / 255' if unit > 1 else ''} - mean) / std"
     guessed = "; the checkpoint does not tell that its data are bytes, images are taken for that"

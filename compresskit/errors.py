@@ -9,6 +9,7 @@ CompresskitError          exit status 1 unless said otherwise
 ├── CacheError            cached moments belong to other weights, data or options
 ├── RunFolderError        an output folder cannot be used
 ├── ResourceError         disk or memory will not do
+├── JobError              jobs of a run failed, or were killed, beside others that did not
 └── TargetMissed          the work is done, but a stated target was not reached (exit 3)
 
 A message says where, what was given, what is allowed and what to do next, in one line.
@@ -61,6 +62,10 @@ class RunFolderError(CompresskitError):
 
 class ResourceError(CompresskitError):
     """Disk or memory will not do for what was asked."""
+
+
+class JobError(CompresskitError):
+    """Of the jobs of a run (trials, networks compared) some failed; the others are done, saved and reported."""
 
 
 class TargetMissed(CompresskitError):

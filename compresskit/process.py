@@ -7,7 +7,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TextIO
+from threading import Thread
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
 
 INTERRUPTED = 130
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -34,6 +38,20 @@ def settle() -> None:
     for name in _SIGNALS:
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is _interrupt:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """From here on this process, which multiprocessing started, ends at once when the one that started it has ended."""
+    from multiprocessing import parent_process  # few programs are several processes
+
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: "BaseProcess") -> None:
+    parent.join()
+    os._exit(INTERRUPTED)
 
 
 def is_asked_to_end() -> bool:

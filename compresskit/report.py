@@ -180,52 +180,69 @@ def _lines(result: Result) -> list[str]:
     return [*lines, f"written to {result.folder}"] if result.folder else lines
 
 
-class TerminalProgress:
-    """Bar with rate and time left on standard error; without a terminal, plain lines now and then."""
+class _Lane:
+    """What one job says: its name stands before each line."""
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._terminal = sys.stderr.isatty() and not quiet
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        note = TextColumn("{task.fields[note]}")
-        self._bar = Progress(*columns, note, console=Console(stderr=True), transient=True)
+    def __init__(self, bar: Progress, name: str, notes: list[str], *, shown: bool, quiet: bool) -> None:
+        """shown: whether there is a terminal that the bar is on. notes: of the report, common to all lanes."""
+        self.bar, self.notes, self._shown, self._quiet = bar, notes, shown, quiet
+        self._prefix = f"{name}: " if name else ""
         self._task: TaskID | None = None
         self._description, self._total, self._began, self._said = "", 0, 0.0, 0.0
-        self.notes: list[str] = []
-
-    def __enter__(self) -> "TerminalProgress":
-        if self._terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._terminal:
-            self._bar.stop()
 
     def start(self, task: str, total: int) -> None:
+        self.end()
         self._description, self._total = task, total
         self._began = self._said = time.monotonic()
-        if self._terminal:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(escape(task), total=total, note="")
+        if self._shown:
+            self._task = self.bar.add_task(escape(self._prefix + task), total=total, note="")
 
     def update(self, done: int, note: str = "") -> None:
-        if self._terminal and self._task is not None:
-            self._bar.update(self._task, completed=done, note=escape(note))
+        if self._shown and self._task is not None:
+            self.bar.update(self._task, completed=done, note=escape(note))
         elif not self._quiet and time.monotonic() - self._said > 30:
             self._said = time.monotonic()
             left = (self._said - self._began) * (self._total - done) / max(done, 1)
             self.log(f"{self._description}: {done} of {self._total}, {left:.0f} s left {note}".rstrip())
 
     def log(self, text: str) -> None:
-        if self._terminal:
-            self._bar.console.print(text, markup=False, highlight=False)
+        if self._shown:
+            self.bar.console.print(self._prefix + text, markup=False, highlight=False)
         elif not self._quiet:
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(f"{self._prefix}{text}\n")
 
     def note(self, text: str) -> None:
-        """Logs it once, and keeps it for the report; `validate` loads the data for each verb."""
+        """Logs it once, and keeps it for the report; `validate` loads the data for each verb, and so do jobs."""
         if text not in self.notes:
             self.notes.append(text)
             self.log(f"warning: {text}")
+
+    def end(self) -> None:
+        """Takes its bar away."""
+        if self._task is not None:
+            self.bar.remove_task(self._task)
+            self._task = None
+
+
+class TerminalProgress(_Lane):
+    """Bar with rate and time left on standard error; without a terminal, plain lines now and then."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        note = TextColumn("{task.fields[note]}")
+        bar = Progress(*columns, note, console=Console(stderr=True), transient=True)
+        super().__init__(bar, "", [], shown=sys.stderr.isatty() and not quiet, quiet=quiet)
+
+    def __enter__(self) -> "TerminalProgress":
+        if self._shown:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._shown:
+            self.bar.stop()
+
+    def lane(self, name: str) -> _Lane:
+        """One more, for a job of that name; this one's bar makes room."""
+        self.end()
+        return _Lane(self.bar, name, self.notes, shown=self._shown, quiet=self._quiet)

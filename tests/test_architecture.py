@@ -24,6 +24,10 @@ FLOORS = [
     ["commands.expand"],
     ["commands.repair"],
     ["commands"],
+    ["commands.jobs"],
+    ["commands.session"],
+    ["commands.figures", "commands.parents"],
+    ["commands.result"],
     ["commands.recipe"],
     ["commands.*.section"],
     ["page", "plots"],
@@ -65,6 +69,7 @@ FLOORS = [
     ["models", "data"],
     ["models.plain", "models.images", "models.scenes", "data.augmentation", "data.reading"],
     ["models.parts"],
+    ["jobs"],
     # tensors in, tensors out
     ["numerics.selection", "numerics.pruning", "numerics.sparse", "numerics.orthogonal", "numerics.expansion"],
     ["numerics.group_lasso", "numerics.spectra"],
@@ -72,7 +77,7 @@ FLOORS = [
     ["numerics.moments"],
     ["numerics"],
     ["distributed", "user_code"],
-    ["options", "errors", "process", "mishaps", "machine", "shapes", "__init__"],
+    ["options", "errors", "process", "mishaps", "shapes", "__init__"],
 ]
 HOMES = {
     "typer": ["cli"],
@@ -90,6 +95,7 @@ HOMES = {
     "onnxruntime": ["storage.exported"],
     "onnx": ["storage.exported"],
     "filelock": ["storage.lock"],
+    "multiprocessing": ["jobs", "process", "passes.reconstruct.workers"],
 }
 ROOMS = [room for floor in FLOORS for room in floor]
 LEVELS = {room: level for level, floor in enumerate(FLOORS) for room in floor}

@@ -14,6 +14,7 @@ from compresskit import __version__, process
 from compresskit.cli.parameters import PARAMETERS, Checkpoint, Debug, File, Json, OutIfAsked, Quiet
 from compresskit.cli.running import run_command
 from compresskit.errors import RecipeError
+from compresskit.user_code import NO_CODE
 
 if TYPE_CHECKING:
     from compresskit.commands.result import Result
@@ -34,17 +35,22 @@ def _add_verb(verb: str, does: str, *, without: Collection[str] = ()) -> None:
     """Adds a command that runs commands.VERB.verb with the shared parameters, but for those that it goes without."""
 
     def command(quiet: bool, json: bool, debug: bool, no_code: bool, overrides: list[str] | None, **given: Any) -> None:
+        module = f"compresskit.commands.{verb}.verb"
+        if no_code:
+            os.environ[NO_CODE] = "1"
+        if given.get("jobs", "1") != "1" and not given["dry_run"]:
+            from compresskit.jobs.processes import prepare
+
+            prepare(module)
+
         def run(progress: "Progress", held: ExitStack) -> "Result":
             with process.importing():
                 from compresskit.commands.session import Arguments
-                from compresskit.user_code import NO_CODE
 
-            if no_code:
-                os.environ[NO_CODE] = "1"
             arguments = Arguments(overrides=tuple(overrides or ()), held=held, **given)
             with process.importing():
-                module = import_module(f"compresskit.commands.{verb}.verb")
-            found: Result = module.run(arguments, progress)
+                program = import_module(module)
+            found: Result = program.run(arguments, progress)
             return found
 
         resumable = "resume" in given and not given["dry_run"]
@@ -68,17 +74,17 @@ _add_verb("fuse", "Fuse neighbouring layers of a trained network into one, and r
 _add_verb("expand", "Train a compact network as an over-parameterised one, and multiply it back.")
 _add_verb("reconstruct", "Drop inputs of layers, fit the rest to give the same outputs, and cut.")
 _add_verb("prune", "Take out channels that are worth least, repair what is left, and retrain.")
-_add_verb("spectra", "Spectra of the weights of each layer: power laws, norms, ranks, random bulks.")
+_add_verb("spectra", "Spectra of the weights of each layer: power laws, norms, ranks, random bulks.", without=["jobs"])
 _add_verb("finetune", "Train a checkpoint further.")
 _add_verb(
     "evaluate",
     "Test metric, size and latency of a checkpoint; writes only where --out says.",
-    without=["seed", "resume", "dry_run"],
+    without=["seed", "jobs", "resume", "dry_run"],
 )
 _add_verb(
     "validate",
     "Check a recipe: keys, data, model, one batch of every verb.",
-    without=["out", "seed", "resume", "force", "dry_run"],
+    without=["out", "seed", "jobs", "resume", "force", "dry_run"],
 )
 
 

@@ -20,6 +20,15 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write t
 OutIfAsked = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write a report to.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="In place of the recipe's.")]
+Jobs = Annotated[
+    str,
+    typer.Option(
+        "--jobs",
+        "-j",
+        metavar="N|auto",
+        help="Trials and networks of comparisons at a time: each has a GPU, or its share of the CPU's threads.",
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on with the run in the folder; with --force, start over where it was another."),
@@ -42,6 +51,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {  # annotation, default
     "out": (Out, None),
     "device": (Device, "auto"),
     "seed": (Seed, None),
+    "jobs": (Jobs, "1"),
     "resume": (Resume, False),
     "force": (Force, False),
     "dry_run": (DryRun, False),

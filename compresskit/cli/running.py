@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from compresskit import process
-from compresskit.errors import CompresskitError, ResourceError, TargetMissed
+from compresskit.errors import CompresskitError, JobError, ResourceError, TargetMissed
 from compresskit.process import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ def run_command(
             result.notes = [*(text for text in told if text not in result.notes), *result.notes]
             if _is_main_process():
                 _print(lambda: publish(result, as_json=as_json, quiet=quiet))
+        if result.failed:
+            from compresskit.commands.result import shortened
+
+            jobs = "1 job" if len(result.failed) == 1 else f"{len(result.failed)} jobs"
+            names = shortened(list(result.failed))
+            raise JobError(f"{jobs} failed, and the report has all others: {names}; --resume takes up what is missing")
         missed = [target for target in result.targets if not target.met]
         if missed:
             raise TargetMissed("; ".join(f"{t.name}: {t.asked} was asked for, {t.got} was reached" for t in missed))

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import fx
 
+from compresskit.commands.jobs.job import Job, attempt
 from compresskit.commands.result import Table
 from compresskit.commands.session import Session
 from compresskit.commands.train.section import Memorisation
@@ -41,20 +43,57 @@ def memorise(current: Session, options: Memorisation, nets: Mapping[str, Train])
     columns = ("corrupted labels", "network", "test error, best epoch", "test error, last", "training error")
     rows: list[tuple[Any, ...]] = []
     for level in options.label_noise:
-        noisy = replace(current.recipe.section("data"), label_noise=level)
-        at_level = replace(current, data=noisy.load(current.recipe.seed))
-        percent = f"{100 * level:g}"
-        for number, (name, train) in enumerate(nets.items()):
-            folder = Path(FOLDER) / f"noise-{percent}" / f"{number}-{slug(name)}"
-            label = f"{percent}% noise, {name}"
-            trials = [_errors(at_level, train, folder, trial, label) for trial in range(current.recipe.trials)]
-            rows.append((f"{percent}%", name, *zip(*trials, strict=True)))
+        at_level = _noisy(current, level)
+        for number, name in enumerate(nets):
+            work = {
+                _folder(current, level, number, name, trial): partial(_errors, at_level, nets, level, number, trial)
+                for trial in range(current.recipe.trials)
+            }
+            trials = [found for folder, each in work.items() if (found := attempt(current, folder, each)) is not None]
+            rows.append((f"{100 * level:g}%", name, *(zip(*trials, strict=True) if trials else ["failed"] * 3)))
     return Table("errors under corrupted labels, %", columns, rows)
 
 
-def _errors(current: Session, train: Train, folder: Path, trial: int, label: str) -> tuple[float, float, float]:
+def memorisation_jobs(
+    current: Session, options: Memorisation, nets: Mapping[str, Train], cost: float = 0.0
+) -> list[Job]:
+    """The trainings of `memorise`. cost: of one; see `Job`."""
+
+    def train(level: float, number: int, trial: int) -> None:
+        _trained(_noisy(current, level), nets, level, number, trial)
+
+    return [
+        Job(_folder(current, level, number, name, trial), partial(train, level, number, trial), cost)
+        for level in options.label_noise
+        for number, name in enumerate(nets)
+        for trial in range(current.recipe.trials)
+    ]
+
+
+def _noisy(current: Session, level: float) -> Session:
+    """The session with that share of the labels corrupted."""
+    noisy = replace(current.recipe.section("data"), label_noise=level)
+    return replace(current, data=noisy.load(current.recipe.seed))
+
+
+def _folder(current: Session, level: float, number: int, name: str, trial: int) -> Path:
     assert current.folder is not None
-    network, history = train(current, current.folder.path / folder / f"trial-{trial + 1}", trial, label)
+    below = f"noise-{100 * level:g}/{number}-{slug(name)}/trial-{trial + 1}"
+    return current.folder.path / FOLDER / below
+
+
+def _trained(
+    current: Session, nets: Mapping[str, Train], level: float, number: int, trial: int
+) -> tuple[fx.GraphModule, History]:
+    name, train = list(nets.items())[number]
+    folder = _folder(current, level, number, name, trial)
+    return train(current, folder, trial, f"{100 * level:g}% noise, {name}")
+
+
+def _errors(
+    current: Session, nets: Mapping[str, Train], level: float, number: int, trial: int
+) -> tuple[float, float, float]:
+    network, history = _trained(current, nets, level, number, trial)
     last, memorised = current.evaluate(network), current.evaluate(network, current.data.train)
     network.load_state_dict(history.best_state)
     best = current.evaluate(network)

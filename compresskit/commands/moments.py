@@ -82,7 +82,8 @@ def gatherer(current: Session, folder: Path, samples: int | None) -> Gatherer:
 def allowed_memory(current: Session) -> float:
     """Bytes that one process may take for moments: as the recipe says, or a share of what is free."""
     settings, group = current.recipe.moments, current.group
-    return settings.memory_bytes() or group.share(SHARE * free_memory(current.device, group.world))
+    sharing = current.arguments.task.place.sharing if current.arguments.task else group.world
+    return settings.memory_bytes() or group.share(SHARE * free_memory(current.device, sharing))
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from compresskit.errors import CheckpointError, RecipeError
 from compresskit.graph.capture import output_name
 from compresskit.graph.shapes import node_shapes
 from compresskit.graph.trace import trace
-from compresskit.machine import total_memory
 from compresskit.models.factory import Factory
 from compresskit.models.memory import within_memory
 from compresskit.models.outside import Outside
 from compresskit.models.weights import load_weights
+from compresskit.numerics.machine import total_memory
 from compresskit.passes.expand.network import expanded_layers
 from compresskit.storage.checkpoint import Checkpoint
 from compresskit.training.inputs import check_inputs
@@ -154,7 +154,7 @@ def built(recipe: Recipe, data: DataSet, trial: int, weights: Path | None = None
 def _check_memory(model: Any, data: DataSet) -> None:
     """Raises RecipeError for a model that this machine could not hold with its gradients, before it is made."""
     try:
-        with torch.random.fork_rng(), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             network = model.build(data.input_shape, data.outputs)
     except NotImplementedError:  # drawing its weights takes numbers
         return

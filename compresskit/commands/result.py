@@ -67,6 +67,7 @@ class Result:
     """The whole of a report.
 
     folder: where files were written, None if nothing was. skipped: by layer, the reason why it was left alone.
+    failed: by job, what stopped it, where others did not fail.
     checks: by name, the largest difference found on one batch after a step that claims to keep the function.
     details: what only report.json holds, under stable keys.
     """
@@ -79,6 +80,7 @@ class Result:
     targets: list[Target] = field(default_factory=list)
     checks: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 

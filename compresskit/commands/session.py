@@ -1,5 +1,6 @@
 """What every command starts from: recipe, data, device and processes, run folder and checkpoints."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ from compresskit.errors import CheckpointError
 from compresskit.graph.doors.entry import entry_of
 from compresskit.graph.masks import Masks
 from compresskit.graph.shapes import evaluating
+from compresskit.jobs.lanes import Lane
+from compresskit.jobs.places import Task, device_of, wanted
 from compresskit.numerics.outputs import largest_difference
 from compresskit.recipes.yaml_reader import to_yaml
 from compresskit.storage.checkpoint import Checkpoint, ForeignFile, load
@@ -37,29 +40,12 @@ from compresskit.training.tasks.evaluation import evaluate, watched
 from compresskit.training.tasks.own import OwnMetrics, own_metrics
 
 
-class Progress(Protocol):
+class Progress(Lane, Protocol):
     """Where a command says what it is doing."""
 
-    def start(self, task: str, total: int) -> None: ...
-
-    def update(self, done: int, note: str = "") -> None: ...
-
-    def log(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None:
-        """Says it now, and once among the notes of the report."""
+    def lane(self, name: str) -> Lane:
+        """Beside this one, that of a job of that name."""
         ...
-
-
-class Counter:
-    """Tells a command's progress of one more thing done, each time it is called."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress, self._done = progress, 0
-
-    def __call__(self) -> None:
-        self._done += 1
-        self._progress.update(self._done)
 
 
 @dataclass(frozen=True)
@@ -75,6 +61,8 @@ class Arguments:
     resume: bool = False
     force: bool = False
     dry_run: bool = False
+    jobs: str = "1"  # at a time: a number, or auto
+    task: Task | None = None  # of a process that does one job of a run; None: the one that the user has started
     held: ExitStack | None = None  # who keeps the run folder locked until the report is written; None: the session
 
     @property
@@ -95,7 +83,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Session:
-    """One command at work. parents: the checkpoints it reads. folder: None until `with_folder` made it."""
+    """One command at work. parents: the checkpoints it reads. folder: None until `with_folder` made it.
+
+    several: whether it has jobs of which one can fail without the others. failed: by folder, what stopped those.
+    """
 
     verb: str
     arguments: Arguments
@@ -107,6 +98,8 @@ class Session:
     folder: RunFolder | None
     progress: Progress
     held: ExitStack  # what is let go of when the session ends
+    several: bool = False
+    failed: dict[Path, Exception] = field(default_factory=dict)
 
     def fresh(self, trial: int) -> Start:
         """The recipe's model, traced, with random weights drawn from the trial's seed (or those that it names)."""
@@ -238,12 +231,19 @@ def session(
     own_metrics(recipe.report.metrics or ())  # what cannot be found is said before the data are loaded
     parents = find_parents(arguments.checkpoint, recipe, verb) if from_checkpoint else ()
     kind = device_kind(arguments.device)
+    wanted(arguments.jobs, kind, int(os.environ.get("WORLD_SIZE", "1")))
     if recipe.deterministic:
         set_determinism(recipe.seed, strict=True)
     with closing(connect(kind)) as group, ExitStack() as held:
         data = _load(recipe, group, progress)
         watched(data.task, data.outputs, own_metrics(recipe.report.metrics or ()))
-        yield Session(verb, arguments, recipe, data, group.device(kind), group, parents, None, progress, held)
+        device = device_of(kind, group, arguments.task)
+        yield Session(verb, arguments, recipe, data, device, group, parents, None, progress, held)
+
+
+def in_folder(current: Session) -> Session:
+    """The session with its run folder, which this process does not make: a job's, or a dry run's."""
+    return replace(current, folder=RunFolder(run_path(current)))
 
 
 def with_folder(current: Session) -> Session:

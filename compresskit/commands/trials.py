@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import fx
 
 from compresskit.commands.analyses import analyse, draw_learning_curves
 from compresskit.commands.figures import Figures, compared
+from compresskit.commands.jobs.job import Job, attempts
 from compresskit.commands.parents import MODEL, not_finite
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Progress, Session, Start, trial_folder
@@ -118,7 +120,13 @@ def train_trials(current: Session, options: Training, start: Callable[[int], Sta
     """Trains one network for each trial; the best of them by what training monitors becomes the run's model.pt."""
     count = current.recipe.trials
     assert current.folder is not None
-    trials = [_train_trial(current, options, start(trial), trial, count) for trial in range(count)]
+    trials = attempts(
+        current,
+        {
+            trial_folder(current, trial, count): partial(_train_trial, current, options, start, trial, count)
+            for trial in range(count)
+        },
+    )
     if count > 1 and current.group.is_main:
         _promote(current, trials)
     result = _result(current, options, trials)
@@ -126,6 +134,16 @@ def train_trials(current: Session, options: Training, start: Callable[[int], Sta
     draw_learning_curves(current, histories)
     analyse(current, result, {name: histories}, {name: trials[0].path})
     return result
+
+
+def trial_jobs(current: Session, options: Training, start_of: Callable[[int], Start], cost: float = 0.0) -> list[Job]:
+    """The trainings of `train_trials`. cost: of one; see `Job`."""
+    count = current.recipe.trials
+
+    def train(trial: int) -> None:
+        _trained(current, options, start_of(trial), trial, count)
+
+    return [Job(trial_folder(current, trial, count), partial(train, trial), cost) for trial in range(count)]
 
 
 def check_training(
@@ -153,16 +171,14 @@ def check_room(
     check_disk(folder, ((STATE_COPIES + epochs) * current.recipe.trials * runs + passing) * weights)
 
 
-def _train_trial(current: Session, options: Training, start: Start, trial: int, count: int) -> Trial:
-    seed, folder = current.recipe.seed + trial, trial_folder(current, trial, count)
-    if trial == 0 and current.group.is_main:
-        check_room(current, [start.network], folder, epochs=options.kept_epochs)
+def _train_trial(
+    current: Session, options: Training, start_of: Callable[[int], Start], trial: int, count: int
+) -> Trial:
+    seed, folder, start = current.recipe.seed + trial, trial_folder(current, trial, count), start_of(trial)
     before = None
     if start.path is not None:
         before = current.figures(start.network, current.evaluate(start.network), start.path, start.masks)
-    label = f"{current.verb} {trial + 1} of {count}" if count > 1 else current.verb
-    original = start.network if start.path is not None else None
-    history = train_network(current, start.network, options, seed, folder, label, start.masks, original)
+    history = _trained(current, options, start, trial, count)
     metrics = current.evaluate(start.network)
     keep(current, start.network, folder / MODEL, seed, metrics, start)
     best = copy.deepcopy(start.network)
@@ -172,6 +188,14 @@ def _train_trial(current: Session, options: Training, start: Start, trial: int, 
     after = current.figures(start.network, metrics, folder / MODEL, start.masks)
     reloaded = current.reload_difference(start.network, folder / MODEL)
     return Trial(seed, folder / MODEL, before, after, best_metrics, history, reloaded)
+
+
+def _trained(current: Session, options: Training, start: Start, trial: int, count: int) -> History:
+    """Trains the start's network in place: what takes long of a trial."""
+    label = f"{current.verb} {trial + 1} of {count}" if count > 1 else current.verb
+    original = start.network if start.path is not None else None
+    seed, folder = current.recipe.seed + trial, trial_folder(current, trial, count)
+    return train_network(current, start.network, options, seed, folder, label, start.masks, original)
 
 
 def keep(
@@ -237,7 +261,7 @@ def _result(current: Session, options: Training, trials: list[Trial]) -> Result:
     if current.data.validation is None:
         result.notes.append(ON_TEST_SET)
     result.notes += teacher_notes(options)
-    if len(trials) > 1:
+    if current.recipe.trials > 1:
         seed = trials[best_trial([trial.history for trial in trials], current.data.task)].seed
         result.notes.append(f"model.pt is that of seed {seed}, the best by {trials[0].history.monitor}")
     result.details = {

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from compresskit.errors import RecipeError
-from compresskit.machine import total_memory
+from compresskit.numerics.machine import total_memory
 
 SHARE = 0.75  # of the machine's memory that weights may take: data, gradients and the system need the rest
 

@@ -1,9 +1,11 @@
-"""How many threads torch takes for a while."""
+"""How many threads torch takes, for a while or for good."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from threadpoolctl import threadpool_limits
 
 
 @contextmanager
@@ -15,3 +17,10 @@ def threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def limit(number: int) -> None:
+    """So many for the rest of this process: of torch's libraries, and of scipy's and numpy's, which have their own."""
+    importlib.import_module("scipy.linalg.lapack")  # what is not loaded cannot be told
+    torch.set_num_threads(number)
+    threadpool_limits(number)

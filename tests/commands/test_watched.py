@@ -132,9 +132,9 @@ def test_a_row_that_diverged_gains_nothing_and_stops_nothing(call, watched, monk
     rows = {"one rate": {}, "too fast": {"train.optimizer": {"kind": "sgd", "lr": 1e9}}}
     columns = {"a": {}, "b": {"train.batch_size": 32}}
     outcome = call("train", watched, f"train.compare={json.dumps({'rows': rows, 'columns': columns})}", "--quiet")
-    assert outcome.status == 0, outcome.err
+    assert outcome.status == 1, outcome.err
     found = json.loads(Path("runs/net-train/report.json").read_text())
-    assert any("too fast" in note for note in found["notes"])
+    assert list(found["failed"]) == ["compare/too-fast/a", "compare/too-fast/b"]
     assert given == []
 
 

@@ -48,24 +48,26 @@ class ExpandedTrial:
 def expand_result(
     current: Session, asked: Sequence[Setting], settings: Mapping[str, Sequence[ExpandedTrial]]
 ) -> Result:
-    """settings: trials of the networks that were asked for by name, the recipe's own first."""
+    """settings: by name of all networks that were asked for, the recipe's own first, the trials that did not fail."""
     assert current.folder is not None
-    trials = settings[asked[0].name]
+    own, settings = settings[asked[0].name], {name: found for name, found in settings.items() if found}
+    first = next(iter(settings.values()))[0]
     result = Result("expand", current.recipe.name, current.folder.path)
-    contracted = trials[0].difference is not None
-    before = [trial.trained for trial in trials] if contracted else []
-    batch = current.recipe.report.latency_batch
-    result.figures = compared(before, [trial.final for trial in trials], batch, current.device)
-    if trials[0].history is not None:
+    contracted = first.difference is not None
+    before = [trial.trained for trial in own] if contracted else []
+    if own:
+        batch = current.recipe.report.latency_batch
+        result.figures = compared(before, [trial.final for trial in own], batch, current.device)
+        result.notes = _notes(current, own, contracted=contracted)
+    if first.history is not None:
         result.tables.append(_networks(asked, settings))
-    _add_factors(result, trials[0].expansion)
+    _add_factors(result, own[0].expansion if own else None)
     result.checks = _checks(settings)
-    result.notes = _notes(current, trials, contracted=contracted)
     add_costs(result, costs_of({name: found[0].expansion for name, found in settings.items()}), _states(asked))
     result.details = {"networks": {name: [_plain(trial) for trial in found] for name, found in settings.items()}}
     if current.group.is_main:
-        _finish(current, settings)
-    if trials[0].history is not None:
+        _finish(current, own, settings)
+    if first.history is not None:
         histories = {name: [t.history for t in found if t.history] for name, found in settings.items()}
         analyse(current, result, histories, {name: found[0].path for name, found in settings.items()})
     return result
@@ -98,10 +100,10 @@ def _states(asked: Sequence[Setting]) -> dict[str, int]:
 
 def _with_changes(table: Table, asked: Sequence[Setting]) -> Table:
     """With what is trained otherwise than `train` says, if anything is."""
-    changes = [", ".join(changed(one.training, asked[0].training)) if one.training else "" for one in asked]
-    if not any(changes):
+    changes = {one.name: ", ".join(changed(one.training, asked[0].training)) if one.training else "" for one in asked}
+    if not any(changes.values()):
         return table
-    rows = [(*row, text) for row, text in zip(table.rows, changes, strict=True)]
+    rows = [(*row, changes[row[0]]) for row in table.rows]
     return replace(table, columns=(*table.columns, "changes in training"), rows=rows)
 
 
@@ -178,35 +180,33 @@ def _notes(current: Session, trials: Sequence[ExpandedTrial], *, contracted: boo
         notes.append(f"{differing} predictions on the test set differ between the contracted and the expanded net")
     if trials[0].history is not None and current.data.validation is None:
         notes.append(ON_TEST_SET)
-    if len(trials) > 1:
+    if current.recipe.trials > 1:
         best, monitor = _best(current, trials)
         notes.append(f"model.pt is that of seed {best.seed}, {monitor}")
     return notes
 
 
-def _finish(current: Session, settings: Mapping[str, Sequence[ExpandedTrial]]) -> None:
-    """Copies the best trial to the top of the run folder, and draws the curves."""
+def _finish(current: Session, trials: Sequence[ExpandedTrial], settings: Mapping[str, Sequence[ExpandedTrial]]) -> None:
+    """Copies the best of the own network's trials to the top of the run folder, and draws the curves."""
     assert current.folder is not None
-    trials = next(iter(settings.values()))
-    trained = trials[0].history is not None
-    if len(trials) > 1:
+    first = next(iter(settings.values()))[0].history
+    trained = first is not None
+    if trials and current.recipe.trials > 1:
         best, _ = _best(current, trials)
         files = [MODEL, *([BEST] if trained else []), *([EXPANDED] if best.difference is not None else [])]
         for name in files:
             current.folder.copy(best.path.with_name(name), name)
     if not current.recipe.report.plots:
         return
-    if not trained:
-        network = load(current.folder.path / MODEL).network
-        draw_sizes(current.folder.path, {"": network}, current.data.input_shape)
-    else:
-        first = trials[0].history
-        assert first is not None
+    if first is not None:
         curves = {
             name: [[row[first.monitor] for row in trial.history.rows] for trial in found if trial.history is not None]
             for name, found in settings.items()
         }
         training_curves(current.folder.path / "training-curves.png", {"": curves}, first.monitor.replace("_", " "))
+    elif trials:
+        network = load(current.folder.path / MODEL).network
+        draw_sizes(current.folder.path, {"": network}, current.data.input_shape)
 
 
 def _best(current: Session, trials: Sequence[ExpandedTrial]) -> tuple[ExpandedTrial, str]:

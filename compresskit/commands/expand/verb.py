@@ -12,11 +12,21 @@ from torch import fx
 from compresskit.commands.expand.report import EXPANDED, ExpandedTrial, expand_result, plan_result
 from compresskit.commands.expand.section import STAGES, ExpandAndTrain
 from compresskit.commands.expand.settings import Setting, settings, start_of
-from compresskit.commands.memorisation import check_memorisation, memorise
+from compresskit.commands.jobs.job import Job, attempt, beside, placement, with_failures, worked
+from compresskit.commands.memorisation import Train, check_memorisation, memorisation_jobs, memorise
 from compresskit.commands.parents import MODEL
 from compresskit.commands.plan import plan_training
 from compresskit.commands.result import Result
-from compresskit.commands.session import Arguments, Progress, Session, Start, session, trial_folder, with_folder
+from compresskit.commands.session import (
+    Arguments,
+    Progress,
+    Session,
+    Start,
+    in_folder,
+    session,
+    trial_folder,
+    with_folder,
+)
 from compresskit.commands.train.section import FreshTraining, Memorisation
 from compresskit.commands.trials import BEST, check_room, check_training, keep, train_network
 from compresskit.data.own.targets import OWN
@@ -36,6 +46,8 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         options: ExpandAndTrain = current.recipe.section("expand")
         _check(current, options)
         asked = settings(current.recipe)
+        if arguments.task:
+            return worked(current, _jobs(in_folder(current), asked))
         start, expansion = _start(current, asked[0], options, 0)
         starts = {asked[0].name: (start, expansion)} | {one.name: start_of(current, one, 0) for one in asked[1:]}
         networks = {name: found.network for name, (found, _) in starts.items()}
@@ -43,21 +55,73 @@ def run(arguments: Arguments, progress: Progress) -> Result:
             for training in _trainings(options, setting):
                 with setting.named():
                     check_training(current, networks[setting.name], training)
+        jobs = _jobs(in_folder(current), asked, networks)
         if arguments.dry_run:
-            return _plan(current, asked, networks, {name: found for name, (_, found) in starts.items()})
+            result = _plan(current, asked, networks, {name: found for name, (_, found) in starts.items()})
+            result.notes += placement(current, jobs)
+            return result
         current = with_folder(current)
         assert current.folder is not None
         if current.group.is_main:
             noise = _memorisation(current, options)
             check_room(current, networks.values(), current.folder.path, 1 + len(noise.label_noise if noise else ()))
-        trials = {
-            setting.name: [_run_trial(current, options, setting, trial) for trial in range(current.recipe.trials)]
-            for setting in asked
-        }
-        result = expand_result(current, asked, trials)
+        current = beside(current, jobs)
+        result = expand_result(current, asked, _trials(current, options, asked))
         if (noise := _memorisation(current, options)) is not None:
-            result.tables.append(memorise(current, noise, {s.name: partial(_afresh, setting=s) for s in asked}))
-        return result
+            result.tables.append(memorise(current, noise, _nets(asked)))
+        return with_failures(current, result)
+
+
+def _jobs(
+    current: Session, asked: Sequence[Setting], networks: Mapping[str, fx.GraphModule] | None = None
+) -> list[Job]:
+    """All trainings. networks: of which costs are taken, if they count."""
+    options: ExpandAndTrain = current.recipe.section("expand")
+    jobs = list[Job]()
+    if "train" not in options.stages:
+        return jobs
+
+    def train(setting: Setting, trial: int) -> None:
+        start, _ = _start(current, setting, options, trial)
+        _train(
+            current, setting, start.network, _folder(current, setting, trial), trial, _label(current, setting, trial)
+        )
+
+    def cost(setting: Setting) -> float:
+        if networks is None:
+            return 0.0
+        epochs = sum(training.epochs for training in _trainings(options, setting))
+        return epochs * count(networks[setting.name], current.data.input_shape).macs
+
+    for setting in asked:
+        trials = range(current.recipe.trials)
+        jobs += [
+            Job(_folder(current, setting, trial), partial(train, setting, trial), cost(setting)) for trial in trials
+        ]
+    if (noise := _memorisation(current, options)) is not None:
+        jobs += memorisation_jobs(current, noise, _nets(asked), cost(asked[0]))
+    return jobs
+
+
+def _nets(asked: Sequence[Setting]) -> dict[str, Train]:
+    """How `memorise` trains them."""
+    return {setting.name: partial(_afresh, setting=setting) for setting in asked}
+
+
+def _trials(current: Session, options: ExpandAndTrain, asked: Sequence[Setting]) -> dict[str, list[ExpandedTrial]]:
+    """By network, those that did not fail. Raises what stopped the first where all did."""
+    work = {
+        (setting.name, _folder(current, setting, trial)): partial(_run_trial, current, options, setting, trial)
+        for setting in asked
+        for trial in range(current.recipe.trials)
+    }
+    found: dict[str, list[ExpandedTrial]] = {setting.name: [] for setting in asked}
+    for (name, folder), each in work.items():
+        if (trial := attempt(current, folder, each)) is not None:
+            found[name].append(trial)
+    if not any(found.values()):
+        raise next(iter(current.failed.values()))
+    return found
 
 
 def _check(current: Session, options: ExpandAndTrain) -> None:
@@ -145,7 +209,7 @@ def _run_trial(current: Session, options: ExpandAndTrain, setting: Setting, tria
     """One trial of one network, from its start to model.pt; a run that was stopped goes on inside its training."""
     seed, folder = current.recipe.seed + trial, _folder(current, setting, trial)
     start, expansion = _start(current, setting, options, trial)
-    label = f"{setting.name}, trial {trial + 1} of {current.recipe.trials}"
+    label = _label(current, setting, trial)
     trains = "train" in options.stages
     history = _train(current, setting, start.network, folder, trial, label) if trains else None
     metrics = current.evaluate(start.network)
@@ -165,6 +229,10 @@ def _run_trial(current: Session, options: ExpandAndTrain, setting: Setting, tria
         found.best = _keep_best(current, start, history, folder, seed, contracts=contracts)
     found.reloaded = current.reload_difference(final, found.path)
     return found
+
+
+def _label(current: Session, setting: Setting, trial: int) -> str:
+    return f"{setting.name}, trial {trial + 1} of {current.recipe.trials}"
 
 
 def _folder(current: Session, setting: Setting, trial: int) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from compresskit.commands.figures import compared, draw_sizes, slower
-from compresskit.commands.fuse.records import FusedTrial, Step
+from compresskit.commands.fuse.records import Baseline, FusedTrial, Step
 from compresskit.commands.fuse.section import FuseAndRetrain
 from compresskit.commands.parents import MODEL
 from compresskit.commands.result import Result, Table, Target, by
@@ -43,7 +43,7 @@ def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTri
     result.details = {"trials": [{"seed": t.seed, "steps": [s.plain() for s in t.steps]} for t in trials]}
     if current.group.is_main:
         best = _best(trials, current.data.task, metric)
-        if len(trials) > 1:
+        if current.recipe.trials > 1:
             current.folder.copy(best.path, MODEL)
             split = "test" if current.data.validation is None else "validation"
             result.notes.append(f"model.pt is that of seed {best.seed}, the best by {split} {metric}")
@@ -116,7 +116,7 @@ def _networks(trials: list[FusedTrial], metric: str) -> Table:
                 step.widths,
                 tuple(s.fused[metric] for s in found),
                 tuple(s.retrained[metric] for s in found if s.retrained) or "",
-                *(tuple(s.baselines[name].metrics[metric] for s in found) for name in names),
+                *(tuple(b.metrics[metric] for b in _beside(found, name)) or "failed" for name in names),
                 step.row.saved_macs,
             )
         )
@@ -135,15 +135,21 @@ def _training(trials: list[FusedTrial]) -> list[Table]:
         share = step.macs / first.before.macs
         paid += ((step.epochs or 0) - epochs) * share
         epochs = step.epochs or 0
-        beside = [(step.baselines[name].epochs, step.baselines[name].epochs * share) for name in names]
-        rows.append((step.widths, epochs, paid, *(number for pair in beside for number in pair)))
+        found = [step.baselines.get(name) for name in names]
+        beside = [(one.epochs, one.epochs * share) if one is not None else ("failed", "") for one in found]
+        rows.append((step.widths, epochs, paid, *(cell for pair in beside for cell in pair)))
     columns = [f"{who}, {what}" for who in ("fused", *(_FROM[n] for n in names)) for what in ("epochs in all", "cost")]
     title = "training, first trial; cost in epochs of the net that was fused, by multiply-adds"
     return [Table(title, ("network", *columns), rows)]
 
 
 def _baselines(trials: list[FusedTrial]) -> list[str]:
-    return list(trials[0].steps[0].baselines)
+    return list(dict.fromkeys(name for trial in trials for step in trial.steps for name in step.baselines))
+
+
+def _beside(steps: list[Step], name: str) -> list[Baseline]:
+    """Those of that name that did not fail."""
+    return [step.baselines[name] for step in steps if name in step.baselines]
 
 
 def _layers(trials: list[FusedTrial]) -> Table:
@@ -242,7 +248,7 @@ def _plot(folder: Path, trials: list[FusedTrial]) -> list[str]:
         panels = {}
         for (index, _), found in _by_step(trials).items():
             curves = {"fused": [s.curve for s in found if s.curve]}
-            curves |= {_FROM[name]: [s.baselines[name].curve for s in found] for name in _baselines(trials)}
+            curves |= {_FROM[name]: [one.curve for one in _beside(found, name)] for name in _baselines(trials)}
             panels[f"{index + 1}: {found[0].widths}"] = curves | {widths(trials[0].network): before}
         learning_curves(folder / "learning-curves.png", panels, steps[0].monitor)
     if rows := trials[0].ranking.rows:

@@ -2,16 +2,17 @@
 
 import copy
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import fx
 
 from compresskit.commands.fuse.baselines import baselines, trained_epochs
-from compresskit.commands.fuse.records import Baseline, Ranking, Step
+from compresskit.commands.fuse.records import Baseline, Ranking, Step, read_step
 from compresskit.commands.fuse.report import candidate_rows, widths
 from compresskit.commands.fuse.section import FuseAndRetrain
+from compresskit.commands.jobs.job import attempt
 from compresskit.commands.moments import gatherer
 from compresskit.commands.session import Session
 from compresskit.commands.trials import train_network
@@ -26,6 +27,8 @@ from compresskit.passes.fuse.fusible import Fusible, apply, find
 from compresskit.passes.fuse.means import mean_maps
 from compresskit.passes.fuse.network import FusedLayer, describe, measure, solve
 from compresskit.passes.fuse.together import KeptMoments, Passes, Planned, beside, passes, rehearse
+from compresskit.training.loop import History
+from compresskit.training.options import Training
 
 
 class FuseSteps:
@@ -109,21 +112,25 @@ class FuseSteps:
         current.progress.log(f"{row.name}: fused {' + '.join(row.layers)}, {said} before retraining")
         return fused, Step(self.seed, row, widths(fused), size(fused, current.data.input_shape).macs, metrics)
 
+    def is_trained(self, record: Path, index: int) -> bool:
+        """Whether step `index` was kept behind all of its training: what failed beside it is taken up again."""
+        return record.exists() and read_step(record).baselines.keys() == self._beside(index).keys()
+
     def train(self, fused: fx.GraphModule, step: Step, stage: Path, index: int) -> None:
         """Trains `fused` in place as the recipe says, and random ones beside it; their state is below `stage`."""
+        for name in self._beside(index):
+            work = partial(self._baseline, fused, step, stage, index, name)
+            if (found := attempt(self._current, stage / name, work)) is not None:
+                step.baselines[name] = found
+        self.retrain(fused, step, stage, index)
+
+    def retrain(self, fused: fx.GraphModule, step: Step, stage: Path, index: int) -> None:
+        """Trains `fused` alone, in place."""
         current, retrain, original = self._current, self._options.retrain, self.start.network
-        label = f"seed {self.seed}, {step.widths}"
-        for name, settings in baselines(self._options, self.trained, index).items():
-            random = copy.deepcopy(fused)
-            step.not_random = reset_parameters(random, self.seed, self._initialisation())
-            told = f"{name} {label}"
-            history = train_network(current, random, settings, self.seed, stage / name, told, original=original)
-            curve = [row[history.monitor] for row in history.rows]
-            step.baselines[name] = Baseline(settings.epochs, current.evaluate(random), curve)
         step.epochs = self.trained
         if retrain is not None:
             monitored = current.evaluate(fused, current.data.validation)
-            told = f"retrain {label}"
+            told = f"retrain seed {self.seed}, {step.widths}"
             history = train_network(current, fused, retrain, self.seed, stage / "retrain", told, original=original)
             step.retrained, step.monitor = current.evaluate(fused), history.monitor
             step.curve = [monitored[history.monitor.partition("_")[2]], *(row[history.monitor] for row in history.rows)]
@@ -131,6 +138,25 @@ class FuseSteps:
         step.monitored = (
             current.evaluate(fused, current.data.validation)[step.main] if current.data.validation else None
         )
+
+    def train_beside(
+        self, fused: fx.GraphModule, step: Step, stage: Path, index: int, name: str
+    ) -> tuple[fx.GraphModule, History]:
+        """A network like `fused`, trained from random weights as that baseline is."""
+        random, settings = copy.deepcopy(fused), self._beside(index)[name]
+        step.not_random = reset_parameters(random, self.seed, self._initialisation())
+        told = f"{name} seed {self.seed}, {step.widths}"
+        original = self.start.network
+        history = train_network(self._current, random, settings, self.seed, stage / name, told, original=original)
+        return random, history
+
+    def _baseline(self, fused: fx.GraphModule, step: Step, stage: Path, index: int, name: str) -> Baseline:
+        random, history = self.train_beside(fused, step, stage, index, name)
+        curve = [row[history.monitor] for row in history.rows]
+        return Baseline(self._beside(index)[name].epochs, self._current.evaluate(random), curve)
+
+    def _beside(self, index: int) -> dict[str, Training]:
+        return baselines(self._options, self.trained, index)
 
     def _measured(self, network: fx.GraphModule, candidate: Candidate) -> FusedLayer:
         """The row of a fused layer with its error on held-out images; refuses weights that are no use."""

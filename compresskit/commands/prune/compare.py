@@ -128,8 +128,12 @@ def _said(key: str, value: Any) -> str:
 
 
 def add_comparison(current: Session, result: Result, trials: Sequence[list[Compared]], kind: str) -> None:
-    """The table, and the plots: the metric by what is left, and what layers lost, for each line."""
-    several = list(zip(*trials, strict=True))
+    """The table, and the plots: the metric by what is left, and what layers lost, for each line. trials: of each those
+    settings that did not fail."""
+    by_setting: dict[str, list[Compared]] = {}
+    for one in (one for trial in trials for one in trial):
+        by_setting.setdefault(one.setting.folder, []).append(one)
+    several = list(map(tuple, by_setting.values()))
     metric = next(iter(several[0][0].metrics))
     result.tables.append(_table(several, metric))
     result.details["comparison"] = [

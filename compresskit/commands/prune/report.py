@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.commands.analyses import add_rates
-from compresskit.commands.figures import Figures, compared, slower
+from compresskit.commands.figures import Figures, slower
+from compresskit.commands.figures import compared as before_and_after
 from compresskit.commands.parents import MODEL
 from compresskit.commands.prune.compare import Compared, Options, add_comparison, settings, stages_of
 from compresskit.commands.prune.section import MaskAndRetrain
@@ -30,7 +31,7 @@ _SHOWN = 3  # layers of a group
 
 @dataclass
 class PrunedTrial:
-    """One trial: figures before and after, its steps, each with its metrics after retraining, and other settings.
+    """One trial: figures before and after, and its steps, each with its metrics after retraining.
 
     judged: metrics on held-out images, by which the best of several trials is picked.
     """
@@ -43,7 +44,6 @@ class PrunedTrial:
     steps: list[PruneStep]
     retrained: list[Retrained]
     judged: dict[str, float] = field(default_factory=dict)
-    compared: list[Compared] = field(default_factory=list)
 
 
 def plan_result(current: Session, options: Options, plan: Pruner | Masker) -> Result:
@@ -71,11 +71,27 @@ def plan_result(current: Session, options: Options, plan: Pruner | Masker) -> Re
     return result
 
 
-def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) -> Result:
+def prune_result(
+    current: Session, options: Options, trials: list[PrunedTrial], compared: list[list[Compared]]
+) -> Result:
+    """trials: those that did not fail. compared: of every trial the settings that did not; raises what stopped the
+    first job where all did."""
+    if not trials and not any(compared):
+        raise next(iter(current.failed.values()))
     assert current.folder is not None
     result = Result("prune", current.recipe.name, current.folder.path)
+    if trials:
+        _add_own(current, result, options, trials)
+    if any(compared):
+        add_comparison(current, result, compared, options.kind)
+    return result
+
+
+def _add_own(current: Session, result: Result, options: Options, trials: list[PrunedTrial]) -> None:
+    """What there is to say of the networks that are kept."""
+    assert current.folder is not None
     batch = current.recipe.report.latency_batch
-    result.figures = compared([t.before for t in trials], [t.after for t in trials], batch, current.device)
+    result.figures = before_and_after([t.before for t in trials], [t.after for t in trials], batch, current.device)
     result.targets = [_target(options, trials)]
     result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
     result.tables = [_stages(options, trials), *_ladders(options, trials), *_kinds(trials)]
@@ -90,7 +106,7 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
         result.notes = slower(result.figures) + _single(trials)
     result.notes += teacher_notes(options.retrain)
     result.notes += ladder_notes(current, [step.rungs for trial in trials for step in trial.steps])
-    if len(trials) > 1:
+    if current.recipe.trials > 1:
         result.notes.append(_promote(current, trials))
     if first.unexplained:
         worst = max(first.unexplained, key=lambda layer: first.unexplained[layer])
@@ -106,9 +122,6 @@ def prune_result(current: Session, options: Options, trials: list[PrunedTrial]) 
             sensitivities(current.folder.path / "sensitivity.png", points)
     if options.retrain is not None and options.retrain.layerwise_rates is not None:
         add_rates(current, result, trials[0].retrained[-1].history, options.retrain.layerwise_rates)
-    if options.compare is not None:
-        add_comparison(current, result, [trial.compared for trial in trials], options.kind)
-    return result
 
 
 def _single(trials: list[PrunedTrial]) -> list[str]:

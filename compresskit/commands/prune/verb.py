@@ -1,14 +1,25 @@
 """`compresskit prune`: takes channels out, or masks weights or kernels, and retrains, in one step or in several."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import fx
 
 from compresskit.commands.analyses import draw_rates
+from compresskit.commands.jobs.job import (
+    Job,
+    attempt,
+    beside,
+    check_not_timed,
+    placement,
+    with_failures,
+    worked,
+)
 from compresskit.commands.parents import MODEL, check_unmasked
 from compresskit.commands.prune.channels import prune_channels, pruner
-from compresskit.commands.prune.compare import Compared, Options, settings
+from compresskit.commands.prune.compare import Compared, Options, Setting, settings
 from compresskit.commands.prune.report import PrunedTrial, plan_result, prune_result
 from compresskit.commands.prune.section import MaskAndRetrain
 from compresskit.commands.prune.stages import PRUNED, STEP, PruneStep, Retrained
@@ -20,12 +31,14 @@ from compresskit.commands.session import (
     Progress,
     Session,
     Start,
+    in_folder,
     run_path,
     session,
     trial_folder,
     with_folder,
 )
 from compresskit.commands.trials import check_room, check_training, keep, plain_parent, train_network
+from compresskit.graph.counting import count
 from compresskit.passes.prune.channels import Pruner
 from compresskit.passes.prune.masks import Masker
 from compresskit.storage.checkpoint import load
@@ -35,11 +48,14 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     """Prunes a trained net; writes pruned.pt, as it was before retraining, and model.pt."""
     with session("prune", arguments, ("data", "prune"), progress, from_checkpoint=True) as current:
         options: Options = current.recipe.section("prune")
+        if arguments.task:
+            return worked(current, _jobs(in_folder(current), options))
         start = _start(current, options, 0)
         plan = _planned(current, options, start, current.recipe.seed)
         others = [setting.options for setting in settings(options)]
-        for other in others:
-            _planned(current, other, start, current.recipe.seed)
+        plans = [plan, *(_planned(current, other, start, current.recipe.seed) for other in others)]
+        jobs = _jobs(in_folder(current), options, _costs(current, start, (options, *others), plans))
+        check_not_timed(current, jobs, any(one.target.goal == "latency" for one in (options, *others)))
         trainings = [one.retrain for one in (options, *others) if one.retrain is not None]
         for number, training in enumerate(trainings):
             if training not in trainings[:number]:
@@ -51,10 +67,53 @@ def run(arguments: Arguments, progress: Progress) -> Result:
             runs = options.steps * (1 + len(others))
             check_room(current, [start.network], run_path(current), runs, passing=passing)
         if arguments.dry_run:
-            return plan_result(current, options, plan)
-        current = with_folder(current)
+            result = plan_result(current, options, plan)
+            result.notes += placement(current, jobs)
+            return result
+        current = beside(with_folder(current), jobs)
         trials = [_run_trial(current, options, trial) for trial in range(current.recipe.trials)]
-        return prune_result(current, options, trials)
+        found = [own for own, _ in trials if own is not None]
+        return with_failures(current, prune_result(current, options, found, [compared for _, compared in trials]))
+
+
+def _jobs(current: Session, options: Options, costs: Sequence[float] = ()) -> list[Job]:
+    """The pruning that is kept, and those that are compared with it, of each trial. costs: of these, one after another,
+    where they count."""
+
+    def prune(trial: int, asked: Options, folder: Path) -> None:
+        _work(current, trial).prune(asked, _start(current, options, trial), folder)
+
+    beside_it = settings(options)
+    own, *others = costs or [0.0] * (1 + len(beside_it))
+    jobs = list[Job]()
+    for trial in range(current.recipe.trials):
+        folder = trial_folder(current, trial, current.recipe.trials)
+        jobs.append(Job(folder, partial(prune, trial, options, folder), own))
+        for setting, cost in zip(beside_it, others, strict=True):
+            if not _is_own(setting, options):
+                below = _folder_of(setting, folder)
+                jobs.append(Job(below, partial(prune, trial, setting.options, below), cost))
+    return jobs
+
+
+def _costs(current: Session, start: Start, asked: Sequence[Options], plans: Sequence[Pruner | Masker]) -> list[float]:
+    """Of the retraining of each; masks make no step of it cheaper."""
+    macs, found = count(start.network, current.data.input_shape).macs, list[float]()
+    for options, plan in zip(asked, plans, strict=True):
+        epochs = options.retrain.epochs * options.steps if options.retrain is not None else 0
+        left = 1.0 if isinstance(options, MaskAndRetrain) else plan.asked / plan.now
+        found.append(epochs * macs * left)
+    return found
+
+
+def _is_own(setting: Setting, options: Options) -> bool:
+    """Whether a comparison names what is kept."""
+    return setting.options == replace(options, compare=None)
+
+
+def _folder_of(setting: Setting, folder: Path) -> Path:
+    """Of a setting, in that of its trial."""
+    return folder / "compare" / setting.folder
 
 
 def _start(current: Session, options: Options, trial: int) -> Start:
@@ -70,30 +129,46 @@ def _planned(current: Session, options: Options, start: Start, seed: int) -> Pru
     return pruner(current, options, start.network)
 
 
-def _run_trial(current: Session, options: Options, trial: int) -> PrunedTrial:
+def _run_trial(current: Session, options: Options, trial: int) -> tuple[PrunedTrial | None, list[Compared]]:
+    """The pruning that is kept, and those that are compared with it; what failed is left out."""
     folder, start = trial_folder(current, trial, current.recipe.trials), _start(current, options, trial)
-    seed = current.recipe.seed + trial
+    work = _work(current, trial)
+    own = attempt(current, folder, partial(_run_own, work, options, start, folder))
+    compared = list[Compared]()
+    for setting in settings(options):
+        if _is_own(setting, options):
+            ended = (own.steps, own.retrained) if own is not None else None
+        else:
+            current.progress.log(f"seed {work.seed}: {setting.at}, {setting.line}")
+            below = _folder_of(setting, folder)
+            pruned = attempt(current, below, partial(work.prune, setting.options, start, below))
+            ended = pruned[1:] if pruned is not None else None
+        if ended is not None:
+            steps, retrained = ended
+            last = retrained[-1] if retrained else None
+            rows = last.history.rows if last else []
+            compared.append(Compared(setting, steps, last.metrics if last else None, rows))
+    return own, compared
+
+
+def _run_own(work: "_Work", options: Options, start: Start, folder: Path) -> PrunedTrial:
+    current, path = work.current, folder / MODEL
     assert start.path is not None
     before = current.figures(start.network, current.evaluate(start.network), start.path, start.masks)
-    work = _Work(current, folder / "moments", seed)
     pruned, steps, retrained = work.prune(options, start, folder)
-    metrics, path = retrained[-1].metrics if retrained else steps[-1].repaired, folder / MODEL
-    after = current.figures(pruned.network, metrics, path, pruned.masks)
-    found = PrunedTrial(seed, path, before, after, current.reload_difference(pruned.network, path), steps, retrained)
+    metrics = retrained[-1].metrics if retrained else steps[-1].repaired
+    after, reloaded = current.figures(pruned.network, metrics, path, pruned.masks), current.reload_difference
+    found = PrunedTrial(work.seed, path, before, after, reloaded(pruned.network, path), steps, retrained)
     if current.recipe.trials > 1:
         found.judged = (
             metrics if current.data.validation is None else current.evaluate(pruned.network, current.held_out)
         )
-    for setting in settings(options):
-        if setting.options != replace(options, compare=None):  # that one is done
-            current.progress.log(f"seed {seed}: {setting.at}, {setting.line}")
-            _, steps, retrained = work.prune(setting.options, start, folder / "compare" / setting.folder)
-        else:
-            steps, retrained = found.steps, found.retrained
-        last = retrained[-1] if retrained else None
-        rows = last.history.rows if last else []
-        found.compared.append(Compared(setting, steps, last.metrics if last else None, rows))
     return found
+
+
+def _work(current: Session, trial: int) -> "_Work":
+    moments = trial_folder(current, trial, current.recipe.trials) / "moments"
+    return _Work(current, moments, current.recipe.seed + trial)
 
 
 @dataclass(frozen=True)

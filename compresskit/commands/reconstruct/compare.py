@@ -12,6 +12,7 @@ from compresskit.commands.reconstruct.section import Compare, ReconstructAndRetr
 from compresskit.commands.result import Table
 from compresskit.passes.reconstruct.network import Reconstruction
 from compresskit.passes.reconstruct.options import Backward, GroupLasso, Reconstruct, Target
+from compresskit.storage.run_folder import slug
 from compresskit.training.tasks.evaluation import shown_metrics
 
 SPARSE_ROWS = "largest weights, sparse rows"
@@ -39,6 +40,18 @@ class Point:
         if self.selection == SPARSE_ROWS:
             return self.selection
         return f"{self.selection}, {self.chaining}{'' if self.debias else ', not debiased'}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Settings that go one after another, since they have trade-offs in common; or sizes of sparse rows alone.
+
+    name: of its folder.
+    """
+
+    name: str
+    settings: tuple[ReconstructAndRetrain, ...]
+    sparse_rows: tuple[str, ...] = ()
 
 
 @dataclass
@@ -69,6 +82,19 @@ class Comparison:
         self.points.append(Point(*how, size, metrics, training, kept, unexplained))
 
 
+def parts(options: ReconstructAndRetrain) -> list[Part]:
+    """What `compare` names, in its order. A target is shared out by trade-offs, which depend on the selection alone;
+    without one no setting has any in common with another line of the plot."""
+    settings, _ = combinations(options)
+    found: dict[str, list[ReconstructAndRetrain]] = {}
+    for setting in settings:
+        chosen = setting.chosen_selection.kind
+        line = f"{chosen} {setting.chaining}{'' if setting.debias else ' not debiased'}"
+        found.setdefault(slug(line if options.target is None else chosen), []).append(setting)
+    rivals = [Part("sparse-rows", (), tuple(at))] if (at := rivals_at(settings)) else []
+    return [Part(name, tuple(several)) for name, several in found.items()] + rivals
+
+
 def rivals_at(settings: Sequence[ReconstructAndRetrain]) -> list[str]:
     """The sizes at which sparse rows are asked for, each once."""
     asked = [
@@ -79,11 +105,12 @@ def rivals_at(settings: Sequence[ReconstructAndRetrain]) -> list[str]:
 
 def table(trials: Sequence[Comparison]) -> Table:
     """A row for each setting, one value a trial."""
-    shown = shown_metrics(trials[0].points[0].metrics)
+    several_of = _by_setting(trials)
+    shown = shown_metrics(several_of[0][0].metrics)
     measured = (*(f"test {metric}" for metric in shown), f"training {shown[0]}")
     columns = ("selection", "chaining", "debiased", "asked", "size", *measured, "kept")
     rows: list[tuple[Any, ...]] = []
-    for several in _by_setting(trials):
+    for several in several_of:
         first = several[0]
         values = [tuple(point.metrics[metric] for point in several) for metric in shown]
         values.append(tuple(point.training[shown[0]] for point in several))
@@ -103,8 +130,12 @@ def lines(trials: Sequence[Comparison], images: Images) -> dict[str, list[tuple[
     return {name: sorted(points) for name, points in found.items()}
 
 
-def _by_setting(trials: Sequence[Comparison]) -> list[tuple[Point, ...]]:
-    return list(zip(*(trial.points for trial in trials), strict=True))
+def _by_setting(trials: Sequence[Comparison]) -> list[list[Point]]:
+    """Of each setting the points of those trials that have it."""
+    found: dict[tuple[str, str], list[Point]] = {}
+    for point in (point for trial in trials for point in trial.points):
+        found.setdefault((point.line, point.asked), []).append(point)
+    return list(found.values())
 
 
 def combinations(options: ReconstructAndRetrain) -> tuple[list[ReconstructAndRetrain], list[str]]:

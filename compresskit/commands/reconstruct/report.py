@@ -3,14 +3,14 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import fx
 
 from compresskit.commands.figures import Figures, compared, slower
 from compresskit.commands.parents import MODEL
 from compresskit.commands.reconstruct import compare
-from compresskit.commands.reconstruct.compare import Comparison
+from compresskit.commands.reconstruct.compare import Comparison, Images
 from compresskit.commands.reconstruct.section import ReconstructAndRetrain
 from compresskit.commands.reconstruct.sizes import Sizes
 from compresskit.commands.repair.ladder import Rung, ladder_notes, ladder_table, metrics_of
@@ -82,25 +82,51 @@ class ReconstructedTrial:
 
 
 def reconstruct_result(
-    current: Session, options: ReconstructAndRetrain, made: Plan, trials: list[ReconstructedTrial]
+    current: Session,
+    options: ReconstructAndRetrain,
+    made: Plan,
+    trials: list[ReconstructedTrial],
+    comparisons: list[Comparison],
 ) -> Result:
+    """trials: those that did not fail. comparisons: of every trial, with the points that did not; raises what stopped
+    the first job where all did."""
+    points = [point for one in comparisons for point in one.points]
+    if not trials and not points:
+        raise next(iter(current.failed.values()))
     assert current.folder is not None
+    result = Result("reconstruct", current.recipe.name, current.folder.path, skipped=made.skipped)
+    if trials:
+        _add_own(current, result, options, trials)
+    if points:
+        result.tables.append(compare.table(comparisons))
+        result.notes += comparisons[0].impossible
+        if current.group.is_main and current.recipe.report.plots:
+            panels = {
+                f"{images} {next(iter(points[0].metrics))}": compare.lines(comparisons, images)
+                for images in get_args(Images)
+            }
+            grid = options.compare is not None and bool(options.compare.grid)
+            comparison(current.folder.path / "comparison.png", panels, joined=not grid)
+    return result
+
+
+def _add_own(
+    current: Session, result: Result, options: ReconstructAndRetrain, trials: list[ReconstructedTrial]
+) -> None:
+    """What there is to say of the networks that are kept."""
     first = trials[0]
     metric = next(iter(first.before.metrics))
-    result = Result("reconstruct", current.recipe.name, current.folder.path, skipped=made.skipped)
     result.figures = _figures(current, trials)
     result.tables = [_stages(trials), _layers(trials)]
     if len(first.outcome.rungs) > 1:
         result.tables.insert(1, ladder_table("repairs", [trial.outcome.rungs for trial in trials]))
-    if first.compared.points:
-        result.tables.append(compare.table([trial.compared for trial in trials]))
     result.targets = _targets(options, trials)
     result.checks = {
         "cut net against the one with zeros": max(trial.outcome.difference for trial in trials),
         "model.pt read back": max(trial.reloaded for trial in trials),
     }
     notes = [note for trial in trials for note in trial.outcome.notes]
-    result.notes = list(dict.fromkeys([*notes, *first.compared.impossible, *slower(result.figures)]))
+    result.notes = list(dict.fromkeys([*notes, *slower(result.figures)]))
     if first.sizes is not None and first.sizes[1].selections:
         bits = 8 * first.sizes[1].selections
         result.notes.append(f"{bits:,.0f} bits say which inputs are selected (log2 of the binomials): part of the size")
@@ -110,8 +136,7 @@ def reconstruct_result(
     result.notes += ladder_notes(current, [trial.outcome.rungs for trial in trials])
     result.details = {"trials": [_plain(trial) for trial in trials]}
     if current.group.is_main:
-        _finish(current, options, result, trials, metric)
-    return result
+        _finish(current, result, trials, metric)
 
 
 def plan_result(current: Session, network: fx.GraphModule, options: ReconstructAndRetrain, made: Plan) -> Result:
@@ -224,12 +249,10 @@ def _targets(options: ReconstructAndRetrain, trials: list[ReconstructedTrial]) -
     return [Target(goal, text, f"{got:.2%}", got <= share(text) * (1 + 1e-9))]
 
 
-def _finish(
-    current: Session, options: ReconstructAndRetrain, result: Result, trials: list[ReconstructedTrial], metric: str
-) -> None:
-    """The best trial's net at the top of the folder, and the plots."""
+def _finish(current: Session, result: Result, trials: list[ReconstructedTrial], metric: str) -> None:
+    """The best trial's net at the top of the folder, and the trade-offs."""
     assert current.folder is not None
-    if len(trials) > 1:
+    if current.recipe.trials > 1:
         pick = max if higher_is_better(current.data.task, metric) else min
         best = pick(trials, key=lambda trial: (trial.monitored or trial.final)[metric])
         current.folder.copy(best.path, MODEL)
@@ -239,11 +262,6 @@ def _finish(
         outcome = trials[0].outcome
         chosen = {row.site: (row.kept, row.unexplained) for row in outcome.rows}
         trade_offs(current.folder.path / "trade-off.png", outcome.curves, chosen)
-        if trials[0].compared.points:
-            found = [trial.compared for trial in trials]
-            panels = {f"{images} {metric}": compare.lines(found, images) for images in ("test", "training")}
-            grid = options.compare is not None and bool(options.compare.grid)
-            comparison(current.folder.path / "comparison.png", panels, joined=not grid)
 
 
 def _plain(trial: ReconstructedTrial) -> dict[str, Any]:

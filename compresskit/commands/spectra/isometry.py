@@ -9,13 +9,14 @@ import torch
 
 from compresskit.commands.recipe import Recipe
 from compresskit.commands.result import Result, Table
-from compresskit.commands.session import Arguments, Counter, Progress, Start
+from compresskit.commands.session import Arguments, Progress, Start
 from compresskit.commands.spectra.isometry_report import OUTPUT, Measured, add_isometry, figures_of, plan_table
 from compresskit.commands.spectra.section import IsometryOfNetworks
 from compresskit.commands.spectra.subjects import Subject, subjects
 from compresskit.data.dataset import DataSet
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.reachability import Reachability, reachability
+from compresskit.jobs.lanes import Counter
 from compresskit.passes.isometry.network import isometry
 from compresskit.plots.isometry import by_column, by_depth, of_layer, reached
 from compresskit.storage.atomic import write_arrays

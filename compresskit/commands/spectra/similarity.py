@@ -7,12 +7,13 @@ from torch import fx, nn
 
 from compresskit.commands.parents import check_fits, checkpoint_file
 from compresskit.commands.result import Result
-from compresskit.commands.session import Counter, Progress
+from compresskit.commands.session import Progress
 from compresskit.commands.spectra.section import CKA
 from compresskit.data.dataset import DataSet
 from compresskit.errors import RecipeError
 from compresskit.graph.selectors import Layer, as_layer, pick
 from compresskit.graph.trace import traced
+from compresskit.jobs.lanes import Counter
 from compresskit.numerics.spectra.cka import LEAST
 from compresskit.passes.spectra.outputs import outputs_of
 from compresskit.passes.spectra.similarity import similarity

@@ -13,7 +13,7 @@ from torch import nn
 from compresskit.commands.parents import in_folder
 from compresskit.commands.recipe import Recipe, load_recipe
 from compresskit.commands.result import Result
-from compresskit.commands.session import Arguments, Counter, Progress, Start, load_data
+from compresskit.commands.session import Arguments, Progress, Start, load_data
 from compresskit.commands.spectra.graphs import Graphs
 from compresskit.commands.spectra.isometry import Isometries
 from compresskit.commands.spectra.report import plan_result, spectra_result
@@ -26,6 +26,7 @@ from compresskit.errors import CheckpointError, RecipeError
 from compresskit.graph.masks import Masks
 from compresskit.graph.trace import traced
 from compresskit.graph.weights import Weight, chosen, weights_in, weights_of
+from compresskit.jobs.lanes import Counter
 from compresskit.models.memory import within_memory
 from compresskit.models.state_dicts import read_state
 from compresskit.models.weights import load_weights

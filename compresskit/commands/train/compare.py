@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from compresskit.commands.analyses import draw_layers
@@ -19,7 +20,7 @@ from compresskit.storage.run_folder import RunFolder, slug
 
 FOLDER = "compare"
 SECTIONS = ("model", "train", "data.augment")
-DIVERGED = "diverged"
+DIVERGED, FAILED = "diverged", "failed"  # in tables, for figures
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,14 @@ def add_plan(result: Result, found: Sequence[Cell], starts: Sequence[Start]) -> 
 def add_comparison(current: Session, result: Result, found: Sequence[Cell], train: Callable[[Session], Result]) -> None:
     """Trains the cells, each in a folder of its own, and adds their tables and learning curves.
 
-    One of them that diverges is a result like others: the table says so, and the next one is trained. (The run's own
-    network is trained before, and must not.)
+    result: of the run's own network. Where one fails the tables say so, and the next one is trained; if all do, it
+    raises what stopped the first.
     """
     results = {(cell.row, cell.column): _train(current, cell, result, train) for cell in found}
-    metric = next(iter(result.figures)).name
+    done = [one for one in (result, *results.values()) if not isinstance(one, str) and one.figures]
+    if not done:
+        raise next(iter(current.failed.values()))
+    metric = done[0].figures[0].name
     rows, columns = dict.fromkeys(cell.row for cell in found), list(dict.fromkeys(cell.column for cell in found))
     for title, value in _quantities(metric).items():
         cells_of = {row: [_value(results[row, column], value) for column in columns] for row in rows}
@@ -123,19 +127,27 @@ def add_comparison(current: Session, result: Result, found: Sequence[Cell], trai
         _draw(current, found, results)
 
 
-def _train(current: Session, cell: Cell, own: Result, train: Callable[[Session], Result]) -> Result | str:
-    """What came of a cell, or why nothing did."""
-    if cell.own:
-        return own
+def in_cell(current: Session, cell: Cell) -> Session:
+    """The session that trains a cell in its folder."""
     assert current.folder is not None
-    path = current.folder.path / cell.folder
-    current.group.in_main(lambda: path.mkdir(parents=True, exist_ok=True))
+    folder = RunFolder(current.folder.path / cell.folder)
+    return replace(cell.session, folder=folder, arguments=current.arguments, several=current.several)
+
+
+def _train(current: Session, cell: Cell, own: Result, train: Callable[[Session], Result]) -> Result | str:
+    """What came of a cell, or that nothing did."""
+    if cell.own:
+        return own if own.figures else FAILED
+    inside = in_cell(current, cell)
+    assert inside.folder is not None
+    current.group.in_main(partial(inside.folder.path.mkdir, parents=True, exist_ok=True))
     current.progress.log(f"compare: {cell.name}")
     try:
-        return train(replace(cell.session, folder=RunFolder(path)))
-    except ConvergenceError as error:
-        own.notes.append(f"{cell.name}: {error}")
-        return DIVERGED
+        return train(inside)
+    except Exception as error:
+        if error not in current.failed.values():
+            raise
+        return DIVERGED if isinstance(error, ConvergenceError) else FAILED
 
 
 def _quantities(metric: str) -> dict[str, Callable[[Result], Any]]:

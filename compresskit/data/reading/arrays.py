@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from compresskit.data.reading.regular import reading, regular
 from compresskit.errors import DataError
-from compresskit.machine import total_memory
+from compresskit.numerics.machine import total_memory
 
 ADVICE = "write the file anew, as plain arrays of numbers"
 Reader = Callable[[], NDArray[Any]]

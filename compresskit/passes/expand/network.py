@@ -13,11 +13,11 @@ from compresskit.errors import RecipeError
 from compresskit.graph.layers.expanded import Branch, Expanded, Layer
 from compresskit.graph.operations import NORMS, calls_of
 from compresskit.graph.trace import trace
-from compresskit.machine import total_memory
 from compresskit.numerics.expansion.balance import balanced
 from compresskit.numerics.expansion.composition import cost, to_kernel
 from compresskit.numerics.expansion.fit import fit_factors
 from compresskit.numerics.expansion.solve import carrier, orthonormal, solve_factors
+from compresskit.numerics.machine import total_memory
 from compresskit.passes.expand.options import Expand
 from compresskit.passes.expand.rates import StepCost
 from compresskit.passes.expand.sites import by_name, fitting, layer_shape, selected, unfit

@@ -1,6 +1,5 @@
 """Processes that choose the inputs of sites, and fit their layers, beside each other."""
 
-import importlib
 import pickle
 import signal
 from collections import deque
@@ -12,10 +11,11 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
-from threadpoolctl import threadpool_limits
 
+from compresskit import process
 from compresskit.errors import ResourceError
 from compresskit.numerics.moments.moments import Moments
+from compresskit.numerics.threads import limit
 
 WORTH = 1e11  # of work: some ten seconds of a core, where a process takes three to start
 MOST = 8  # processes by default; each takes a gigabyte for layers of some 5,000 inputs
@@ -101,10 +101,9 @@ class Workers:
 
 
 def _begin(threads: int) -> None:
-    """Of torch's libraries and of scipy's, which reads the same variables: with more, processes wait for each other."""
-    importlib.import_module("scipy.linalg.lapack")  # what is not loaded cannot be told
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)
+    """With more threads, processes would wait for each other."""
+    process.end_with_parent()
+    limit(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the process that has started this one
 
 

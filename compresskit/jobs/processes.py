@@ -2,8 +2,8 @@
 
 The processes are multiprocessing's, of the standard library, and what we add is a queue: a pool (concurrent.futures,
 joblib) breaks as a whole where one of its processes is killed, and an engine for clusters is a service to run. They are
-forked off a server that has imported torch (`forkserver`), where the system can fork: a start takes a tenth of a second
-in the place of some. Nothing imported here takes long, so that the server starts beside the imports of this process.
+forked off a server that has imported torch (`forkserver`), where the system can fork: each would take seconds for that.
+Nothing imported here takes long, so that the server starts beside the imports of this process.
 """
 
 import os

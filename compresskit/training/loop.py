@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -17,7 +17,7 @@ from compresskit.data.dataset import DataSet, Split
 from compresskit.data.own.targets import OWN
 from compresskit.distributed import Group
 from compresskit.errors import ConvergenceError, RecipeError
-from compresskit.graph.masks import Masks
+from compresskit.graph.masks import Masks, apply_masks
 from compresskit.training import state
 from compresskit.training.checks import check_own, checked_steps
 from compresskit.training.metrics_log import MetricsLog, summary_writer
@@ -90,9 +90,14 @@ def fit(
     """
     network.to(device)
     monitor = _Monitor(data, options, metrics or {})
-    trainer = Trainer(network, data, options, seed, device, group, teacher, masks)
+    apply_masks(network, masks or {})
     made_for = state.fingerprint(network, data, options, seed, device, group.world, teacher, masks)
-    record = _start(folder, made_for, trainer, resume=resume)
+    stopped = state.load(folder, made_for) if resume else None
+    if stopped is not None and len(stopped[0].rows) == options.epochs:
+        network.load_state_dict(stopped[1]["network"])  # all that is asked for: an optimiser takes long to import
+        return _history(folder, stopped[0], monitor)
+    trainer = Trainer(network, data, options, seed, device, group, teacher, masks)
+    record = _start(folder, stopped, trainer)
     first = len(record.rows)
     keeps_all = options.keep == "all" and group.is_main
     if keeps_all and first == 0:
@@ -116,9 +121,7 @@ def fit(
                 if progress is not None:
                     progress.on_epoch(row)
     group.barrier()  # the main process has written the best weights
-    seconds = sum(row["seconds"] for row in record.rows)
-    best = state.load_best(folder)
-    return History(record.rows, monitor.column, record.best_epoch, record.best_metric, best, seconds, record.cosines)
+    return _history(folder, record, monitor)
 
 
 def check(
@@ -184,9 +187,14 @@ class _Monitor:
         return {f"{self._prefix}_{name}": value for name, value in figures.items()}
 
 
-def _start(folder: Path, made_for: Mapping[str, object], trainer: Trainer, *, resume: bool) -> state.Record:
+def _history(folder: Path, record: state.Record, monitor: _Monitor) -> History:
+    seconds = sum(row["seconds"] for row in record.rows)
+    best = state.load_best(folder)
+    return History(record.rows, monitor.column, record.best_epoch, record.best_metric, best, seconds, record.cosines)
+
+
+def _start(folder: Path, stopped: tuple[state.Record, dict[str, Any]] | None, trainer: Trainer) -> state.Record:
     """Record of the epochs done already, with the trainer as it was behind them."""
-    stopped = state.load(folder, made_for) if resume else None
     if stopped is None:
         if trainer.group.is_main:
             state.clear(folder)

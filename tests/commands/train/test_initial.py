@@ -203,13 +203,13 @@ def test_rows_and_columns_are_trained_beside(call, compared):
     network = load(Path("out/compare/dense/n-3/model.pt")).network
     assert kept["Dense"][1] == sum(p.numel() for p in network.parameters())
     assert kept["SAO"][1] < kept["Dense"][1]
-    assert any("Lost, N = 4: training, epoch 1" in note for note in report("out")["notes"])
+    assert report("out")["failed"]["compare/lost/n-4/trial-1"].startswith("training, epoch 1")
     assert {(cell["row"], cell["column"]) for cell in report("out")["details"]["compare"]} >= {("SAO", "N = 3")}
     assert Path("out/comparison.png").stat().st_size > 10000
 
 
 def test_a_cell_is_the_recipe_with_its_changes(call, compared):
-    assert call("train", compared, SELECTED, "--out", "out").status == 0
+    assert call("train", compared, SELECTED, "~train.compare.rows.Lost", "--out", "out").status == 0
     assert call("train", compared, "~train.compare", DENSE, "model.widths=[64, 32, 32]", "--out", "own").status == 0
     assert same("out/compare/dense/n-3", "own")
 

@@ -53,7 +53,7 @@ def test_the_state_holds_plain_data_only(tiny, tmp_path):
     assert set(content) == {"version", "made_for", "rows", "best_epoch", "best_metric", "cosines", "trainer"}
 
 
-def test_a_finished_run_returns_at_once_with_the_same_result(tiny, tmp_path):
+def test_a_finished_run_returns_at_once_with_the_same_result(tiny, tmp_path, monkeypatch):
     net, history = tiny.run(tmp_path, tiny.OPTIONS)
     written = (tmp_path / "state.pt").read_bytes()
 
@@ -63,6 +63,7 @@ def test_a_finished_run_returns_at_once_with_the_same_result(tiny, tmp_path):
 
         on_epoch = on_step
 
+    monkeypatch.setattr("compresskit.training.loop.Trainer", None)  # whose optimiser takes long to import
     again, resumed = tiny.run(tmp_path, tiny.OPTIONS, resume=True, progress=Nobody())
     assert resumed.rows == history.rows
     assert (resumed.best_epoch, resumed.best_metric) == (history.best_epoch, history.best_metric)

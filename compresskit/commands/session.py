@@ -241,7 +241,7 @@ def session(
         yield Session(verb, arguments, recipe, data, device, group, parents, None, progress, held)
 
 
-def in_folder(current: Session) -> Session:
+def folder_named(current: Session) -> Session:
     """The session with its run folder, which this process does not make: a job's, or a dry run's."""
     return replace(current, folder=RunFolder(run_path(current)))
 

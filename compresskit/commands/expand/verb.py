@@ -22,7 +22,7 @@ from compresskit.commands.session import (
     Progress,
     Session,
     Start,
-    in_folder,
+    folder_named,
     session,
     trial_folder,
     with_folder,
@@ -47,7 +47,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         _check(current, options)
         asked = settings(current.recipe)
         if arguments.task:
-            return worked(current, _jobs(in_folder(current), asked))
+            return worked(current, _jobs(folder_named(current), asked))
         start, expansion = _start(current, asked[0], options, 0)
         starts = {asked[0].name: (start, expansion)} | {one.name: start_of(current, one, 0) for one in asked[1:]}
         networks = {name: found.network for name, (found, _) in starts.items()}
@@ -55,7 +55,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
             for training in _trainings(options, setting):
                 with setting.named():
                     check_training(current, networks[setting.name], training)
-        jobs = _jobs(in_folder(current), asked, networks)
+        jobs = _jobs(folder_named(current), asked, networks)
         if arguments.dry_run:
             result = _plan(current, asked, networks, {name: found for name, (_, found) in starts.items()})
             result.notes += placement(current, jobs)

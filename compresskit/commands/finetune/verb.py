@@ -3,7 +3,7 @@
 from compresskit.commands.jobs.job import beside, placement, with_failures, worked
 from compresskit.commands.plan import plan_training
 from compresskit.commands.result import Result
-from compresskit.commands.session import Arguments, Progress, in_folder, run_path, session, with_folder
+from compresskit.commands.session import Arguments, Progress, folder_named, run_path, session, with_folder
 from compresskit.commands.trials import check_room, check_training, train_trials, trial_jobs
 
 
@@ -11,7 +11,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     """Trains the checkpoint, or that of each trial of a run folder, as the recipe's `finetune` section says."""
     with session("finetune", arguments, ("data", "finetune"), progress, from_checkpoint=True) as current:
         options = current.recipe.section("finetune")
-        jobs = trial_jobs(in_folder(current), options, current.parent)
+        jobs = trial_jobs(folder_named(current), options, current.parent)
         if arguments.task:
             return worked(current, jobs)
         start = current.parent(0)

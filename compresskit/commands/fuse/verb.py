@@ -23,7 +23,7 @@ from compresskit.commands.session import (
     Progress,
     Session,
     Start,
-    in_folder,
+    folder_named,
     session,
     trial_folder,
     with_folder,
@@ -47,7 +47,7 @@ def run(arguments: Arguments, progress: Progress, *, ranked: bool = True) -> Res
     """
     with session("fuse", arguments, ("data", "fuse"), progress, from_checkpoint=True) as current:
         options: FuseAndRetrain = current.recipe.section("fuse")
-        inside = in_folder(current)
+        inside = folder_named(current)
         trained = cache(lambda trial: trained_epochs(inside.parent(trial)))
         jobs, later = _jobs(inside, options), partial(_baseline_jobs, inside, options, trained)
         if arguments.task:

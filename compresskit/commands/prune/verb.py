@@ -31,7 +31,7 @@ from compresskit.commands.session import (
     Progress,
     Session,
     Start,
-    in_folder,
+    folder_named,
     run_path,
     session,
     trial_folder,
@@ -49,12 +49,12 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     with session("prune", arguments, ("data", "prune"), progress, from_checkpoint=True) as current:
         options: Options = current.recipe.section("prune")
         if arguments.task:
-            return worked(current, _jobs(in_folder(current), options))
+            return worked(current, _jobs(folder_named(current), options))
         start = _start(current, options, 0)
         plan = _planned(current, options, start, current.recipe.seed)
         others = [setting.options for setting in settings(options)]
         plans = [plan, *(_planned(current, other, start, current.recipe.seed) for other in others)]
-        jobs = _jobs(in_folder(current), options, _costs(current, start, (options, *others), plans))
+        jobs = _jobs(folder_named(current), options, _costs(current, start, (options, *others), plans))
         check_not_timed(current, jobs, any(one.target.goal == "latency" for one in (options, *others)))
         trainings = [one.retrain for one in (options, *others) if one.retrain is not None]
         for number, training in enumerate(trainings):

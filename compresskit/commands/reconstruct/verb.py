@@ -35,7 +35,7 @@ from compresskit.commands.session import (
     Progress,
     Session,
     Start,
-    in_folder,
+    folder_named,
     run_path,
     session,
     trial_folder,
@@ -61,7 +61,7 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     """Takes moments, chooses what each layer reads, cuts the rest; then retrains, and compares, if asked."""
     with session("reconstruct", arguments, ("data", "reconstruct"), progress, from_checkpoint=True) as current:
         options: ReconstructAndRetrain = current.recipe.section("reconstruct")
-        jobs = _jobs(in_folder(current), options)
+        jobs = _jobs(folder_named(current), options)
         if arguments.task:
             return worked(current, jobs)
         network = plain_parent(current, 0).network

@@ -16,7 +16,7 @@ from compresskit.commands.session import (
     Progress,
     Session,
     Start,
-    in_folder,
+    folder_named,
     run_path,
     session,
     with_folder,
@@ -39,11 +39,11 @@ def run(arguments: Arguments, progress: Progress) -> Result:
         options: FreshTraining = current.recipe.section("train")
         others = cells(current)
         if arguments.task:
-            return worked(current, _jobs(in_folder(current), others))
+            return worked(current, _jobs(folder_named(current), others))
         first = checked_start(current)
         starts = [_checked(cell) for cell in others]
         check_memorisation(current, options.memorisation)
-        jobs = _jobs(in_folder(current), others, [_macs(current, start) for start in (first, *starts)])
+        jobs = _jobs(folder_named(current), others, [_macs(current, start) for start in (first, *starts)])
         if arguments.dry_run:
             result = plan_training(current, first.network, narrowed(Training, options))
             result.notes += placement(current, jobs)

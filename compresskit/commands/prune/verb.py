@@ -48,14 +48,15 @@ def run(arguments: Arguments, progress: Progress) -> Result:
     """Prunes a trained net; writes pruned.pt, as it was before retraining, and model.pt."""
     with session("prune", arguments, ("data", "prune"), progress, from_checkpoint=True) as current:
         options: Options = current.recipe.section("prune")
+        inside = folder_named(current)
         if arguments.task:
-            return worked(current, _jobs(folder_named(current), options))
+            return worked(current, _jobs(inside, options))
+        check_not_timed(current, _jobs(inside, options), options.target.goal == "latency")
         start = _start(current, options, 0)
         plan = _planned(current, options, start, current.recipe.seed)
         others = [setting.options for setting in settings(options)]
         plans = [plan, *(_planned(current, other, start, current.recipe.seed) for other in others)]
-        jobs = _jobs(folder_named(current), options, _costs(current, start, (options, *others), plans))
-        check_not_timed(current, jobs, any(one.target.goal == "latency" for one in (options, *others)))
+        jobs = _jobs(inside, options, _costs(current, start, (options, *others), plans))
         trainings = [one.retrain for one in (options, *others) if one.retrain is not None]
         for number, training in enumerate(trainings):
             if training not in trainings[:number]:

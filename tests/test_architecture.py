@@ -95,6 +95,7 @@ HOMES = {
     "onnxruntime": ["storage.exported"],
     "onnx": ["storage.exported"],
     "filelock": ["storage.lock"],
+    "ray": ["jobs.cluster"],
     "multiprocessing": ["jobs", "process", "passes.reconstruct.workers"],
 }
 ROOMS = [room for floor in FLOORS for room in floor]

@@ -39,9 +39,11 @@ def _add_verb(verb: str, does: str, *, without: Collection[str] = ()) -> None:
         if no_code:
             os.environ[NO_CODE] = "1"
         if given.get("jobs", "1") != "1" and not given["dry_run"]:
+            from compresskit.jobs.cluster import is_cluster
             from compresskit.jobs.processes import prepare
 
-            prepare(module)
+            if not is_cluster(given["jobs"]):
+                prepare(module)
 
         def run(progress: "Progress", held: ExitStack) -> "Result":
             with process.importing():

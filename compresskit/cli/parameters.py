@@ -25,7 +25,7 @@ Jobs = Annotated[
     typer.Option(
         "--jobs",
         "-j",
-        metavar="N|auto",
+        metavar="N|auto|ray",
         help="Trials and networks of comparisons at a time: each has a GPU, or its share of the CPU's threads.",
     ),
 ]

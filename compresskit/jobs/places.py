@@ -1,5 +1,6 @@
 """How many jobs run at a time, and what each has of the machine."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 
 from compresskit.distributed import Group
 from compresskit.errors import RecipeError
+from compresskit.jobs.cluster import SCHEME, is_cluster
 
 MOST = 8  # processes that `auto` starts on a CPU: each holds the data, and a few hundred megabytes of libraries
 
@@ -36,10 +38,14 @@ def wanted(asked: str, kind: str, world: int) -> int:
 
     Raises RecipeError for what is no number of jobs, or cannot be placed.
     """
-    if asked != "auto" and not (asked.isdecimal() and int(asked) > 0):
-        raise RecipeError(f"--jobs: {asked!r} was given; allowed: a number from 1 on, or auto")
+    if asked != "auto" and not is_cluster(asked) and not (asked.isdecimal() and int(asked) > 0):
+        raise RecipeError(
+            f"--jobs: {asked!r} was given; allowed: a number from 1 on, auto, or for a cluster ray or {SCHEME}HOST:PORT"
+        )
     if asked == "1":
         return 1
+    if is_cluster(asked) and world == 1:
+        return sys.maxsize  # the cluster has its own queue
     if world > 1:
         raise RecipeError(
             f"--jobs {asked}: torchrun has started {world} processes that share each job; start it without torchrun to "
@@ -69,6 +75,17 @@ def places(count: int, kind: str) -> list[Place]:
     if kind == "cuda":
         return [Place(threads, gpu) for gpu in range(count)]
     return [Place(threads, sharing=count)] * count
+
+
+def place_on_cluster(kind: str) -> Place:
+    """On whichever machine: one thread, and the GPU that Ray lets it see."""
+    return Place(1, 0 if kind == "cuda" else None)
+
+
+def described_on_cluster(asked: str, place: Place) -> str:
+    """In words, for a dry run."""
+    needs = "a CPU" if place.gpu is None else "a CPU and a GPU"
+    return f"on the machines of the cluster ({asked}), each with {needs}"
 
 
 def described(found: list[Place]) -> str:

@@ -39,6 +39,10 @@ def run(order: Order, progress: Any) -> None:
         except KeyboardInterrupt:
             (folder / f"{os.getpid()}.state").touch()
             raise
+    if order.does == "waits to go on":
+        (folder / f"{os.getpid()}.pid").touch()
+        while not (folder / "go on").exists():
+            time.sleep(0.05)
     if order.does == "makes more":
         (folder / "more").touch()
         time.sleep(0.3)

@@ -32,7 +32,7 @@ def test_auto_is_one_a_thread_and_not_too_many(monkeypatch, threads, count):
 
 @pytest.mark.parametrize("asked", ["0", "-1", "two", "1.5", ""])
 def test_other_numbers_are_refused(asked):
-    with pytest.raises(RecipeError, match=r"^--jobs: .* was given; allowed: a number from 1 on, or auto"):
+    with pytest.raises(RecipeError, match=r"^--jobs: .* was given; allowed: a number from 1 on, auto, or for a"):
         wanted(asked, "cpu", 1)
 
 

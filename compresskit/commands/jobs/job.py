@@ -16,8 +16,17 @@ from typing import TypeVar
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Arguments, Session, run_path
 from compresskit.errors import CompresskitError, ConvergenceError, RecipeError
-from compresskit.jobs.places import Place, Task, described, places, wanted
-from compresskit.jobs.processes import spread
+from compresskit.jobs import cluster, processes
+from compresskit.jobs.cluster import is_cluster
+from compresskit.jobs.places import (
+    Place,
+    Task,
+    described,
+    described_on_cluster,
+    place_on_cluster,
+    places,
+    wanted,
+)
 from compresskit.mishaps import explained
 from compresskit.numerics.threads import threads
 
@@ -46,7 +55,6 @@ def beside(current: Session, jobs: Sequence[Job], later: Callable[[], Sequence[J
     count = _wanted(current) if later is not None else min(_wanted(current), len(jobs))
     if count < 2:
         return current
-    found = places(count, current.device.type)
     known: dict[str, Job] = {}
 
     def new(more: Sequence[Job]) -> dict[str, Callable[[Place], Arguments]]:
@@ -56,10 +64,16 @@ def beside(current: Session, jobs: Sequence[Job], later: Callable[[], Sequence[J
         return {name: partial(_order, current, job) for name, job in added.items()}
 
     more = None if later is None else lambda: new(later())
-    failed = spread(f"compresskit.commands.{current.verb}.verb", new(jobs), found, current.progress, more)
+    module, asked = f"compresskit.commands.{current.verb}.verb", current.arguments.jobs
+    if is_cluster(asked):
+        place = place_on_cluster(current.device.type)
+        failed = cluster.spread(asked, module, new(jobs), place, current.progress, more)
+    else:
+        place, *others = places(count, current.device.type)
+        failed = processes.spread(module, new(jobs), [place, *others], current.progress, more)
     ordered = dict.fromkeys(job.folder for job in (*jobs, *known.values()))  # as they would have failed one by one
     current.failed.update((folder, failed[name]) for folder in ordered if (name := name_of(current, folder)) in failed)
-    current.held.enter_context(threads(found[0].threads))  # what follows is rounded as it is in jobs
+    current.held.enter_context(threads(place.threads))  # what follows is rounded as it is in jobs
     return replace(current, arguments=replace(current.arguments, resume=True))
 
 
@@ -86,6 +100,9 @@ def placement(current: Session, jobs: Sequence[Job], later: str = "") -> list[st
     told = f"{len(jobs)} job{'' if len(jobs) == 1 else 's'}{f' and {later}' if later else ''}"
     if count < 2:
         return [f"{told}, for which --jobs changes nothing"]
+    if is_cluster(current.arguments.jobs):
+        place = place_on_cluster(current.device.type)
+        return [f"{told}, {described_on_cluster(current.arguments.jobs, place)}"]
     return [f"{told}, {described(places(count, current.device.type))}"]
 
 

@@ -237,7 +237,7 @@ def test_each_has_a_gpu_of_its_own(call, monkeypatch):
 
     Path("net.yaml").write_text(f"{NET}train: {FIT}\n")
     devices = []
-    monkeypatch.setattr(job, "spread", here)
+    monkeypatch.setattr(job.processes, "spread", here)
     monkeypatch.setattr("compresskit.commands.trials.fit", partial(watched_fit, devices))
     with pretended_gpu(), patch.object(torch.cuda, "device_count", lambda: 2):
         refused = call("train", "net.yaml", "--device", "cuda", "--jobs", 3)
@@ -265,7 +265,7 @@ def watched_fit(devices: list, *arguments: Any, **options: Any) -> Any:
 
 def test_what_is_long_comes_first_and_a_plan_says_where(call, monkeypatch):
     order = []
-    monkeypatch.setattr(job, "spread", lambda module, orders, *rest: order.extend(orders) or {})
+    monkeypatch.setattr(job.processes, "spread", lambda module, orders, *rest: order.extend(orders) or {})
     Path("net.yaml").write_text(NET + SECTIONS["train"])
     compare = "{rows: {wide: {model.channels: [8, 8]}, narrow: {model.channels: [2, 2]}, long: {train.epochs: 9}}}"
     arguments = ["train", "net.yaml", "trials=1", f"train.compare={compare}", "~train.memorisation", "--jobs", 3]
@@ -276,11 +276,16 @@ def test_what_is_long_comes_first_and_a_plan_says_where(call, monkeypatch):
     assert order == ["compare/long", "compare/wide", "net", "compare/narrow"]
     single = call("train", "net.yaml", "trials=1", "~train.compare", "~train.memorisation", "--jobs", 2, "--dry-run")
     assert "1 job, for which --jobs changes nothing" in single.out
+    planned = call(*arguments[:-2], "--jobs", "ray", "--dry-run")
+    assert "4 jobs, on the machines of the cluster (ray), each with a CPU" in planned.out
 
 
 @pytest.mark.parametrize(
     ("asked", "told"),
-    [("0", "'0' was given; allowed: a number from 1 on, or auto"), ("many", "'many' was given; allowed")],
+    [
+        ("0", "'0' was given; allowed: a number from 1 on, auto, or for a"),
+        ("many", "'many' was given; allowed"),
+    ],
 )
 def test_no_number_of_jobs(call, asked, told):
     Path("net.yaml").write_text(f"{NET}train: {FIT}\n")

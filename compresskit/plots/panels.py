@@ -1,5 +1,6 @@
 """What every plot is made of: a grid of panels, bands of curves, and a file that appears whole."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,10 +31,13 @@ def grid(count: int, width: float, height: float, columns: int = COLUMNS) -> tup
 
 def save(figure: Figure, path: Path) -> None:
     """As a PNG, and beside it as the SVG that report.html shows."""
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    with atomic_write(path.with_suffix(".svg")) as temporary:
-        write_svg(figure, temporary)
+    with warnings.catch_warnings():
+        # by the clock: on a busy machine any legend takes the second at which matplotlib warns
+        warnings.filterwarnings("ignore", 'Creating legend with loc="best"', UserWarning)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
+        with atomic_write(path.with_suffix(".svg")) as temporary:
+            write_svg(figure, temporary)
 
 
 def band(panel: Axes, curves: Curves, first: int | NDArray[np.intp], label: str, colour: str) -> None:

@@ -23,6 +23,7 @@ from compresskit.commands.export import verb
 from compresskit.commands.export.options import Options
 from compresskit.commands.parents import checkpoint_file
 from compresskit.commands.session import Arguments, Session, session
+from compresskit.report import TerminalProgress
 from compresskit.storage.checkpoint import load
 from compresskit.storage.exported.running import open_exported
 
@@ -39,15 +40,6 @@ FILES = {  # name: what export is asked for
 }
 
 
-class Quiet:
-    """Progress that nobody sees."""
-
-    def start(self, task: str, total: int) -> None: ...
-    def update(self, done: int, note: str = "") -> None: ...
-    def log(self, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a checkpoint, or the folder of a run")
@@ -56,7 +48,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     arguments = Arguments(given.recipe, tuple(given.overrides), given.model, device="cpu")
-    with tempfile.TemporaryDirectory() as folder, session("evaluate", arguments, ("data",), Quiet()) as current:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        session("evaluate", arguments, ("data",), TerminalProgress(quiet=True)) as current,
+    ):
         networks = {name: made(Path(folder) / name, given) for name in FILES}
         found = {name: measured(current, Path(folder) / name, network) for name, network in networks.items()}
         for batch in BATCHES:
@@ -70,7 +65,7 @@ def made(path: Path, given: argparse.Namespace) -> nn.Module:
     asked: dict[str, Any] = dict(FILES[path.name])
     if "quantize" in asked:
         asked |= {"recipe": given.recipe, "overrides": tuple(given.overrides)}
-    verb.run(Options(checkpoint_file(given.model), path, **asked), Quiet())
+    verb.run(Options(checkpoint_file(given.model), path, **asked), TerminalProgress(quiet=True))
     return load(path).network if path.suffix == ".pt" else open_exported(path)
 
 

@@ -27,6 +27,7 @@ from compresskit.commands.export import verb
 from compresskit.commands.export.options import Options
 from compresskit.graph.trace import trace
 from compresskit.models.registry import MODELS
+from compresskit.report import TerminalProgress
 from compresskit.storage.checkpoint import Checkpoint, load, save
 
 FILES = [f"{name}{suffix}" for suffix in (".py", ".pt2", ".onnx") for name in ("net", "folded")]
@@ -76,15 +77,6 @@ for name in names:
     found[name] = float(abs(output - batch["expected"]).max() / abs(batch["expected"]).max())
 print(json.dumps(found))
 """
-
-
-class Quiet:
-    """Progress that nobody sees."""
-
-    def start(self, task: str, total: int) -> None: ...
-    def update(self, done: int, note: str = "") -> None: ...
-    def log(self, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 def main() -> None:
@@ -160,7 +152,10 @@ def export(folder: Path, files: list[str]) -> tuple[int, int]:
     """Writes the files. Returns how many norms are left, and how many are folded."""
     left = folded = 0
     for file in files:
-        result = verb.run(Options(folder / "model.pt", folder / file, fold_norms=file.startswith("folded")), Quiet())
+        result = verb.run(
+            Options(folder / "model.pt", folder / file, fold_norms=file.startswith("folded")),
+            TerminalProgress(quiet=True),
+        )
         if file.startswith("folded"):
             left = len(result.skipped)
             folded = sum(len(table.rows) for table in result.tables)

@@ -25,7 +25,6 @@ SCHEME = f"{NAME}://"
 MACHINES = 3  # that may be lost under one job
 LOOK = 0.3  # seconds until the next look for what jobs say
 PATIENCE = processes.PATIENCE + 5.0  # seconds that jobs have to end on their machines when they are told to
-Message = tuple[str, tuple[Any, ...]]  # name of the job, what it says
 
 
 def is_cluster(asked: str) -> bool:
@@ -74,10 +73,9 @@ class _Cluster:
                 self._hear()
                 for one in ended:
                     name = self._running.pop(one)
-                    if (error := self._ended(one)) is not None:
+                    if (error := self._ended(one, name)) is not None:
                         failed[name] = error
-                        self._lane(name).log(f"failed: {error}")
-                    self._lane(name).end()
+                    self._shown_of(name).lane.end()
                 self._start(more() if more is not None else {})
         finally:
             self._stop()
@@ -89,20 +87,20 @@ class _Cluster:
 
     def _hear(self) -> None:
         for name, what in self._said.get_nowait_batch(self._said.qsize()):
-            self._lane(name)
-            self._shown[name](*what)
+            self._shown_of(name)(*what)
 
-    def _lane(self, name: str) -> Lane:
+    def _shown_of(self, name: str) -> Shown:
         if name not in self._shown:
             self._shown[name] = Shown(self._board.lane(name), self._warned)
-        return self._shown[name].lane
+        return self._shown[name]
 
-    def _ended(self, one: Any) -> Exception | None:
-        """What stopped it, on its machine or with it."""
+    def _ended(self, one: Any, name: str) -> Exception | None:
+        """What stopped it: on its machine, which has said so, or with it."""
         try:
             error: Exception | None = self._ray.get(one)
         except self._ray.exceptions.RayError as lost:
-            return JobError(f"Ray lost it, on {MACHINES + 1} machines one after another ({_first_line(lost)})")
+            error = JobError(f"Ray lost it, on {MACHINES + 1} machines one after another ({_first_line(lost)})")
+            self._shown_of(name).lane.log(f"failed: {error}")
         return error
 
     def _stop(self) -> None:
@@ -149,7 +147,10 @@ def _check_room(nodes: list[dict[str, Any]], address: str, place: "Place") -> No
 
 
 class _Far(Sent):
-    """What a job says, on its way to the machine that shows it."""
+    """A board of one lane: what a job says, on its way to the machine that shows it."""
+
+    def lane(self, name: str) -> Lane:
+        return self
 
     def end(self) -> None:
         """That is told by its result."""
@@ -158,15 +159,11 @@ class _Far(Sent):
 def _work(module: str, order: Any, folder: str, name: str, said: Any) -> Exception | None:
     """On a machine of the cluster: one job, in a process of its own, which ends with this one. What stopped it."""
     os.chdir(folder)
-    lane = _Far(lambda what: said.put((name, what)))
-    logging.getLogger("compresskit").addHandler(lane)
-
-    class One:
-        def lane(self, name: str) -> Lane:
-            return lane
-
+    far = _Far(lambda what: said.put((name, what)))
+    logging.getLogger("compresskit").addHandler(far)
     processes.prepare(module)
-    began = time.monotonic()
-    failed = processes.spread(module, {name: lambda place: order}, [order.task.place], One(), more=dict)
-    lane.log(f"ended on {os.uname().nodename} after {time.monotonic() - began:.0f} s")
+    began, orders = time.monotonic(), {name: lambda place: order}
+    # it is asked for more, and has none, so that it looks up time and again: when Ray cancels it, too
+    failed = processes.spread(module, orders, [order.task.place], far, more=dict)
+    far.log(f"ended on {os.uname().nodename} after {time.monotonic() - began:.0f} s")
     return failed.get(name)

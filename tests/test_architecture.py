@@ -67,7 +67,7 @@ FLOORS = [
     ["data.registry"],
     ["data.own"],
     ["models", "data"],
-    ["models.plain", "models.images", "models.scenes", "data.augmentation", "data.reading"],
+    ["models.plain", "models.images", "models.scenes", "models.weights", "data.augmentation", "data.reading"],
     ["models.parts"],
     ["jobs"],
     # tensors in, tensors out

@@ -18,7 +18,7 @@ from compresskit.graph.trace import trace
 from compresskit.models.factory import Factory
 from compresskit.models.memory import within_memory
 from compresskit.models.outside import Outside
-from compresskit.models.weights import load_weights
+from compresskit.models.weights.fitting import load_weights
 from compresskit.numerics.machine import total_memory
 from compresskit.passes.expand.network import expanded_layers
 from compresskit.storage.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ from torch import nn
 from compresskit.errors import RecipeError
 from compresskit.models.calling import check_fit
 from compresskit.models.heads import classifiers, replace_classifiers
-from compresskit.models.weights import load_weights
+from compresskit.models.weights.fitting import load_weights
 from compresskit.options import option
 from compresskit.shapes import Shape
 

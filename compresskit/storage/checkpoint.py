@@ -16,14 +16,13 @@ from compresskit.data.own.targets import OWN
 from compresskit.errors import CheckpointError, UnsupportedModelError
 from compresskit.graph.format.rehearsal import rehearse
 from compresskit.graph.format.table import from_table, named_tensors, to_table
-from compresskit.models.state_dicts import is_plain
+from compresskit.models.weights.files import CHECKPOINT, is_plain
 from compresskit.shapes import Shape
 from compresskit.storage import masked
 from compresskit.storage.atomic import write_tensors
 from compresskit.storage.content import check_content
 from compresskit.storage.reading import readable
 
-FORMAT = "compresskit checkpoint"
 VERSION = 2  # 1: masks beside whole tensors; still written where there are no masks
 _SHOWN = 5  # names of tensors in a message
 _PLAIN = ("model", "input_shape", "task", "preprocessing", "history")
@@ -69,7 +68,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     masks = {name: masked.packed(mask.cpu()) for name, mask in checkpoint.masks.items()}
     names, mask_names, graph, plain = _canonical([list(tensors), list(masks), table, plain])
     content = {
-        "format": FORMAT,
+        "format": CHECKPOINT,
         "version": VERSION if masks else 1,
         "graph": graph,
         "tensors": dict(zip(names, tensors.values(), strict=True)),
@@ -185,15 +184,15 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
             content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ForeignFile(
-            f"{path}: it holds Python objects, which are never run; save its state_dict() with torch.save and give "
-            "that file as `weights` of a torchvision, timm or factory model"
+            f"{path}: it holds Python objects, which are never run; a module or a state dict goes into `weights` of a "
+            "torchvision, timm or factory model"
         ) from error
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # what torch.save did not write can fail in any way when it is read as if it had
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: it cannot be read ({reason}); {_OTHER_COPY}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != CHECKPOINT:
         raise ForeignFile(
             f"{path}: it is no compresskit checkpoint; a plain state dict goes into `weights` of a torchvision, timm "
             "or factory model"

@@ -9,7 +9,7 @@ from torch import nn
 from compresskit.errors import RecipeError
 from compresskit.models.heads import classifiers, replace_classifiers
 from compresskit.models.torchvision_zoo import Torchvision
-from compresskit.models.weights import load_weights
+from compresskit.models.weights.fitting import load_weights
 
 SHAPE = (3, 8, 8)
 

@@ -28,8 +28,8 @@ from compresskit.graph.trace import traced
 from compresskit.graph.weights import Weight, chosen, weights_in, weights_of
 from compresskit.jobs.lanes import Counter
 from compresskit.models.memory import within_memory
-from compresskit.models.state_dicts import read_state
-from compresskit.models.weights import load_weights
+from compresskit.models.weights.files import read_state
+from compresskit.models.weights.fitting import load_weights
 from compresskit.passes.spectra.spectrum import Spectrum
 from compresskit.passes.spectra.weights import spectra
 from compresskit.plots.spectra import alphas, densities, through_training
@@ -143,7 +143,7 @@ def _source(path: Path | None, recipe: Recipe, options: SpectraOfNetwork, data: 
         elif recipe.model is not None:
             network = _built(recipe, options, data)
             load_weights(network, path, finite=False)  # the table says where they are not
-    weights, others = weights_of(network) if network is not None else weights_in(read_state(path or Path()))
+    weights, others = weights_of(network) if network is not None else weights_in(read_state(path or Path()).state)
     if options.layers is not None:
         weights, others = chosen(weights, options.layers), {}
     if not weights:
@@ -190,7 +190,7 @@ def _built(recipe: Recipe, options: SpectraOfNetwork, data: DataSet | None) -> n
 
 def _of_epoch(source: Source, path: Path) -> list[Weight]:
     """The layers of the source with the weights of an epoch."""
-    state = read_state(path)
+    state = read_state(path).state
     return [
         Weight(weight.name, weight.kind, state[f"{weight.name}.weight"], weight.groups)
         for weight in source.weights

@@ -12,9 +12,9 @@ from torch import nn
 
 from compresskit.errors import CheckpointError, RecipeError
 from compresskit.models.heads import classifiers
-from compresskit.models.state_dicts import read_state
 from compresskit.models.torchvision_zoo import Torchvision
-from compresskit.models.weights import load_weights
+from compresskit.models.weights.files import read_state
+from compresskit.models.weights.fitting import load_weights
 
 
 class Net(nn.Module):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from compresskit.errors import CheckpointError
-from compresskit.models import state_dicts
-from compresskit.models.state_dicts import read_state
+from compresskit.models.weights import files
+from compresskit.models.weights.files import read_state
 
 STATE = {"weight": torch.arange(64.0), "bias": torch.ones(3)}
 
@@ -29,7 +29,7 @@ def saved(**options) -> bytes:
 def test_a_bit_that_flipped_in_an_archive_is_seen(tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(saved())
-    assert torch.equal(read_state(path)["weight"], STATE["weight"])
+    assert torch.equal(read_state(path).state["weight"], STATE["weight"])
     path.write_bytes(flipped(saved(), STATE["weight"].numpy().tobytes()))
     with pytest.raises(CheckpointError, match=r"weights.pt: archive/data/0 fails its checksum; take another copy"):
         read_state(path)
@@ -54,7 +54,7 @@ def test_archives_without_checksums_are_refused_with_the_reason(tmp_path):
 
 def test_what_torch_wrote_before_archives_is_read(tmp_path):
     (tmp_path / "weights.pt").write_bytes(saved(_use_new_zipfile_serialization=False))
-    assert torch.equal(read_state(tmp_path / "weights.pt")["weight"], STATE["weight"])
+    assert torch.equal(read_state(tmp_path / "weights.pt").state["weight"], STATE["weight"])
 
 
 @pytest.mark.timeout(20)
@@ -81,7 +81,7 @@ def test_a_shard_that_is_a_pipe_is_refused(tmp_path):
 
 
 def test_an_index_has_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(state_dicts, "_INDEX_SIZE", 2**20)
+    monkeypatch.setattr(files, "_INDEX_SIZE", 2**20)
     path = tmp_path / "model.index.json"
     with path.open("wb") as file:
         file.truncate(2**40)  # of zeros that take no room

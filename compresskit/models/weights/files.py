@@ -1,23 +1,24 @@
 """State dicts in the files that people have: of torch and safetensors, whole or in shards, alone or beside others."""
 
-import argparse
 import json
+import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from compresskit.errors import CheckpointError
+from compresskit.models.weights.pickled import StateOfModule, read_pickled
 
 # Under which training scripts keep it beside other things; averaged weights first, as timm takes them.
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
@@ -25,28 +26,27 @@ _KEYS = (*AVERAGED, "state_dict", "model_state_dict", "model", "module", "net", 
 _LEVELS = 3  # of such keys in each other
 INDEX = ".index.json"
 _INDEX_SIZE = 2**26  # bytes that the index of shards may have
-_ARCHIVE = b"PK\x03\x04"  # how a zip archive begins
 _OBJECT = re.compile(r"(?:GLOBAL|global) ([A-Za-z_][\w.]*\.\w+)|safe_globals\(\[([\w.]+)")  # in torch's words
+_SCRIPT = "/constants.pkl"  # that archives of TorchScript have
+CHECKPOINT = "compresskit checkpoint"  # the `format` of a checkpoint of ours
+_ARCHIVE = b"PK\x03\x04"  # how a zip archive begins
 _SHOWN = 5  # names of tensors in a message
-# What scripts store beside tensors (their arguments, a best accuracy), and what holds data alone.
-_SCALAR = np.float64(0).__reduce__()[0]
-_HARMLESS: list[Any] = [
-    *(argparse.Namespace, PosixPath, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.int64))),
-    *((_SCALAR, f"numpy.{home}.multiarray.scalar") for home in ("core", "_core")),
-]
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, in one of torch.save, where it may lie under one of the usual keys, or in
-    the shards that a *.index.json names.
+@dataclass(frozen=True)
+class Found:
+    """What a file holds. notes: which of several state dicts it is, and what it was, a sentence each."""
+
+    state: dict[str, Tensor]
+    notes: list[str]
+
+
+def read_state(path: Path) -> Found:
+    """The state dict in a .safetensors file, in one of torch.save, where it may lie under one of the usual keys or be
+    that of a pickled module, or in the shards that a *.index.json names. Nothing in a file is run.
 
     Raises CheckpointError for a file that cannot be read or that holds no state dict.
     """
-    return read_state_and_key(path)[0]
-
-
-def read_state_and_key(path: Path) -> tuple[dict[str, Tensor], str]:
-    """`read_state` with the keys under which it lay, joined by dots; "" where it is all that the file holds."""
     content = _read_shards(path) if path.name.endswith(INDEX) else _read(path)
     key = ""
     for _ in range(_LEVELS):
@@ -54,6 +54,11 @@ def read_state_and_key(path: Path) -> tuple[dict[str, Tensor], str]:
         if inner is None or not isinstance(content, dict):
             break
         content, key = content[inner], f"{key}.{inner}".lstrip(".")
+    if isinstance(content, dict) and content.get("format") == CHECKPOINT:
+        raise CheckpointError(
+            f"{path}: it is a checkpoint of compresskit; give it to --checkpoint, or make a state dict of it: "
+            f"compresskit export {path} --out {path.with_suffix('.safetensors').name}"
+        )
     if not isinstance(content, dict) or not _is_whole(content):
         raise CheckpointError(
             f"{path}: it holds more than a state dict; save model.state_dict() alone, or under one of "
@@ -64,7 +69,10 @@ def read_state_and_key(path: Path) -> tuple[dict[str, Tensor], str]:
             f"{path}: layers take dense numbers of 16, 32 or 64 bits, not {', '.join(strange[:_SHOWN])}; convert them "
             "before saving"
         )
-    return dict(content), key
+    notes = [f"the averaged weights ({key}) were taken"] if key.split(".")[0] in AVERAGED else []
+    if isinstance(content, StateOfModule):
+        notes.append(f"a module was pickled there ({content.of}); its tensors were taken, and none of its code was run")
+    return Found(dict(content), notes)
 
 
 def is_plain(value: object) -> bool:
@@ -98,9 +106,15 @@ def _read(path: Path) -> Any:
     with _readable(path):
         if path.suffix == ".safetensors":
             return load_file(path)
-        _check_sums(path)
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        if archived := _is_archive(path):
+            _check_archive(path)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # Python objects, perhaps
+            if not archived:
+                raise
+            return read_pickled(path)
 
 
 @contextmanager
@@ -123,7 +137,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _why(error: Exception) -> str:
     """torch's own words advise to run what is in the file."""
-    if isinstance(error, OSError | SafetensorError):
+    if isinstance(error, OSError | SafetensorError | ValueError):
         return str(error).partition("\n")[0]
     found = _OBJECT.search(str(error))
     if found is None:
@@ -131,16 +145,24 @@ def _why(error: Exception) -> str:
     return f"it holds a Python object, {found[1] or found[2]}, which is never run"
 
 
-def _check_sums(path: Path) -> None:
-    """Raises CheckpointError where a part of a zip archive differs from its checksum, at which torch does not look.
-
-    It reads the file once. What torch wrote before 1.6 is no archive, and has no checksums.
-    """
+def _is_archive(path: Path) -> bool:
+    """What torch wrote before 1.6 is none, and has no checksums."""
     with path.open("rb") as file:
-        if file.read(len(_ARCHIVE)) != _ARCHIVE:
-            return
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
+        return file.read(len(_ARCHIVE)) == _ARCHIVE
+
+
+def _check_archive(path: Path) -> None:
+    """Raises CheckpointError where a part differs from its checksum, at which torch does not look, and for TorchScript.
+
+    It reads the file once.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith(_SCRIPT) for name in archive.namelist()):
+            raise CheckpointError(
+                f"{path}: it is a program (TorchScript), which is never run; where you trust it, save its state dict: "
+                f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')"
+            )
+        damaged = archive.testzip()
     if damaged:
         raise CheckpointError(
             f"{path}: {damaged} fails its checksum; take another copy (or save it again, if it was written under "

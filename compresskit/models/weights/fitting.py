@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import CheckpointError, near_names
-from compresskit.models.renamed import parts_of_norm, renamed
-from compresskit.models.state_dicts import AVERAGED, read_state_and_key, told
-from compresskit.models.values import check_numbers, check_ties, twins
+from compresskit.models.weights.files import Found, read_state, told
+from compresskit.models.weights.renamed import parts_of_norm, renamed
+from compresskit.models.weights.values import check_numbers, check_ties, twins
 
 _SHOWN = 5  # names of tensors in a message
 _FIT = 0.9  # share of a model's tensors that must be found under a prefix
@@ -38,6 +38,16 @@ class Fitted:
     kinds: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def problems(self) -> str:
+        """What does not fit, in words; "" where all does."""
+        all_kinds = {
+            "missing": self.missing,
+            "not in the model": self.surplus,
+            "wrong shape": [f"{name} {told}" for name, told in self.wrong.items()],
+            "wrong type": self.kinds,
+        }
+        return "; ".join(f"{what}: {_some(names)}" for what, names in all_kinds.items() if names)
+
 
 def load_weights(model: nn.Module, path: Path, *, fresh: Collection[str] = (), finite: bool = True) -> None:
     """Copies the state dict of a file into `model`; what was renamed, converted or left out is a warning.
@@ -48,25 +58,22 @@ def load_weights(model: nn.Module, path: Path, *, fresh: Collection[str] = (), f
     Raises CheckpointError for a file that cannot be read, for names or shapes that differ, and for numbers that are not
     finite in the model's types, or differ between two names of one tensor.
     """
-    state, key = read_state_and_key(path)
-    fitted = fit(model, state, fresh)
-    problems = {
-        "missing": fitted.missing,
-        "not in the model": fitted.surplus,
-        "wrong shape": [f"{name} {told}" for name, told in fitted.wrong.items()],
-        "wrong type": fitted.kinds,
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
-        raise CheckpointError(f"{path}: the weights do not fit the model; {listed}{_advice(fitted)}")
+    put_weights(model, read_state(path), path, fresh=fresh, finite=finite)
+
+
+def put_weights(
+    model: nn.Module, found: Found, path: Path, *, fresh: Collection[str] = (), finite: bool = True
+) -> None:
+    """As `load_weights`, with what was read from the file at `path`."""
+    fitted = fit(model, found.state, fresh)
+    if problems := fitted.problems():
+        raise CheckpointError(f"{path}: the weights do not fit the model; {problems}{_advice(fitted)}")
     if finite:
         check_numbers(model.state_dict(), fitted.state, path)
     check_ties(model, fitted.state, path)
     model.load_state_dict(fitted.state, strict=False)
-    if key.split(".")[0] in AVERAGED:
-        fitted.notes.insert(0, f"the averaged weights ({key}) were taken")
-    if fitted.notes:
-        logger.warning("%s: %s", path, "; ".join(fitted.notes))
+    if notes := [*found.notes, *fitted.notes]:
+        logger.warning("%s: %s", path, "; ".join(notes))
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = ()) -> Fitted:

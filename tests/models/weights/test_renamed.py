@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compresskit.errors import CheckpointError
-from compresskit.models.weights import load_weights
+from compresskit.models.weights.fitting import load_weights
 
 
 @pytest.fixture

@@ -3,10 +3,22 @@
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["__version__", "contract", "evaluate", "expand", "fuse", "load", "prune", "reconstruct", "spectra"]
+__all__ = [
+    "__version__",
+    "contract",
+    "evaluate",
+    "expand",
+    "fuse",
+    "load",
+    "load_state",
+    "prune",
+    "reconstruct",
+    "spectra",
+]
 
 _HOMES = {
     "load": ("compresskit.storage.checkpoint", "load_network"),
+    "load_state": ("compresskit.storage.exported.state", "load_state"),
     "fuse": ("compresskit.passes.fuse.network", "fuse"),
     "reconstruct": ("compresskit.passes.reconstruct.network", "reconstruct_model"),
     "prune": ("compresskit.passes.prune.python", "prune_model"),

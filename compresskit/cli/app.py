@@ -135,7 +135,7 @@ def show(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .pt, .pt2, .py or .onnx file.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Its ending says what it will be.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to --recipe.", show_default=False)
     ] = None,
@@ -151,7 +151,7 @@ def export(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Of a classifier: softmax inside.")] = False,
     quantize: Annotated[str | None, typer.Option("--quantize", help="int8, of an .onnx file.")] = None,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="Of --quantize: whose data it calibrates by, and tests on.")
+        Path | None, typer.Option("--recipe", help="Whose data --quantize goes by; whose model a state dict is for.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     quiet: Quiet = False, json: Json = False, debug: Debug = False,

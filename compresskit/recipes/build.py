@@ -32,7 +32,7 @@ OWN = "factory"  # the kind of what the user wrote: `package.module:name` for sh
 _INVALID: Any = object()  # stands for a value whose problem has been noted
 
 
-def build(schema: type, root: Node) -> tuple[Any, list[Problem]]:
+def build(schema: Any, root: Node) -> tuple[Any, list[Problem]]:
     """The `schema` instance that `root` describes, and the problems found; where there are any, no instance."""
     builder = _Builder()
     return builder.build(schema, root, ()), builder.problems

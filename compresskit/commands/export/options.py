@@ -6,10 +6,11 @@ from pathlib import Path
 from compresskit.errors import RecipeError, RunFolderError
 from compresskit.storage.exported.onnx import check_onnx
 from compresskit.storage.exported.source import weights_of
+from compresskit.storage.exported.state import STATES
 
 LAYOUTS = ("masked", "grouped")
 QUANTIZED = ("int8",)
-FORMATS = (".pt", ".pt2", ".onnx", ".py")
+FORMATS = (".pt", ".pt2", ".onnx", ".py", *STATES)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Options:
         for option, asked in (("with-preprocessing", self.with_preprocessing), ("probabilities", self.probabilities)):
             if asked and out.suffix == ".pt":
                 raise RecipeError(f"--{option}: verbs do that to what a .pt file takes and gives; write another format")
+            if asked and out.suffix in STATES:
+                raise RecipeError(f"--{option}: a state dict holds weights alone; write .py, .pt2 or .onnx")
         self._check_quantize()
         if out.suffix == ".onnx":
             check_onnx()
@@ -54,8 +57,13 @@ class Options:
 
     def _check_quantize(self) -> None:
         if self.quantize is None:
-            if self.recipe is not None or self.overrides:
-                raise RecipeError("--recipe: it names the data to quantise by; add --quantize int8, or leave it out")
+            if (self.recipe is not None or self.overrides) and self.out.suffix not in STATES:
+                raise RecipeError(
+                    "--recipe: it names the data to quantise by (add --quantize int8), or the model that a "
+                    f"{' or '.join(STATES)} file is for; leave it out"
+                )
+            if self.overrides and self.recipe is None:
+                raise RecipeError(f"{self.overrides[0]}: it changes a recipe; give that with --recipe, or leave it out")
             return
         if self.quantize not in QUANTIZED:
             raise RecipeError(f"--quantize: {self.quantize!r} was given; allowed: {', '.join(QUANTIZED)}")

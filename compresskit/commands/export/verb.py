@@ -15,17 +15,21 @@ from compresskit.commands.export.network import (
     put_probabilities_out,
 )
 from compresskit.commands.export.options import Options
+from compresskit.commands.export.original import original_model, try_in_original
 from compresskit.commands.export.quantised import quantise
 from compresskit.commands.export.report import figures, times
 from compresskit.commands.inspect.verb import normalisation
 from compresskit.commands.parents import check_finite, check_fits, checkpoint_file
 from compresskit.commands.result import Result
 from compresskit.commands.session import Arguments, Progress, session
+from compresskit.models.weights.files import read_state
+from compresskit.numerics.outputs import largest_difference
 from compresskit.storage.checkpoint import Checkpoint, load, save
 from compresskit.storage.exported.metadata import as_constants
 from compresskit.storage.exported.onnx import write_onnx
 from compresskit.storage.exported.program import write_program
 from compresskit.storage.exported.source import write_source
+from compresskit.storage.exported.state import STATES, write_state
 from compresskit.storage.reading import file_hash
 from compresskit.storage.record import provenance
 
@@ -42,6 +46,8 @@ def run(options: Options, progress: Progress) -> Result:
     told = told_of(original, inputs, inside=options.with_preprocessing, probabilities=options.probabilities)
     if options.quantize:
         _quantise(original, path, exported, inputs, told, options, result, progress)
+    elif out.suffix in STATES:
+        _write_state(exported, inputs, told, options, result)
     else:
         read = _write(exported, inputs, told, out)
         result.checks[f"{out.name} read back"] = difference(read, exported.network, inputs)
@@ -50,7 +56,7 @@ def run(options: Options, progress: Progress) -> Result:
         result.figures += times(original, exported)
     given = [] if options.with_preprocessing else normalisation(original)
     result.notes += [*taken(inputs), *given, f"written to {out}"]
-    result.details = {**options.plain(), "format": out.suffix, "out": str(out), "told": told}
+    result.details |= {**options.plain(), "format": out.suffix, "out": str(out), "told": told}
     return result
 
 
@@ -76,7 +82,7 @@ def _prepared(exported: Checkpoint, path: Path, options: Options, result: Result
         put_groups(exported, inputs, path, result)
     if options.fold_norms or options.quantize:
         put_norms_away(exported, inputs, result)
-    if options.out.suffix == ".py":
+    if options.out.suffix in (".py", *STATES):
         put_factors_together(exported, inputs, result)
     if options.with_preprocessing:
         inputs = put_normalisation_inside(exported, inputs, result)
@@ -89,6 +95,18 @@ def _noted(original: Checkpoint, path: Path, options: Options) -> Checkpoint:
     """The checkpoint with this command in its history."""
     entry = {"verb": "export", "recipe": options.plain(), "metrics": {}, "parent": file_hash(path), "seed": None}
     return Checkpoint(**vars(original) | {"history": [*original.history, entry | provenance()]})
+
+
+def _write_state(exported: Checkpoint, inputs: Any, told: dict[str, Any], options: Options, result: Result) -> None:
+    model, into = original_model(exported, options)
+    out, own = options.out, exported.network.state_dict()
+    left = write_state(exported.network, out, told)
+    if left:
+        result.notes.append(f"{len(left)} constants of the graph, which no class has, are left out ({left[0]} first)")
+    state = read_state(out).state
+    written = [name for name in own if name not in left]
+    result.checks[f"{out.name} read back"] = largest_difference([state[n] for n in written], [own[n] for n in written])
+    try_in_original(model, into, exported, state, inputs, out, result)
 
 
 def _write(exported: Checkpoint, inputs: Any, told: dict[str, Any], out: Path) -> Callable[[Any], Any]:

@@ -30,6 +30,7 @@ _OBJECT = re.compile(r"(?:GLOBAL|global) ([A-Za-z_][\w.]*\.\w+)|safe_globals\(\[
 _SCRIPT = "/constants.pkl"  # that archives of TorchScript have
 CHECKPOINT = "compresskit checkpoint"  # the `format` of a checkpoint of ours
 _ARCHIVE = b"PK\x03\x04"  # how a zip archive begins
+_PROGRAMS = (".pt2", ".onnx", ".py")  # what `export` writes beside state dicts
 _SHOWN = 5  # names of tensors in a message
 
 
@@ -47,6 +48,11 @@ def read_state(path: Path) -> Found:
 
     Raises CheckpointError for a file that cannot be read or that holds no state dict.
     """
+    if path.suffix in _PROGRAMS:
+        raise CheckpointError(
+            f"{path}: a {path.suffix} file is a program; `compresskit export` makes a state dict, .safetensors, of the "
+            "checkpoint that it came from"
+        )
     content = _read_shards(path) if path.name.endswith(INDEX) else _read(path)
     key = ""
     for _ in range(_LEVELS):

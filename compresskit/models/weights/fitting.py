@@ -63,8 +63,8 @@ def load_weights(model: nn.Module, path: Path, *, fresh: Collection[str] = (), f
 
 def put_weights(
     model: nn.Module, found: Found, path: Path, *, fresh: Collection[str] = (), finite: bool = True
-) -> None:
-    """As `load_weights`, with what was read from the file at `path`."""
+) -> dict[str, Tensor]:
+    """As `load_weights`, with what was read from the file at `path`. Returns it by the names of the model."""
     fitted = fit(model, found.state, fresh)
     if problems := fitted.problems():
         raise CheckpointError(f"{path}: the weights do not fit the model; {problems}{_advice(fitted)}")
@@ -74,6 +74,7 @@ def put_weights(
     model.load_state_dict(fitted.state, strict=False)
     if notes := [*found.notes, *fitted.notes]:
         logger.warning("%s: %s", path, "; ".join(notes))
+    return fitted.state
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = ()) -> Fitted:

@@ -91,7 +91,9 @@ def _options(given: Mapping[str, Any]) -> Prune:
     for key in given:
         if key not in known:
             raise RecipeError(f"prune has no option {key!r}; {near_names(key, known)}")
-    if isinstance(target := found.get("target"), Mapping):
+    if "target" not in found:
+        raise RecipeError("prune: it needs a target; give target={'macs': '50%'}, for example")
+    if isinstance(target := found["target"], Mapping):
         found["target"] = PruneTarget(**target)
     registries: dict[str, Mapping[str, type]] = {"criterion": CRITERIA, "budget": BUDGETS}
     for key, registry in registries.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, fx
+from torch import fx
 
 from compresskit import __version__
 from compresskit.errors import UnsupportedModelError
@@ -46,11 +46,6 @@ def write_source(
     with atomic_write(path) as temporary:
         temporary.write_text(text)
     return _read(path)
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """In memory of its own, as the format wants it of each name."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _read(path: Path) -> Read:

@@ -870,3 +870,8 @@ def test_responses_of_a_layer_that_is_called_twice_are_of_all_calls():
     seen, moved = (torch.cat([y.movedim(1, -1).flatten(0, 2) for y in own]) for own in (one, other))
     torch.testing.assert_close(variance, seen.var(0, correction=0))
     torch.testing.assert_close(change, (moved - seen).square().mean(0))
+
+
+def test_a_target_is_required():
+    with pytest.raises(RecipeError, match=r"prune: it needs a target; give target=\{'macs': '50%'\}, for example"):
+        prune_model(nn.Linear(3, 3), [])

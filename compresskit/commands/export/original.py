@@ -1,0 +1,141 @@
+"""Whether an exported state dict loads into the class that the network came from: it is tried, and said."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from compresskit.commands.export.options import Options
+from compresskit.commands.recipe import load_recipe
+from compresskit.commands.result import Result
+from compresskit.errors import CompresskitError
+from compresskit.graph.capture import output_name
+from compresskit.graph.shapes import node_shapes
+from compresskit.models.calling import called, picked
+from compresskit.models.factory import Factory
+from compresskit.models.memory import within_memory
+from compresskit.models.outside import Outside
+from compresskit.models.registry import MODELS
+from compresskit.models.weights.fitting import fit
+from compresskit.numerics.outputs import largest_difference, tensors_of
+from compresskit.recipes.build import build
+from compresskit.recipes.hints import Kinds
+from compresskit.recipes.yaml_reader import read_yaml
+from compresskit.storage.checkpoint import Checkpoint
+
+_EQUAL = 1e-3  # of the largest output: what the class gives differs by no more where it computes the same
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What came of it. into: what made the module. how: "strict": load_state_dict; "fitted": `compresskit.load_state`
+    alone, with the reason; "refused": neither, with the reason; "not tried", with the reason."""
+
+    into: str
+    how: str
+    why: str = ""
+
+    def said(self, out: Path) -> str:
+        """A line for the report."""
+        match self.how:
+            case "strict":
+                return f"{out.name} loads into {self.into} by load_state_dict"
+            case "fitted":
+                return (
+                    f"{out.name} loads into {self.into} by compresskit.load_state, not by load_state_dict: {self.why}"
+                )
+            case "refused":
+                return f"{out.name} does not load into {self.into}: {self.why}; a .py file is a class that fits it"
+        return f"{out.name} was not tried in {self.into}: {self.why}"
+
+
+def original_model(exported: Checkpoint, options: Options) -> tuple[Any, str]:
+    """Options of what makes the module, or why it is not made; and its name. Raises RecipeError for a wrong --recipe.
+
+    What a checkpoint names is made only where it is a library's: a file shall not choose which code is run.
+    """
+    if options.recipe is not None:
+        model = load_recipe(options.recipe, options.overrides, verb="export", require=("model",)).section("model")
+        return model, _name(vars(model))
+    into = _name(exported.model)
+    if exported.model.get("kind") == "factory":
+        return "it is code that a file names; give the recipe that names it with --recipe", into
+    root, problems = read_yaml(json.dumps(exported.model))
+    model, more = build(Annotated[Any, Kinds(MODELS)], root)
+    return ("the checkpoint tells it in another way", into) if problems or more else (model, into)
+
+
+def try_in_original(
+    model: Any, into: str, exported: Checkpoint, state: Mapping[str, Tensor], inputs: Any, out: Path, result: Result
+) -> None:
+    """Makes the module that `original_model` tells, loads the state dict into it, and compares what both give on the
+    batch."""
+    loaded, difference = _tried(model, into, exported, state, inputs)
+    if difference is not None:
+        result.checks[f"{into} with {out.name}"] = difference
+    result.notes.append(loaded.said(out))
+    result.details["loads"] = vars(loaded)
+
+
+def _tried(
+    model: Any, into: str, exported: Checkpoint, state: Mapping[str, Tensor], inputs: Any
+) -> tuple[Loaded, float | None]:
+    if isinstance(model, str):
+        return Loaded(into, "not tried", model), None
+    try:
+        module = _made(model, exported)
+    except CompresskitError as error:
+        return Loaded(into, "not tried", str(error)), None
+    how, why = _load(module, state)
+    if how == "refused":
+        return Loaded(into, how, why), None
+    with torch.inference_mode():
+        expected, found = exported.network(inputs), _outputs(module, inputs, getattr(model, "output", None))
+    scale = max((float(one.abs().max()) for one in tensors_of(expected) if one.numel()), default=0.0)
+    difference = largest_difference(found, expected)
+    if not difference <= _EQUAL * scale:
+        how, why = "refused", f"names and shapes fit, but it computes something else ({difference:.1e} apart)"
+    return Loaded(into, how, why), difference
+
+
+def _name(model: dict[str, Any]) -> str:
+    """As a recipe has it for short."""
+    kind = str(model.get("kind"))
+    return str(model.get("target")) if kind == "factory" else f"{kind}:{model['name']}" if "name" in model else kind
+
+
+def _made(model: Any, exported: Checkpoint) -> nn.Module:
+    """The module with random weights, in eval mode."""
+    shape = exported.input_shape
+    outputs = 0
+    if isinstance(model, Outside):
+        model = replace(model, weights=None, head="keep")
+    if exported.task == "classification" or not isinstance(model, Factory):
+        outputs = node_shapes(exported.network, shape)[output_name(exported.network)][1]
+    with torch.random.fork_rng(devices=[]), within_memory():
+        made: nn.Module = model.build(shape, outputs)
+    return made.eval()
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Puts it into the module; how, and why not in a better way."""
+    own = module.state_dict()
+    if {name: tensor.shape for name, tensor in state.items()} == {name: tensor.shape for name, tensor in own.items()}:
+        module.load_state_dict(state)
+        return "strict", ""
+    fitted = fit(module, state)
+    if problems := fitted.problems():
+        return "refused", problems
+    module.load_state_dict(fitted.state, strict=False)
+    missing = [name for name in own if name not in fitted.state]
+    lacking = f"{len(missing)} names of what only training has are missing, {missing[0]} first"
+    return "fitted", "; ".join([*fitted.notes, *([lacking] if missing else [])])
+
+
+def _outputs(module: nn.Module, inputs: Any, output: str | int | None) -> Any:
+    value = called(module, inputs)
+    return value if output is None else picked(value, output)

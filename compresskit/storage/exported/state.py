@@ -1,0 +1,66 @@
+"""State dicts (.safetensors, .pth): tensors alone, for the class that a network was made of."""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, fx, nn
+
+from compresskit.models.weights.files import Found, read_state
+from compresskit.models.weights.fitting import put_weights
+from compresskit.storage.atomic import atomic_write, write_tensors
+from compresskit.storage.checkpoint import ForeignFile, load
+from compresskit.storage.exported.metadata import as_texts
+
+STATES = (".safetensors", ".pth")  # ends of the names of files
+_OF_GRAPH = re.compile(r"_tensor_constant\d+")  # what forward computes of no weights, kept as a tensor of the graph
+
+
+def write_state(network: fx.GraphModule, path: Path, told: dict[str, Any]) -> list[str]:
+    """The network's state dict, each name with memory of its own. Returns the names of the graph's own constants, which
+    no class has, and which are left out.
+
+    told: what a .safetensors file tells of the network, in its header.
+    """
+    state, constants = _state(network)
+    if path.suffix == ".safetensors":
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(save(state, {"format": "pt"} | as_texts(told)))
+    else:
+        write_tensors(path, state)
+    return constants
+
+
+def load_state(path: Path | str, model: nn.Module | None = None, fresh: Collection[str] = ()) -> dict[str, Tensor]:
+    """The state dict in a file: what `model.weights` of a recipe takes, or a checkpoint of compresskit.
+
+    model: it is copied into that, and comes by its names; what was renamed, converted or left out is a warning.
+    fresh: layers of the model that keep their own weights, whatever the file has: a classifier for other classes.
+    Nothing in the file is run.
+    Raises CheckpointError for a file that cannot be read, for names or shapes that differ from the model's, and for
+    numbers that are not finite in the model's types, or differ between two names of one tensor.
+    """
+    path = Path(path)
+    found = _read(path)
+    return found.state if model is None else put_weights(model, found, path, fresh=fresh)
+
+
+def _read(path: Path) -> Found:
+    if path.suffix in (".safetensors", ".json"):
+        return read_state(path)
+    try:
+        return Found(_state(load(path).network)[0], [])
+    except ForeignFile:
+        return read_state(path)
+
+
+def _state(network: fx.GraphModule) -> tuple[dict[str, Tensor], list[str]]:
+    state = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
+    constants = [name for name in state if _OF_GRAPH.fullmatch(name)]
+    return {name: tensor for name, tensor in state.items() if name not in constants}, constants

@@ -151,7 +151,7 @@ def test_nothing_is_overwritten_without_force(call, model):
 
 
 def test_wrong_arguments(call, model, tmp_path):
-    refused(call("export", model, "--out", "net.bin"), 2, "net.pth ends with .pth; allowed: .pt, .pt2, .onnx, .py")
+    refused(call("export", model, "--out", "net.bin"), 2, "net.bin ends with .bin; allowed: .pt, .pt2, .onnx, .py")
     refused(call("export", model, "--out", "net"), 2, "net ends with no suffix")
     refused(call("export", model, "--out", "net.pt", "--layout", "sparse"), 2, "'sparse' was given; allowed: masked, g")
     refused(call("export", tmp_path, "--out", "net.pt"), 1, "no model.pt in this folder")

@@ -6,6 +6,7 @@
 A net is exported as .py, .pt2 and .onnx, with its batch norms and with them folded, and run by the two interpreters on
 a batch of five, which the files were not made with. Weights are drawn, statistics of batch norms too. A row holds the
 largest difference of the outputs as a share of the largest output. Rows are appended; those there are not made again.
+Where no norm can be folded, the folded file is the other one, and only its source is written.
 """
 
 import argparse
@@ -131,7 +132,7 @@ def row_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         network = trace(made, shape).eval()
         told = {"mean": [0.5] * shape[0], "std": [0.25] * shape[0]}
         save(Checkpoint(network, {"kind": name}, shape, "classification", told, []), folder / "model.pt")
-        left, folded = export(folder, files)
+        left, folded, files = export(folder, files)
         inputs = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             expected = load(folder / "model.pt").network(inputs)
@@ -145,21 +146,20 @@ def row_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
                 if done.returncode:
                     raise RuntimeError(done.stderr.strip().splitlines()[-1])
                 found |= json.loads(done.stdout.splitlines()[-1])
-        return found
+        same = {f"folded{suffix}": found.get(f"net{suffix}") for suffix in arguments.only if not folded}
+        return same | found
 
 
-def export(folder: Path, files: list[str]) -> tuple[int, int]:
-    """Writes the files. Returns how many norms are left, and how many are folded."""
-    left = folded = 0
-    for file in files:
-        result = verb.run(
-            Options(folder / "model.pt", folder / file, fold_norms=file.startswith("folded")),
-            TerminalProgress(quiet=True),
-        )
-        if file.startswith("folded"):
-            left = len(result.skipped)
-            folded = sum(len(table.rows) for table in result.tables)
-    return left, folded
+def export(folder: Path, files: list[str]) -> tuple[int, int, list[str]]:
+    """Writes the files. Returns how many norms are left, how many are folded, and the names of the files."""
+    source = folder / "folded.py"
+    result = verb.run(Options(folder / "model.pt", source, fold_norms=True), TerminalProgress(quiet=True))
+    left, folded = len(result.skipped), sum(len(table.rows) for table in result.tables)
+    written = [file for file in files if folded or file.startswith("net") or file == source.name]
+    for file in (one for one in written if one != source.name):
+        options = Options(folder / "model.pt", folder / file, fold_norms=file.startswith("folded"))
+        verb.run(options, TerminalProgress(quiet=True))
+    return left, folded, written
 
 
 def net_of(name: str) -> tuple[nn.Module, tuple[int, ...]]:

@@ -99,6 +99,7 @@ class Session:
     progress: Progress
     held: ExitStack  # what is let go of when the session ends
     several: bool = False
+    by_processes: bool = False  # that did its jobs, and left what came of them in files
     failed: dict[Path, Exception] = field(default_factory=dict)
 
     def fresh(self, trial: int) -> Start:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 
 from compresskit.commands.analyses import analyse, draw_learning_curves
@@ -19,10 +20,10 @@ from compresskit.commands.teacher import teacher_for, teacher_notes
 from compresskit.commands.train.section import FreshTraining
 from compresskit.data.dataset import DataSet
 from compresskit.data.own.targets import OWN
-from compresskit.errors import ConvergenceError, RecipeError
+from compresskit.errors import CheckpointError, ConvergenceError, RecipeError
 from compresskit.graph.channels.plain import plain_layers
 from compresskit.graph.masks import Masks
-from compresskit.storage.checkpoint import Checkpoint, save
+from compresskit.storage.checkpoint import Checkpoint, load, save
 from compresskit.storage.run_folder import check_disk
 from compresskit.training.layer_rates import owners
 from compresskit.training.loop import ON_TEST_SET, History, check, fit
@@ -140,10 +141,10 @@ def trial_jobs(current: Session, options: Training, start_of: Callable[[int], St
     """The trainings of `train_trials`. cost: of one; see `Job`."""
     count = current.recipe.trials
 
-    def train(trial: int) -> None:
-        _trained(current, options, start_of(trial), trial, count)
+    def work(trial: int) -> None:
+        _worked(current, options, start_of(trial), trial, count)
 
-    return [Job(trial_folder(current, trial, count), partial(train, trial), cost) for trial in range(count)]
+    return [Job(trial_folder(current, trial, count), partial(work, trial), cost) for trial in range(count)]
 
 
 def check_training(
@@ -174,28 +175,51 @@ def check_room(
 def _train_trial(
     current: Session, options: Training, start_of: Callable[[int], Start], trial: int, count: int
 ) -> Trial:
-    seed, folder, start = current.recipe.seed + trial, trial_folder(current, trial, count), start_of(trial)
+    seed, path, start = current.recipe.seed + trial, trial_folder(current, trial, count) / MODEL, start_of(trial)
     before = None
     if start.path is not None:
         before = current.figures(start.network, current.evaluate(start.network), start.path, start.masks)
-    history = _trained(current, options, start, trial, count)
-    metrics = current.evaluate(start.network)
-    keep(current, start.network, folder / MODEL, seed, metrics, start)
-    best = copy.deepcopy(start.network)
-    best.load_state_dict(history.best_state)
-    best_metrics = current.evaluate(best)
-    keep(current, best, folder / BEST, seed, best_metrics, start)
-    after = current.figures(start.network, metrics, folder / MODEL, start.masks)
-    reloaded = current.reload_difference(start.network, folder / MODEL)
-    return Trial(seed, folder / MODEL, before, after, best_metrics, history, reloaded)
+    history, metrics, best_metrics = _worked(current, options, start, trial, count)
+    after = current.figures(start.network, metrics, path, start.masks)
+    reloaded = current.reload_difference(start.network, path)
+    return Trial(seed, path, before, after, best_metrics, history, reloaded)
 
 
-def _trained(current: Session, options: Training, start: Start, trial: int, count: int) -> History:
-    """Trains the start's network in place: what takes long of a trial."""
+def _worked(
+    current: Session, options: Training, start: Start, trial: int, count: int
+) -> tuple[History, dict[str, float], dict[str, float]]:
+    """Trains the start's network in place, and writes it and its best epoch: what takes long of a trial.
+
+    Returns test metrics of both behind the history.
+    """
     label = f"{current.verb} {trial + 1} of {count}" if count > 1 else current.verb
     original = start.network if start.path is not None else None
     seed, folder = current.recipe.seed + trial, trial_folder(current, trial, count)
-    return train_network(current, start.network, options, seed, folder, label, start.masks, original)
+    history = train_network(current, start.network, options, seed, folder, label, start.masks, original)
+    metrics = _kept(current, start.network, folder / MODEL, seed, start)
+    best = copy.deepcopy(start.network)
+    best.load_state_dict(history.best_state)
+    return history, metrics, _kept(current, best, folder / BEST, seed, start)
+
+
+def _kept(current: Session, network: fx.GraphModule, path: Path, seed: int, start: Start) -> dict[str, float]:
+    """Test metrics of the network, with which its checkpoint is at `path` now, if a process has not left it there."""
+    if current.by_processes and (known := _left(network, path)) is not None:
+        return known
+    metrics = current.evaluate(network)
+    keep(current, network, path, seed, metrics, start)
+    return metrics
+
+
+def _left(network: fx.GraphModule, path: Path) -> dict[str, float] | None:
+    """Metrics that the checkpoint tells of these very weights."""
+    try:
+        checkpoint = load(path)
+    except CheckpointError:  # made again, and then it is told
+        return None
+    own, found = network.state_dict(), checkpoint.network.state_dict()
+    same = own.keys() == found.keys() and all(torch.equal(own[name].cpu(), found[name]) for name in own)
+    return checkpoint.history[-1]["metrics"] if same and checkpoint.history else None
 
 
 def keep(

@@ -2,7 +2,8 @@
 
 Each job leaves the state of its work in a folder of its own, as a run that was stopped does. So a verb lists its jobs
 and goes on as ever: with --jobs 1 there is nothing more to it. With more, processes run the same verb up to its list,
-and do one job each; then the verb finds them all done, as if it were resumed. Only the process that the user has
+and do one job each; then the verb finds them all done, as if it were resumed, but for what the processes have just
+measured, which it takes from their checkpoints. Only the process that the user has
 started locks the run folder, and writes what is no job's. Equal numbers of threads give equal results, since the same
 code goes on from the same states.
 """
@@ -74,7 +75,7 @@ def beside(current: Session, jobs: Sequence[Job], later: Callable[[], Sequence[J
     ordered = dict.fromkeys(job.folder for job in (*jobs, *known.values()))  # as they would have failed one by one
     current.failed.update((folder, failed[name]) for folder in ordered if (name := name_of(current, folder)) in failed)
     current.held.enter_context(threads(place.threads))  # what follows is rounded as it is in jobs
-    return replace(current, arguments=replace(current.arguments, resume=True))
+    return replace(current, arguments=replace(current.arguments, resume=True), by_processes=True)
 
 
 def longest_first(jobs: Iterable[Job]) -> list[Job]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,6 +16,8 @@ import pytest
 import torch
 
 from compresskit.commands.jobs import job
+from compresskit.commands.session import Session
+from compresskit.jobs import processes
 from compresskit.jobs.processes import prepare
 from tests.commands.conftest import program, report, rows
 from tests.commands.test_program import ended, processes_of, started, wait_for
@@ -146,6 +149,26 @@ def test_they_end_as_one_after_another(call, parents, verb):
         assert two.err.splitlines()[-1] == (
             f"error: {jobs} failed, and the report has all others: {', '.join(lost)}; --resume takes up what is missing"
         )
+
+
+def test_what_jobs_have_measured_is_not_measured_again(call, monkeypatch):
+    """But for a checkpoint of other weights, which is no job's."""
+    Path("net.yaml").write_text(NET + "train: {epochs: 1, batch_size: 64}\n")
+    measured, evaluate = [], Session.evaluate
+    monkeypatch.setattr(Session, "evaluate", lambda *given: measured.append(given[1]) or evaluate(*given))
+    assert call("train", "net.yaml", "trials=2", "--out", "made", "--jobs", 2).status == 0
+    assert measured == []
+    spread = processes.spread
+
+    def mixed_up(*given):
+        failed = spread(*given)
+        shutil.copy("made/trial-1/model.pt", "made/trial-2/model.pt")
+        Path("made/trial-1/best.pt").write_bytes(b"")
+        return failed
+
+    monkeypatch.setattr(processes, "spread", mixed_up)
+    assert call("train", "net.yaml", "trials=2", "--out", "made", "--jobs", 2, "--force").status == 0
+    assert len(measured) == 2
 
 
 OWN = """\

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compresskit.errors import RecipeError, RunFolderError
-from compresskit.storage.exported.onnx import check_onnx
+from compresskit.storage.exported.onnx import check_onnx, data_of
 from compresskit.storage.exported.source import weights_of
 from compresskit.storage.exported.state import STATES
 
+BESIDE = {".py": weights_of, ".onnx": data_of}  # files with the weights of others
 LAYOUTS = ("masked", "grouped")
 QUANTIZED = ("int8",)
 FORMATS = (".pt", ".pt2", ".onnx", ".py", *STATES)
@@ -51,7 +52,7 @@ class Options:
             check_onnx()
         if out.exists() and out.resolve() == path.resolve():
             raise RunFolderError(f"{out}: it is the input; write elsewhere with --out")
-        for file in (out, weights_of(out)) if out.suffix == ".py" else (out,):
+        for file in files_of(out):
             if file.exists() and (file.is_dir() or not self.force):
                 raise RunFolderError(f"{file}: it exists already; use --force to replace a file, or another --out")
 
@@ -71,3 +72,8 @@ class Options:
             raise RecipeError(f"--quantize: it is for .onnx files, and --out is {self.out}; name it so")
         if self.recipe is None:
             raise RecipeError("--quantize: it looks at training images, and tests; give their recipe with --recipe")
+
+
+def files_of(out: Path) -> list[Path]:
+    """All that may be written; weights lie beside source, and beside an .onnx file that cannot hold them."""
+    return [out, BESIDE[out.suffix](out)] if out.suffix in BESIDE else [out]

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from compresskit.commands.export.inputs import BATCH
+from compresskit.commands.export.options import files_of
 from compresskit.commands.figures import latency
 from compresskit.commands.result import NONZERO, SPARSE, Figure, Table, alike, by
 from compresskit.graph.counting import count
@@ -12,7 +13,6 @@ from compresskit.graph.masks import kept
 from compresskit.passes.fold.norms import Folded
 from compresskit.passes.initialise.group import Grouped
 from compresskit.storage.checkpoint import Checkpoint
-from compresskit.storage.exported.source import weights_of
 
 _REPEATS = 20
 _CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def figures(original: Checkpoint, exported: Checkpoint, path: Path, out: Path) -
 
 def size(out: Path) -> int:
     """Of all that was written, in bytes."""
-    return out.stat().st_size + (weights_of(out).stat().st_size if out.suffix == ".py" else 0)
+    return sum(file.stat().st_size for file in files_of(out) if file.exists())
 
 
 def times(original: Checkpoint, exported: Checkpoint) -> list[Figure]:

@@ -15,18 +15,33 @@ from compresskit.storage.atomic import atomic_write
 from compresskit.storage.exported.batches import Batch, Read, any_batch, arguments_of, separated
 from compresskit.storage.exported.metadata import as_texts
 
+LARGEST = 2**31 - 2**26  # bytes of weights in the file itself: one of Protobuf's has at most 2 GiB
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
+def data_of(path: Path) -> Path:
+    """The file with the weights of an .onnx file that cannot hold them itself."""
+    return path.with_name(f"{path.name}.data")
+
+
 def write_onnx(network: fx.GraphModule, inputs: Batch, path: Path, told: dict[str, Any] | None = None) -> Read:
-    """As `write_program`, an .onnx file; what it gives back runs in onnxruntime."""
-    arguments = arguments_of(inputs)
+    """As `write_program`, an .onnx file; what it gives back runs in onnxruntime. Weights of more than LARGEST bytes go
+    into a file beside it."""
+    arguments, data = arguments_of(inputs), data_of(path)
+    apart = sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGEST
     with atomic_write(path) as temporary, without_log():
-        torch.onnx.export(
-            separated(network, inputs), arguments, temporary, dynamo=True, dynamic_shapes=any_batch(arguments),
-            external_data=False, verbose=False,
-        )  # fmt: skip
-        tell(temporary, told or {})
+        try:
+            torch.onnx.export(
+                separated(network, inputs), arguments, temporary, dynamo=True, dynamic_shapes=any_batch(arguments),
+                external_data=apart, verbose=False,
+            )  # fmt: skip
+            tell(temporary, told or {}, data.name)
+            data.unlink(missing_ok=True)  # of a file that this one replaces
+            if apart:
+                with atomic_write(data) as whole:
+                    data_of(temporary).replace(whole)
+        finally:
+            data_of(temporary).unlink(missing_ok=True)
     return read_onnx(path)
 
 
@@ -36,7 +51,7 @@ def read_onnx(path: Path) -> Read:
 
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    runtime = InferenceSession(path.read_bytes(), options)
+    runtime = InferenceSession(path, options)
     names = [value.name for value in runtime.get_inputs()]
 
     def read(batch: Any) -> Any:
@@ -47,12 +62,15 @@ def read_onnx(path: Path) -> Read:
     return read
 
 
-def tell(path: Path, told: dict[str, Any]) -> None:
-    """Writes into the file what it is to tell of itself."""
+def tell(path: Path, told: dict[str, Any], data: str = "") -> None:
+    """Writes into the file what it is to tell of itself. data: name of the file beside it in which weights are."""
     import onnx
 
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     onnx.helper.set_model_props(model, as_texts(told))
+    for place in (pair for tensor in model.graph.initializer for pair in tensor.external_data):
+        if place.key == "location":
+            place.value = data
     onnx.save(model, path)
 
 

@@ -281,6 +281,29 @@ def test_several_inputs_are_arguments_of_a_program(call, of_two, tmp_path):
 
 @pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are optional")
 @pytest.mark.filterwarnings("ignore")  # of libraries that are not pinned
+def test_weights_that_an_onnx_file_cannot_hold_lie_beside_it(call, model, monkeypatch):
+    monkeypatch.setattr(onnx, "LARGEST", 1000)
+    outcome = call("export", model, "--out", "made/net.onnx", "--json")
+    assert outcome.status == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert report["checks"]["net.onnx read back"] < 1e-5
+    files = sorted(Path("made").iterdir())
+    assert [path.name for path in files] == ["net.onnx", "net.onnx.data"]
+    (size,) = [figure["after"] for figure in report["figures"] if figure["name"] == "file"]
+    assert size == [sum(path.stat().st_size for path in files)]
+    Path("made").rename("moved")
+    inputs = batch()
+    torch.testing.assert_close(onnx.read_onnx(Path("moved/net.onnx"))(inputs), load(model).network(inputs).detach())
+    refused(call("export", model, "--out", "moved/net.onnx"), 1, "net.onnx: it exists already")
+    Path("moved/net.onnx").unlink()
+    refused(call("export", model, "--out", "moved/net.onnx"), 1, "net.onnx.data: it exists already")
+    monkeypatch.undo()
+    assert call("export", model, "--out", "moved/net.onnx", "--force").status == 0
+    assert [path.name for path in Path("moved").iterdir()] == ["net.onnx"]
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are optional")
+@pytest.mark.filterwarnings("ignore")  # of libraries that are not pinned
 def test_several_inputs_have_names_in_onnx(call, of_two):
     from onnxruntime import InferenceSession
 

@@ -9,7 +9,8 @@ def main() -> None:
     """Entry point. Signals are seen to before anything that takes a while is imported."""
     process.prepare()
     try:
-        from compresskit.cli.app import main as run
+        with process.importing():
+            from compresskit.cli.app import main as run
 
         run()
     except KeyboardInterrupt:

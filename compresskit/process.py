@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _asked = False  # to end
+_imports = False  # now: libraries may catch whatever comes in the middle of them, and go on without a part
 
 
 def prepare() -> None:
     """To be called before anything else is imported, which takes a while in which a signal may come.
 
-    The first signal raises KeyboardInterrupt, the second ends the process at once: files are whole at any time.
+    The first signal raises KeyboardInterrupt, behind what is `importing`; the second ends the process at once: files
+    are whole at any time.
     Signals that are ignored (nohup) stay so. What cannot be written to standard error is dropped.
     """
     for name in _SIGNALS:
@@ -95,14 +97,20 @@ def warnings() -> Iterator[list[str]]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For imports that take long: what modules define stays; to look through it for garbage takes a tenth of them."""
-    collected = gc.isenabled()
+    """For imports that take long: a signal waits for their end, and no garbage is collected, since what modules define
+    stays, and to look through it takes a tenth of them."""
+    global _imports
+    collected, inner = gc.isenabled(), _imports
     gc.disable()
+    _imports = True
     try:
         yield
     finally:
+        _imports = inner
         if collected:
             gc.enable()
+        if _asked and not inner:
+            raise KeyboardInterrupt
 
 
 class _Forgiving:
@@ -132,7 +140,8 @@ def _interrupt(number: int, frame: object) -> None:
     if _asked:
         os._exit(INTERRUPTED)
     _asked = True
-    raise KeyboardInterrupt
+    if not _imports:
+        raise KeyboardInterrupt
 
 
 def _unraisable(what: "sys.UnraisableHookArgs") -> None:

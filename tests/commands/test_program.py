@@ -90,6 +90,29 @@ def test_a_signal_while_it_starts_shows_no_traceback(recipe, tmp_path, after):
     assert process.returncode in (130, -signal.SIGTERM)  # the latter before Python itself was there
 
 
+_SWALLOWED = """
+import os, signal, sys
+from compresskit import process
+process.prepare()
+try:
+    with process.importing():
+        try:  # as libraries do around a part of them that may be missing
+            with process.importing():
+                os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            sys.exit(1)
+        print("whole")
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_signal_in_the_middle_of_an_import_waits_for_its_end(tmp_path):
+    command = [sys.executable, "-c", _SWALLOWED]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "whole\n")
+
+
 def test_a_dry_run_has_nothing_to_resume(recipe, trained, monkeypatch, call):
     def interrupted(*arguments):
         raise KeyboardInterrupt

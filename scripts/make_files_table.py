@@ -5,7 +5,8 @@
 
 A net is exported as .py, .pt2 and .onnx, with its batch norms and with them folded, and run by the two interpreters on
 a batch of five, which the files were not made with. Weights are drawn, statistics of batch norms too. A row holds the
-largest difference of the outputs as a share of the largest output. Rows are appended; those there are not made again.
+largest difference of the outputs as a share of the largest output. A .safetensors file is tried in the net's own class
+here, which its row tells, too. Rows are appended; what is there is not made again.
 Where no norm can be folded, the folded file is the other one, and only its source is written.
 """
 
@@ -50,6 +51,8 @@ OWN: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "yolo-lite": ({"batch_norm": True}, (3, 64, 64)),
     "unet": ({"width": 16}, (3, 32, 32)),
 }
+UNDRAWN = ("googlenet", "inception_v3")  # torchvision takes minutes to draw their first weights
+LOADS = {"strict": "loads", "fitted": "by `load_state`", "refused": "does not load", "not tried": "not tried"}
 # Run by interpreters that lack this package.
 TORCH = """
 import json, sys, torch
@@ -84,7 +87,8 @@ def main() -> None:
     arguments = parsed()
     done = read(arguments.out)
     for name in arguments.nets or list_of(arguments):
-        if name in done:
+        row = done.setdefault(name, {"net": name})
+        if "failed" in row or all(f"net{suffix}" in row for suffix in arguments.only):
             continue
         started = time.perf_counter()
         try:
@@ -92,10 +96,10 @@ def main() -> None:
         except Exception as error:  # a row for each, whatever happened
             traceback.print_exc()
             found = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-        done[name] = {"net": name, **found, "seconds": round(time.perf_counter() - started)}
+        row |= {**found, "seconds": round(time.perf_counter() - started)}
         with arguments.out.open("a") as file:
-            file.write(json.dumps(done[name]) + "\n")
-        print(done[name], flush=True)
+            file.write(json.dumps(row) + "\n")
+        print(row, flush=True)
     if arguments.table:
         print(table(done))
 
@@ -108,7 +112,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("files.jsonl"), help="where rows are kept")
     parser.add_argument("--own", action="store_true", help="the models of this package")
     parser.add_argument("--torchvision", action="store_true", help="all classifiers of torchvision")
-    parser.add_argument("--only", nargs="*", default=[".py", ".pt2", ".onnx"], help="formats")
+    parser.add_argument("--only", nargs="*", default=[".py", ".pt2", ".onnx", ".safetensors"], help="formats")
     parser.add_argument("--table", action="store_true", help="print the table of all rows")
     return parser.parse_args()
 
@@ -121,8 +125,12 @@ def list_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {row["net"]: row for row in rows}
+    """By net, all that its rows tell."""
+    rows: dict[str, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        row = json.loads(line)
+        rows[row["net"]] = rows.get(row["net"], {}) | row
+    return rows
 
 
 def row_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -131,14 +139,21 @@ def row_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         folder, files = Path(text), [file for file in FILES if Path(file).suffix in arguments.only]
         network = trace(made, shape).eval()
         told = {"mean": [0.5] * shape[0], "std": [0.25] * shape[0]}
-        save(Checkpoint(network, {"kind": name}, shape, "classification", told, []), folder / "model.pt")
+        save(Checkpoint(network, section_of(name), shape, "classification", told, []), folder / "model.pt")
+        found: dict[str, Any] = {}
+        if ".safetensors" in arguments.only:
+            options = Options(folder / "model.pt", folder / "net.safetensors")
+            loads = verb.run(options, TerminalProgress(quiet=True)).details["loads"]
+            found["net.safetensors"] = LOADS[loads["how"]] + (f": {loads['why']}" if loads["how"] == "refused" else "")
+        if not files:
+            return found
         left, folded, files = export(folder, files)
         inputs = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             expected = load(folder / "model.pt").network(inputs)
         torch.save((inputs, expected), folder / "batch.pt")
         np.savez(folder / "batch.npz", inputs=inputs.numpy(), expected=expected.numpy())
-        found = {"folded": folded, "left": left}
+        found |= {"folded": folded, "left": left}
         for python, code, suffixes in ((arguments.torch, TORCH, (".py", ".pt2")), (arguments.onnx, ONNX, (".onnx",))):
             if own := [file for file in files if file.endswith(suffixes)]:
                 command = [str(python.absolute()), "-I", "-c", code, str(folder), *own]
@@ -146,7 +161,8 @@ def row_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
                 if done.returncode:
                     raise RuntimeError(done.stderr.strip().splitlines()[-1])
                 found |= json.loads(done.stdout.splitlines()[-1])
-        same = {f"folded{suffix}": found.get(f"net{suffix}") for suffix in arguments.only if not folded}
+        same = {f"folded{suffix}": found.get(f"net{suffix}") for suffix in {Path(file).suffix for file in files}}
+        same = {} if folded else same
         return same | found
 
 
@@ -162,6 +178,13 @@ def export(folder: Path, files: list[str]) -> tuple[int, int, list[str]]:
     return left, folded, written
 
 
+def section_of(name: str) -> dict[str, Any]:
+    """The recipe's section `model`."""
+    library, _, own = name.rpartition(":")
+    arguments = {"arguments": {"init_weights": False}} if own in UNDRAWN else {}
+    return {"kind": library, "name": own, **arguments} if library else {"kind": own, **OWN[own][0]}
+
+
 def net_of(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     torch.manual_seed(0)
     library, _, own = name.rpartition(":")
@@ -169,7 +192,7 @@ def net_of(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         from torchvision import models
 
         size = 80 if own == "inception_v3" else 224 if own.startswith(("vit", "maxvit")) else 64
-        options = {"init_weights": False} if own in ("googlenet", "inception_v3") else {}
+        options = {"init_weights": False} if own in UNDRAWN else {}
         net, shape = models.get_model(own, weights=None, **options), (3, size, size)
     else:
         options, shape = OWN[own]
@@ -184,11 +207,12 @@ def net_of(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    lines = ["| net | norms folded, left | .py | folded | .pt2 | folded | .onnx | folded |", f"|{' --- |' * 8}"]
+    heads = ("net", "norms folded, left", ".py", "folded", ".pt2", "folded", ".onnx", "folded", "state dict")
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for name, row in rows.items():
         cells = [f"{row[file]:.0e}" if row.get(file) else ("equal" if file in row else "") for file in FILES]
         norms = f"{row['folded']}, {row['left']}" if "folded" in row else row.get("failed", "")
-        lines.append(f"| {name} | {norms} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {norms} | {' | '.join(cells)} | {row.get('net.safetensors', '')} |")
     return "\n".join(lines)
 
 

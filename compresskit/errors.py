@@ -91,3 +91,8 @@ def near_names(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
     return f"there are: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, which may go on for pages; its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

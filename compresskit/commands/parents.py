@@ -1,6 +1,7 @@
 """What a command starts from: checkpoints, and whether they fit the recipe, or the recipe's model as a graph."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,14 +77,20 @@ def check_fits(checkpoint: Checkpoint, path: Path, data: DataSet) -> None:
                 f"{path}: it has {outputs} outputs, the recipe's data {data.outputs}; use its own data"
             )
     mean, std = (checkpoint.preprocessing.get(name, []) for name in ("mean", "std"))
-    other = bool(mean) and bool(data.mean) and len(mean) != len(data.mean)  # other inputs are tokens
-    for then, now, scale in zip([*mean, *std], [*data.mean, *data.std], [*std, *std], strict=False):
-        if other or abs(then - now) > SHIFT * scale:
-            raise CheckpointError(
-                f"{path}: trained on inputs of mean {mean} and deviation {std}, the recipe normalises by "
-                f"{list(data.mean)} and {list(data.std)}; give the data that it was trained on, and `data.normalize` "
-                "(auto or none) as in its training"
-            )
+    if other_normalisation(mean, std, data):
+        raise CheckpointError(
+            f"{path}: trained on inputs of mean {mean} and deviation {std}, the recipe normalises by "
+            f"{list(data.mean)} and {list(data.std)}; give the data that it was trained on, and `data.normalize` "
+            "(auto or none) as in its training"
+        )
+
+
+def other_normalisation(mean: Sequence[float], std: Sequence[float], data: DataSet) -> bool:
+    """Whether inputs that were normalised by these, where they were, are other inputs than those of the data."""
+    if mean and data.mean and len(mean) != len(data.mean):  # of other channels, or some were tokens
+        return True
+    both = zip([*mean, *std], [*data.mean, *data.std], [*std, *std], strict=False)
+    return any(abs(then - now) > SHIFT * scale for then, now, scale in both)
 
 
 def not_finite(network: nn.Module) -> dict[str, str]:

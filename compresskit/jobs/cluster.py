@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from compresskit.errors import JobError, RecipeError, ResourceError
+from compresskit.errors import JobError, RecipeError, ResourceError, first_line
 from compresskit.jobs import processes
 from compresskit.jobs.lanes import Board, Lane, Sent, Shown
 
@@ -49,7 +49,7 @@ def spread(
         try:
             return _Cluster(ray, module, place, board).run(orders, more)
         except ray.exceptions.RayError as error:
-            raise ResourceError(f"--jobs {address}: the cluster is lost ({_first_line(error)})") from error
+            raise ResourceError(f"--jobs {address}: the cluster is lost ({first_line(error)})") from error
 
 
 class _Cluster:
@@ -99,7 +99,7 @@ class _Cluster:
         try:
             error: Exception | None = self._ray.get(one)
         except self._ray.exceptions.RayError as lost:
-            error = JobError(f"Ray lost it, on {MACHINES + 1} machines one after another ({_first_line(lost)})")
+            error = JobError(f"Ray lost it, on {MACHINES + 1} machines one after another ({first_line(lost)})")
             self._shown_of(name).lane.log(f"failed: {error}")
         return error
 
@@ -108,10 +108,6 @@ class _Cluster:
             self._ray.cancel(one)
         if self._running:
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=PATIENCE)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compresskit.data.own.targets import OWN
-from compresskit.errors import CheckpointError, UnsupportedModelError
+from compresskit.errors import CheckpointError, UnsupportedModelError, first_line
 from compresskit.graph.format.rehearsal import rehearse
 from compresskit.graph.format.table import from_table, named_tensors, to_table
 from compresskit.models.weights.files import CHECKPOINT, is_plain
@@ -190,8 +190,7 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # what torch.save did not write can fail in any way when it is read as if it had
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: it cannot be read ({reason}); {_OTHER_COPY}") from error
+        raise CheckpointError(f"{path}: it cannot be read ({first_line(error)}); {_OTHER_COPY}") from error
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT:
         raise ForeignFile(
             f"{path}: it is no compresskit checkpoint; a plain state dict goes into `weights` of a torchvision, timm "

@@ -3,14 +3,18 @@
 import ast
 import json
 import zipfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compresskit.errors import CheckpointError, RecipeError
+from compresskit.errors import CheckpointError, CompresskitError, RecipeError, first_line
+from compresskit.storage.content import check_told
+from compresskit.storage.reading import readable
 
 FILE = "preprocessing.json"  # in a .pt2 archive
 KEYS = ("task", "inputs", "mean", "std", "scale", "classes", "normalised_inside", "probabilities", "quantized")
+_OWN = {"normalised_inside", "probabilities"}  # keys of every file of ours; others may use words such as task, too
 
 
 def as_texts(told: dict[str, Any]) -> dict[str, str]:
@@ -24,22 +28,29 @@ def as_constants(told: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What the file tells; nothing of it is run. Raises CheckpointError where it cannot be read."""
+    """What the file tells; nothing of it is run, and {} of a file that `export` did not write.
+
+    Raises CheckpointError where it cannot be read, or tells what `export` would not have written.
+    """
     try:
-        return _READERS[path.suffix](path)
-    except RecipeError:
+        with readable(path):
+            told = _READERS[path.suffix](path)
+    except CompresskitError:
         raise
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; name one that `export` wrote") from error
     except Exception as error:  # what a damaged file makes of its reader
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: it cannot be read ({reason}); export it again") from error
+        raise CheckpointError(f"{path}: it cannot be read ({first_line(error)}); export it again") from error
+    try:
+        if told:
+            check_told(told)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return told
 
 
 def _of_program(path: Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
         found = [name for name in archive.namelist() if name.endswith(f"/{FILE}")]
-        return dict(json.loads(archive.read(found[0]))) if found else {}
+        return _own(dict(json.loads(archive.read(found[0])))) if found else {}
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:
@@ -48,17 +59,21 @@ def _of_onnx(path: Path) -> dict[str, Any]:
     import onnx
 
     pairs = {pair.key: pair.value for pair in onnx.load(path, load_external_data=False).metadata_props}
-    return {key: json.loads(pairs[key]) for key in KEYS if key in pairs}
+    return {key: json.loads(text) for key, text in _own(pairs).items()}
 
 
 def _of_source(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for statement in ast.parse(path.read_text()).body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            name = statement.targets[0].id.lower()
-            if name in KEYS:
-                found[name] = ast.literal_eval(statement.value)
-    return found
+    constants = {
+        statement.targets[0].id.lower(): statement.value
+        for statement in ast.parse(path.read_text()).body
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+    }
+    return {name: ast.literal_eval(value) for name, value in _own(constants).items()}
+
+
+def _own(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that `export` writes; none of a file of others."""
+    return {key: found[key] for key in KEYS if key in found} if found.keys() & _OWN else {}
 
 
 _READERS = {".pt2": _of_program, ".onnx": _of_onnx, ".py": _of_source}

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskit.errors import CheckpointError, RecipeError
-from compresskit.storage.exported.batches import Batch, Read
+from compresskit.errors import CheckpointError, RecipeError, first_line
+from compresskit.storage.exported.batches import Batch, Read, arguments_of
 from compresskit.storage.exported.metadata import read_metadata
 from compresskit.storage.exported.onnx import check_onnx, read_onnx
 from compresskit.storage.exported.program import read_program
@@ -53,7 +53,18 @@ def open_exported(path: Path) -> Exported:
         check_onnx(str(path))
     told = read_metadata(path)
     try:
-        return Exported(read_onnx(path) if path.suffix == ".onnx" else read_program(path), told)
+        read = read_onnx(path) if path.suffix == ".onnx" else read_program(path)
     except Exception as error:  # what a damaged file makes of its reader
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: it cannot be run ({reason}); export it again") from error
+        raise CheckpointError(f"{path}: it cannot be run ({first_line(error)}); export it again") from error
+
+    def run(batch: Any) -> Any:
+        try:
+            return read(batch)
+        except Exception as error:  # what runs it has errors of its own for inputs of other types and shapes
+            given = ", ".join(f"{one.dtype} {tuple(one.shape)}" for one in arguments_of(batch))
+            raise CheckpointError(
+                f"{path}: it does not run on a batch of the recipe's data, {given} ({first_line(error)}); use the "
+                "data that it was made for"
+            ) from error
+
+    return Exported(run, told)

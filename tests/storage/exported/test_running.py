@@ -7,7 +7,7 @@ import torch
 
 from compresskit.data.normalization import Normalization
 from compresskit.errors import CheckpointError, RecipeError
-from compresskit.storage.exported.metadata import as_constants, as_texts, read_metadata
+from compresskit.storage.exported.metadata import read_metadata
 from compresskit.storage.exported.running import Exported, open_exported
 
 MEAN, STD = (0.1, 0.4914), (0.01, 0.2471)
@@ -46,9 +46,3 @@ def test_what_is_not_opened(tmp_path):
         open_exported(tmp_path / "empty.pt2")
     with pytest.raises(CheckpointError, match="no such file"):
         read_metadata(tmp_path / "none.py")
-
-
-def test_texts_and_constants():
-    told = {"mean": [0.1], "classes": ['a"b'], "inputs": []}
-    assert as_texts(told) == {"mean": "[0.1]", "classes": '["a\\"b"]', "inputs": "[]"}
-    assert as_constants(told | {"other": 1}) == {"MEAN": [0.1], "CLASSES": ['a"b'], "INPUTS": []}

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from compresskit.graph.chains import Chain
 from compresskit.graph.operations import calls_of
-from compresskit.models.parts.initialisation import Initialisation, initialise
+from compresskit.models.parts.initialisation import Initialisation, initialise, seeded
 
 
 def replace_chain(
@@ -111,8 +111,7 @@ def reset_parameters(network: fx.GraphModule, seed: int, how: Initialisation = "
     Returns the names of the parameters that no layer draws (a bare class token, say), which stay as they were.
     """
     drawn: set[int] = set()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, network):
         for module in network.modules():
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):

@@ -13,6 +13,7 @@ from compresskit.errors import RecipeError, near_names
 from compresskit.graph.capture import capture, output_name
 from compresskit.graph.layers.expanded import Expanded
 from compresskit.graph.shapes import node_shapes
+from compresskit.models.parts.initialisation import seeded
 from compresskit.numerics.distillation import hint, probabilistic_transfer, soft_targets
 from compresskit.options import option
 from compresskit.shapes import Shape
@@ -179,8 +180,7 @@ def _regressors(
     """For each pair what maps the student's channels to the teacher's, drawn from the seed."""
     shapes = node_shapes(student, input_shape), node_shapes(teacher, input_shape)
     made: list[nn.Module] = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         for names in pairs:
             one, other = (shape[name] for shape, name in zip(shapes, names, strict=True))
             if len(one) != len(other):

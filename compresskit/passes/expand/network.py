@@ -13,6 +13,7 @@ from compresskit.errors import RecipeError
 from compresskit.graph.layers.expanded import Branch, Expanded, Layer
 from compresskit.graph.operations import NORMS, calls_of
 from compresskit.graph.trace import trace
+from compresskit.models.parts.initialisation import seeded
 from compresskit.numerics.expansion.balance import balanced
 from compresskit.numerics.expansion.composition import cost, to_kernel
 from compresskit.numerics.expansion.fit import fit_factors
@@ -71,8 +72,7 @@ def expand(
     if not isinstance(options.rate, dict):
         raise RecipeError("expand.rate: auto weighs the steps of a training; choose rates with passes.expand.rates")
     rows, skipped = [], {}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, network):
         names = selected(network, options.layers, "layers")
         for done, name in enumerate(names):
             progress(done, len(names))

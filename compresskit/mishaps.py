@@ -4,6 +4,8 @@ import errno
 import traceback
 from pathlib import Path
 
+from compresskit.errors import CompresskitError
+
 INTERNAL = 70  # exit status of an error in compresskit itself, as sysexits.h has it
 _PACKAGE = Path(__file__).parent
 _NEXT = {
@@ -15,6 +17,11 @@ _NEXT = {
 _NO_MEMORY = ("OutOfMemoryError", "MemoryError")
 _NUMERICS = ("LinAlgError", "_LinAlgError")
 _NO_ENTRY = ("index out of range in self", "device-side assert")  # of an embedding, as the CPU and CUDA say it
+
+
+def told(error: BaseException, doing: str) -> str:
+    """A line on an error of any kind: what it says of itself where it is one of ours, else `explained`."""
+    return str(error) if isinstance(error, CompresskitError) else explained(error, doing)[0]
 
 
 def explained(error: BaseException, doing: str) -> tuple[str, int]:

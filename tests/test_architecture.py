@@ -76,8 +76,8 @@ FLOORS = [
     ["numerics.least_squares"],
     ["numerics.moments"],
     ["numerics"],
-    ["distributed", "user_code"],
-    ["options", "errors", "process", "mishaps", "shapes", "__init__"],
+    ["distributed", "mishaps", "user_code"],
+    ["options", "errors", "process", "shapes", "__init__"],
 ]
 HOMES = {
     "typer": ["cli"],

@@ -55,7 +55,8 @@ def run_command(
 
             jobs = "1 job" if len(result.failed) == 1 else f"{len(result.failed)} jobs"
             names = shortened(list(result.failed))
-            raise JobError(f"{jobs} failed, and the report has all others: {names}; --resume takes up what is missing")
+            said = f"{jobs} failed, and the report has all others: {names}; --resume takes up what is missing"
+            raise JobError(said) from ExceptionGroup("what stopped them", list(result.failed.values()))
         missed = [target for target in result.targets if not target.met]
         if missed:
             raise TargetMissed("; ".join(f"{t.name}: {t.asked} was asked for, {t.got} was reached" for t in missed))

@@ -1,9 +1,11 @@
 """What a command found out, as plain data: the report renders it, and knows nothing else of the command."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from compresskit.mishaps import told
 
 Format = Literal["number", "count", "bytes", "ms"]
 NONZERO, SPARSE = "parameters not masked", "MACs by weights not masked"  # names of figures of masked nets
@@ -80,10 +82,12 @@ class Result:
     targets: list[Target] = field(default_factory=list)
     checks: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, Exception] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """JSON-able form, the content of report.json."""
-        return asdict(self) | {"folder": str(self.folder) if self.folder else None}
+        failed = {name: told(error, self.verb) for name, error in self.failed.items()}
+        folder = str(self.folder) if self.folder else None
+        return asdict(replace(self, failed={})) | {"folder": folder, "failed": failed}

@@ -3,14 +3,15 @@
 import logging
 import signal
 import sys
+import traceback
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
 from compresskit import process
-from compresskit.errors import CompresskitError, ConvergenceError, JobError
+from compresskit.errors import ConvergenceError, JobError
 from compresskit.jobs.lanes import Sent
-from compresskit.mishaps import explained
+from compresskit.mishaps import told
 from compresskit.numerics.threads import limit
 
 
@@ -32,10 +33,8 @@ def work(module: str, order: Any, sender: Connection) -> None:
         import_module(module).run(order, progress)
     except KeyboardInterrupt:
         sys.exit(process.INTERRUPTED)
-    except ConvergenceError as found:  # which has a name of its own in tables
-        error = ConvergenceError(str(found))
-    except CompresskitError as found:
-        error = JobError(str(found))
     except Exception as found:
-        error = JobError(explained(found, module.split(".")[-2])[0])
+        kind = ConvergenceError if isinstance(found, ConvergenceError) else JobError  # tables have both
+        error = kind(told(found, module.split(".")[-2]))
+        error.add_note(f"In the process of the job:\n{traceback.format_exc().rstrip()}")  # for --debug
     sender.send(("ended", error))

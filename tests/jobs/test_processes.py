@@ -94,6 +94,12 @@ def test_what_fails_stops_no_other(tmp_path):
     assert isinstance(failed["breaks"], JobError)
     assert str(failed["breaks"]).startswith("jobs: internal error, KeyError: 'unforeseen'")
     assert "diverges: failed: the loss is nan" in said.lines
+    assert not hasattr(failed["is killed"], "__notes__")
+    for name, last in {"diverges": "ConvergenceError: the loss is nan", "breaks": "KeyError: 'unforeseen'"}.items():
+        (whole,) = failed[name].__notes__  # which only --debug shows
+        assert whole.startswith("In the process of the job:\nTraceback (most recent call last):")
+        assert "doing.py" in whole
+        assert whole.endswith(last)
 
 
 def test_a_place_is_taken_by_one_at_a_time_in_order(tmp_path):

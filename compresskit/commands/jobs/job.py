@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Arguments, Session, run_path
-from compresskit.errors import CompresskitError, ConvergenceError, RecipeError
+from compresskit.errors import ConvergenceError, RecipeError
 from compresskit.jobs import cluster, processes
 from compresskit.jobs.cluster import is_cluster
 from compresskit.jobs.places import (
@@ -28,7 +28,7 @@ from compresskit.jobs.places import (
     places,
     wanted,
 )
-from compresskit.mishaps import explained
+from compresskit.mishaps import told
 from compresskit.numerics.threads import threads
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ def attempt(current: Session, folder: Path, work: Callable[[], T]) -> T | None:
         if not current.several or (current.group.world > 1 and not isinstance(error, ConvergenceError)):
             raise
         current.failed[folder] = error
-        current.progress.log(f"{name_of(current, folder)}: failed: {_told(current, error)}")
+        current.progress.log(f"{name_of(current, folder)}: failed: {told(error, current.verb)}")
         return None
 
 
@@ -145,9 +145,10 @@ def attempts(current: Session, work: Mapping[Path, Callable[[], T]]) -> list[T]:
 
 def with_failures(current: Session, result: Result) -> Result:
     """The result, with a row for each job that failed."""
-    result.failed = {name_of(current, folder): _told(current, error) for folder, error in current.failed.items()}
+    result.failed = {name_of(current, folder): error for folder, error in current.failed.items()}
     if result.failed:
-        result.tables.append(Table("jobs that failed", ("job", "why"), list(result.failed.items())))
+        rows = [(name, told(error, current.verb)) for name, error in result.failed.items()]
+        result.tables.append(Table("jobs that failed", ("job", "why"), rows))
     return result
 
 
@@ -164,7 +165,3 @@ def _wanted(current: Session) -> int:
 def _order(current: Session, job: Job, place: Place) -> Arguments:
     """The command line of a process that does one job."""
     return replace(current.arguments, task=Task(job.folder, place), held=None, resume=True, force=False)
-
-
-def _told(current: Session, error: Exception) -> str:
-    return str(error) if isinstance(error, CompresskitError) else explained(error, current.verb)[0]

@@ -221,6 +221,20 @@ def test_the_report_of_a_comparison_stands_without_the_runs_own_network(call):
     assert (every.status, every.err.splitlines()[-1]) == (1, alone.err.strip())
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_debug_shows_where_each_job_failed(call, jobs):
+    """Where others did not fail, and where all did."""
+    compare = f"{{rows: {{slow: {{train.optimizer.lr: 1e-2}}, lost: {{train: {LOST}}}}}}}"
+    Path("net.yaml").write_text(f"{NET}train: {FIT}\n")
+    for changes in ([f"train.compare={compare}", "trials=1"], ["train.optimizer={kind: sgd, lr: 1e38}"]):
+        arguments = ["train", "net.yaml", *changes, "-q", "--jobs", jobs, "--force"]
+        plain, whole = (call(*arguments, *debug) for debug in ((), ("--debug",)))
+        assert (plain.status, whole.status) == (1, 1)
+        assert "Traceback" not in plain.err
+        assert plain.err.splitlines()[-1] == whole.err.splitlines()[-1]
+        assert re.search(r"trainer.py.*, in settle\n.*\n.*errors.ConvergenceError: training, epoch", whole.err)
+
+
 def test_a_signal_ends_all_and_they_go_on(tmp_path):
     (tmp_path / "net.yaml").write_text(f"{NET}train: {FIT}\n")
     long = ("train", "net.yaml", "train.epochs=2000", "--out", "out", "--jobs", "2")

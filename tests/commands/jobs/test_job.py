@@ -109,8 +109,7 @@ def contents(folder: Path) -> dict[str, Any]:
         if path.name in NETWORKS:
             found[name] = torch.load(path, weights_only=True)["tensors"]
         elif path.name == "metrics.csv":
-            with path.open(newline="") as file:
-                found[name] = [untimed(row) for row in csv.DictReader(file)]
+            found[name] = metrics(path.parent)
         elif path.suffix == ".json" and path.name != "run.json":
             found[name] = untimed(json.loads(path.read_text()))
         elif path.is_file() and not path.name.startswith("."):
@@ -256,6 +255,36 @@ def test_a_signal_ends_all_and_they_go_on(tmp_path):
     again.kill()
     again.communicate()
     assert gone(descendants)
+
+
+def test_a_second_run_in_its_folder_is_refused_and_disturbs_nothing(call, tmp_path, request):
+    (tmp_path / "net.yaml").write_text(f"{NET}train: {FIT}\n")
+    train = ["train", "net.yaml", "train.schedule={kind: constant}"]  # whatever the epochs
+    arguments = [*train, "train.epochs=2000", "--out", "out"]
+    first = started(tmp_path, *arguments, "--jobs", "2")
+    request.addfinalizer(first.kill)
+    states = [tmp_path / f"out/trial-{trial}/state.pt" for trial in (1, 2)]
+    wait_for(lambda: all(state.exists() for state in states))
+    for options in (["--jobs", 2], ["--jobs", 2, "--resume"], ["--jobs", 2, "--force"], ["--resume"]):
+        refused = call(*arguments, *options)
+        assert refused.status == 1
+        assert refused.err.startswith(f"error: out: process {first.pid} on ")
+        assert "is writing there; wait for it, stop it, or write elsewhere" in refused.err
+    done = [epochs(state) for state in states]
+    wait_for(lambda: all(epochs(state) > before for state, before in zip(states, done, strict=True)))
+    first.send_signal(signal.SIGINT)
+    ended(first)
+    assert first.returncode == 130
+    assert call(*train, "--out", "alone").status == 0
+    for state in states:
+        found, alone = (metrics(folder / state.parent.name) for folder in (tmp_path / "out", tmp_path / "alone"))
+        assert [int(row["epoch"]) for row in found] == list(range(1, len(found) + 1))
+        assert found[:2] == alone
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [untimed(row) for row in csv.DictReader(file)]
 
 
 def epochs(state: Path) -> int:

@@ -32,19 +32,17 @@ def largest_difference(found: Any, expected: Any) -> float:
 
 
 def relative_error(found: Tensor, expected: Tensor, dim: int = 1) -> Tensor:
-    """Mean squared difference as a share of the mean variance of the expected values of a channel, along `dim`."""
-    others = [axis for axis in range(expected.ndim) if axis != dim % expected.ndim]
-    variance = (expected - expected.mean(others or None, keepdim=True)).square().mean()
-    return _share(found, expected, variance, expected.square().mean())
+    """Mean squared difference as a share of the mean variance of the expected values of a channel, along `dim`: ().
+
+    Where there is no such dimension, all values are of one channel.
+    """
+    return _share(found, expected, channel_totals(expected, dim))
 
 
 def mean_relative_error(found: Any, expected: Any) -> Tensor:
-    """The mean of `relative_error` over the tensors of two values of the same structure: each counts alike.
-
-    Channels lie along dimension 1; where there is none, all values are of one channel.
-    """
+    """The mean of `relative_error` over the tensors of two values of the same structure: each counts alike."""
     pairs = zip(tensors_of(found), tensors_of(expected), strict=True)
-    return torch.stack([relative_error(one, other, min(1, max(other.ndim - 1, 0))) for one, other in pairs]).mean()
+    return torch.stack([relative_error(one, other) for one, other in pairs]).mean()
 
 
 class Spread:
@@ -70,13 +68,8 @@ class Spread:
 
     def error(self, found: Any, expected: Any) -> Tensor:
         """The mean over the tensors of the mean squared difference as a share of how much they vary: ()."""
-        shares = []
-        for one, other, (counts, sums, squares) in zip(
-            tensors_of(found), tensors_of(expected), self._totals, strict=True
-        ):
-            values = counts.sum()
-            shares.append(_share(one, other, (squares - sums.square() / counts).sum() / values, squares.sum() / values))
-        return torch.stack(shares).mean()
+        parts = zip(tensors_of(found), tensors_of(expected), self._totals, strict=True)
+        return torch.stack([_share(*part) for part in parts]).mean()
 
 
 def channel_totals(values: Tensor, dim: int = 1) -> Tensor:
@@ -90,8 +83,10 @@ def channel_totals(values: Tensor, dim: int = 1) -> Tensor:
     return torch.stack([torch.full_like(sums, flat.shape[1]), sums, flat.square().sum(1)])
 
 
-def _share(found: Tensor, expected: Tensor, variance: Tensor, square: Tensor) -> Tensor:
-    """Mean squared difference as a share of the variance; of values that hardly vary, of a share of their square."""
+def _share(found: Tensor, expected: Tensor, totals: Tensor) -> Tensor:
+    """Mean squared difference as a share of the totals' variance; where that is small, of a share of their square."""
+    counts, sums, squares = totals
+    variance, square = (squares - sums.square() / counts).sum() / counts.sum(), squares.sum() / counts.sum()
     scale = torch.maximum(variance, CONSTANT * square)
     error = (found - expected).square().mean()
     known = scale > torch.finfo(scale.dtype).tiny ** 0.5  # else all are 0, and nothing is a share of that

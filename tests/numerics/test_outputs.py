@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from compresskit.numerics.outputs import Spread, doubled, largest_difference, mean_relative_error, tensors_of
+from compresskit.numerics.outputs import (
+    Spread,
+    doubled,
+    largest_difference,
+    mean_relative_error,
+    relative_error,
+    tensors_of,
+)
 
 
 def structured(seed: int):
@@ -32,6 +39,15 @@ def test_each_tensor_counts_alike_as_a_share_of_its_variance():
     scaled = {**expected, "maps": [1000 * one for one in expected["maps"]]}
     other = {**found, "maps": [1000 * one for one in found["maps"]]}
     assert float(mean_relative_error(other, scaled)) == pytest.approx(sum(parts) / 2, rel=1e-12)
+
+
+def test_channels_lie_along_any_dimension():
+    draws = torch.Generator().manual_seed(5)
+    found, expected = (torch.randn(3, 4, 5, generator=draws) + 10 for _ in range(2))  # as tokens have them: (N, T, C)
+    turned = by_hand(found.movedim(2, 1), expected.movedim(2, 1))
+    for dim in (2, -1):
+        # the difference is float32
+        assert float(relative_error(found, expected, dim)) == pytest.approx(turned, rel=1e-6)
 
 
 def test_a_value_a_sample_and_a_single_number_have_a_share_too():

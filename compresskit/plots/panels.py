@@ -29,15 +29,16 @@ def grid(count: int, width: float, height: float, columns: int = COLUMNS) -> tup
     return figure, panels[:count]
 
 
-def save(figure: Figure, path: Path) -> None:
-    """As a PNG, and beside it as the SVG that report.html shows."""
+def save(figure: Figure, path: Path, *, svg: bool = True) -> None:
+    """As a PNG, and beside it as the SVG that report.html shows. svg: false where there is no such page."""
     with warnings.catch_warnings():
         # by the clock: on a busy machine any legend takes the second at which matplotlib warns
         warnings.filterwarnings("ignore", 'Creating legend with loc="best"', UserWarning)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=120, format="png")
-        with atomic_write(path.with_suffix(".svg")) as temporary:
-            write_svg(figure, temporary)
+        if svg:
+            with atomic_write(path.with_suffix(".svg")) as temporary:
+                write_svg(figure, temporary)
 
 
 def band(panel: Axes, curves: Curves, first: int | NDArray[np.intp], label: str, colour: str) -> None:

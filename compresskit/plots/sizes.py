@@ -1,11 +1,12 @@
-"""What each layer of a network is in size."""
+"""What networks are in size: each of their layers, and several beside each other."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from compresskit.plots.panels import save
+from compresskit.plots.panels import grid, save
 
 Sizes = Mapping[str, tuple[int, int]]  # of each layer, its parameters and its multiply-accumulates
 
@@ -35,3 +36,20 @@ def layer_sizes(path: Path, networks: Mapping[str, Sizes]) -> None:
     if len(networks) > 1:
         panels[0].legend(frameon=False)
     save(figure, path)
+
+
+def side_by_side(path: Path, panels: Mapping[str, Mapping[str, tuple[float, str]]]) -> None:
+    """In each panel, by the figure's name, a bar for each network, with its value and how that is written.
+
+    A value that is not finite has no bar.
+    """
+    figure, axes = grid(len(panels), 3.0, 1.6, columns=3)
+    for panel, (name, values) in zip(axes, panels.items(), strict=True):
+        lengths = [value if math.isfinite(value) else 0.0 for value, _ in values.values()]
+        bars = panel.barh(list(values), lengths, color=[f"C{number}" for number in range(len(values))])
+        panel.bar_label(bars, [text for _, text in values.values()], padding=3, fontsize=8)
+        panel.set(title=name)
+        panel.margins(x=0.35)  # for what is written behind the longest bar
+        panel.invert_yaxis()
+        panel.spines[["top", "right"]].set_visible(False)
+    save(figure, path, svg=False)

@@ -1,4 +1,4 @@
-"""What each layer of a network is in size."""
+"""What networks are in size, by layer and beside each other."""
 
 import numpy as np
 
@@ -37,3 +37,18 @@ def test_a_network_that_multiplies_nothing_can_be_drawn(monkeypatch):
     monkeypatch.setattr("tests.plots.test_training.plots", plots)
     figure = drawn(monkeypatch, lambda: plots.layer_sizes("sizes.png", {"": {"norm": (4, 0)}}))
     assert bars(figure.axes[1]) == [(0, 0)]
+
+
+def test_networks_beside_each_other(monkeypatch):
+    monkeypatch.setattr("tests.plots.test_training.plots", plots)
+    panels = {
+        "accuracy": {"float": (0.9, "0.9000"), "int8": (0.8, "0.8000")},
+        "loss": {"float": (0.2, "0.2000"), "int8": (float("inf"), "inf")},
+    }
+    figure = drawn(monkeypatch, lambda: plots.side_by_side("net.onnx.png", panels))
+    for panel, (name, values) in zip(figure.axes, panels.items(), strict=True):
+        assert panel.get_title() == name
+        assert [text.get_text() for text in panel.get_yticklabels()] == ["float", "int8"]
+        assert [text.get_text() for text in panel.texts] == [text for _, text in values.values()]
+        assert panel.yaxis_inverted()
+    assert [bar.get_width() for panel in figure.axes for bar in panel.patches] == [0.9, 0.8, 0.2, 0.0]

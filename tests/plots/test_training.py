@@ -12,7 +12,7 @@ from compresskit.plots import training as plots
 def drawn(monkeypatch, draw):
     """The figure that `draw` would save."""
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path, **_: figures.append(figure))
     draw()
     figures[0].draw_without_rendering()
     return figures[0]

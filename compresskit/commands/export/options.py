@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from compresskit.commands.export.picture import picture_of
 from compresskit.errors import RecipeError, RunFolderError
 from compresskit.storage.exported.onnx import check_onnx, data_of
 from compresskit.storage.exported.source import weights_of
@@ -52,7 +53,7 @@ class Options:
             check_onnx()
         if out.exists() and out.resolve() == path.resolve():
             raise RunFolderError(f"{out}: it is the input; write elsewhere with --out")
-        for file in files_of(out):
+        for file in (*files_of(out), *([picture_of(out)] if self.quantize else [])):
             if file.exists() and (file.is_dir() or not self.force):
                 raise RunFolderError(f"{file}: it exists already; use --force to replace a file, or another --out")
 

@@ -9,6 +9,7 @@ import torch
 from compresskit.commands.evaluate.exported import metrics_of, timed
 from compresskit.commands.export.inputs import BATCH
 from compresskit.commands.export.network import difference
+from compresskit.commands.export.picture import draw
 from compresskit.commands.result import Result, Table
 from compresskit.commands.session import Session
 from compresskit.storage.checkpoint import Checkpoint
@@ -43,6 +44,8 @@ def quantise(
     threads = torch.get_num_threads()
     title = f"float32 and int8, on the cpu, {threads} thread{'s' if threads > 1 else ''}"
     result.tables.append(Table(title, ("", *columns, "bytes", *times), rows))
+    if current.recipe.report.plots:
+        draw(result.tables[-1], out)
 
 
 def _calibration(current: Session, network: Exported) -> Iterator[Any]:

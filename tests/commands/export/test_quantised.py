@@ -84,7 +84,13 @@ def test_int8(call, model, inside):
     assert again["test accuracy"] == rows["ONNX int8"]["test accuracy"]
     assert shown(call, "inspect", "net.onnx")["details"]["told"]["quantized"] == "int8"
     check_weights(Path("net.onnx"), load(model).network)
-    assert sorted(path.name for path in Path().iterdir()) == ["digits.yaml", "model.pt", "net.onnx"]
+    assert sorted(path.name for path in Path().iterdir()) == ["digits.yaml", "model.pt", "net.onnx", "net.onnx.png"]
+    assert Path("net.onnx.png").read_bytes().startswith(b"\x89PNG")
+    if not inside:
+        again = [*given, "report.plots=false", "--force", "-q"]
+        Path("net.onnx.png").write_text("of before")
+        assert call("export", model, "data.limit=300", "--out", "net.onnx", *again).status == 0
+        assert Path("net.onnx.png").read_text() == "of before"
 
 
 def check_weights(path: Path, network: nn.Module) -> None:
@@ -111,6 +117,9 @@ def test_what_is_refused(call, model, monkeypatch, tmp_path):
     refused(call("export", model, "data.limit=3", "--out", "n.pt2"), 2, "add --quantize int8")
     refused(call("evaluate", "digits.yaml", "-c", "net.py"), 2, "net.py: it holds code")
     refused(call("evaluate", "digits.yaml", "-c", "none.pt2"), 1, "none.pt2: no such file")
+    Path("n.onnx.png").touch()
+    there = call("export", model, "--out", "n.onnx", *quantize, "--recipe", "digits.yaml")
+    refused(there, 1, "n.onnx.png: it exists already")
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
     given = [*quantize, "--recipe", "digits.yaml"]
     refused(call("export", model, "--out", "n.onnx", *given), 2, "install compresskit[onnx]")

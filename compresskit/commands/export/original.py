@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compresskit.commands.export.options import Options
 from compresskit.commands.recipe import load_recipe
 from compresskit.commands.result import Result
-from compresskit.errors import CompresskitError
+from compresskit.errors import CompresskitError, first_line
 from compresskit.graph.capture import output_name
 from compresskit.graph.shapes import node_shapes
 from compresskit.models.calling import called, picked
@@ -20,7 +20,7 @@ from compresskit.models.factory import Factory
 from compresskit.models.memory import within_memory
 from compresskit.models.outside import Outside
 from compresskit.models.registry import MODELS
-from compresskit.models.weights.fitting import fit
+from compresskit.models.weights.fitting import copy_into, fit
 from compresskit.numerics.outputs import largest_difference, tensors_of
 from compresskit.recipes.build import build
 from compresskit.recipes.hints import Kinds
@@ -123,17 +123,18 @@ def _made(model: Any, exported: Checkpoint) -> nn.Module:
 
 def _load(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, str]:
     """Puts it into the module; how, and why not in a better way."""
-    own = module.state_dict()
-    if {name: tensor.shape for name, tensor in state.items()} == {name: tensor.shape for name, tensor in own.items()}:
-        module.load_state_dict(state)
-        return "strict", ""
-    fitted = fit(module, state)
+    fitted, own = fit(module, state), module.state_dict()
     if problems := fitted.problems():
         return "refused", problems
-    module.load_state_dict(fitted.state, strict=False)
-    missing = [name for name in own if name not in fitted.state]
-    lacking = f"{len(missing)} names of what only training has are missing, {missing[0]} first"
-    return "fitted", "; ".join([*fitted.notes, *([lacking] if missing else [])])
+    copy_into(module, fitted.state)
+    missing, notes = [name for name in own if name not in fitted.state], fitted.notes
+    if missing:
+        notes.append(f"{len(missing)} names of what only training has are missing, {missing[0]} first")
+    try:
+        module.load_state_dict(state)
+    except Exception as error:  # its class may ask for more than tensors
+        return "fitted", "; ".join(notes) or first_line(error)
+    return "strict", ""
 
 
 def _outputs(module: nn.Module, inputs: Any, output: str | int | None) -> Any:

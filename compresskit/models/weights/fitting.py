@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,10 +72,18 @@ def put_weights(
     if finite:
         check_numbers(model.state_dict(), fitted.state, path)
     check_ties(model, fitted.state, path)
-    model.load_state_dict(fitted.state, strict=False)
+    copy_into(model, fitted.state)
     if notes := [*found.notes, *fitted.notes]:
         logger.warning("%s: %s", path, "; ".join(notes))
     return fitted.state
+
+
+def copy_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copies a state dict whose names and shapes are the model's; what it lacks stays. Some classes ask which of their
+    versions a state dict is of, which files of tensors alone do not tell: it is of this one."""
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(versioned, strict=False)
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = ()) -> Fitted:

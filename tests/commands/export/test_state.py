@@ -112,6 +112,15 @@ def test_heads_of_training_alone_are_missing_and_said(call):
     assert checks["torchvision:googlenet with net.safetensors"] == 0
 
 
+def test_a_class_that_asks_for_more_than_tensors(call):
+    torch.manual_seed(0)
+    network = trace(MODELS["torchvision"](name="mnasnet0_5").build((3, 32, 32), 10), (3, 32, 32))
+    write(network, {"kind": "torchvision", "name": "mnasnet0_5"}, (3, 32, 32))
+    loads, checks = exported(call, "-o", "net.safetensors")
+    assert (loads["how"], loads["why"]) == ("fitted", "version should be set to 1 or 2 instead of None")
+    assert checks["torchvision:mnasnet0_5 with net.safetensors"] == 0
+
+
 def test_a_network_that_was_cut_fits_no_more(call):
     torch.manual_seed(0)
     batches = [(torch.randn(64, 3, 32, 32), torch.arange(64) % 10)]

@@ -208,3 +208,12 @@ def test_a_dropped_classifier_leaves_the_features():
 def test_a_fresh_classifier_needs_weights():
     with pytest.raises(RecipeError, match="model.head: fresh replaces the classifier of trained weights"):
         Torchvision(name="resnet18", head="fresh").build((3, 32, 32), 10)
+
+
+def test_a_class_that_asks_for_a_version_takes_its_own(tmp_path):
+    torch.manual_seed(1)
+    expected = Torchvision(name="mnasnet0_5").build((3, 32, 32), 10).state_dict()
+    save_file(expected, tmp_path / "weights.safetensors")
+    net = Torchvision(name="mnasnet0_5").build((3, 32, 32), 10)
+    load_weights(net, tmp_path / "weights.safetensors")
+    check_loaded(net, expected)

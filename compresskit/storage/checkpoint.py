@@ -125,10 +125,10 @@ def load_network(path: Path | str, device: torch.device | str = "cpu") -> nn.Mod
 def _values(network: fx.GraphModule) -> dict[str, Tensor]:
     """The tensors by name; a parameter with two names is one tensor under both, which pickle keeps so."""
     values: dict[int, Tensor] = {}
-    return {name: values.setdefault(id(t), _compact(t)) for name, t in named_tensors(network)}
+    return {name: values.setdefault(id(t), compact(t)) for name, t in named_tensors(network)}
 
 
-def _compact(tensor: Tensor) -> Tensor:
+def compact(tensor: Tensor) -> Tensor:
     """On the CPU, and without what lies around it in memory where it is a part of a larger tensor."""
     value = tensor.detach().cpu().contiguous()
     return value if value.nbytes == value.untyped_storage().nbytes() else value.clone()

@@ -5,14 +5,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from compresskit.models.weights.files import Found, read_state
 from compresskit.models.weights.fitting import put_weights
 from compresskit.storage.atomic import atomic_write, write_tensors
-from compresskit.storage.checkpoint import ForeignFile, load
+from compresskit.storage.checkpoint import ForeignFile, compact, load
 from compresskit.storage.exported.metadata import as_texts
 
 STATES = (".safetensors", ".pth")  # ends of the names of files
@@ -20,15 +19,15 @@ _OF_GRAPH = re.compile(r"_tensor_constant\d+")  # what forward computes of no we
 
 
 def write_state(network: fx.GraphModule, path: Path, told: dict[str, Any]) -> list[str]:
-    """The network's state dict, each name with memory of its own. Returns the names of the graph's own constants, which
-    no class has, and which are left out.
+    """The network's state dict. Returns the names of the graph's own constants, which no class has, and which are left
+    out.
 
     told: what a .safetensors file tells of the network, in its header.
     """
     state, constants = _state(network)
     if path.suffix == ".safetensors":
         with atomic_write(path) as temporary:
-            temporary.write_bytes(save(state, {"format": "pt"} | as_texts(told)))
+            save_file(_apart(state), temporary, {"format": "pt"} | as_texts(told))
     else:
         write_tensors(path, state)
     return constants
@@ -58,9 +57,18 @@ def _read(path: Path) -> Found:
 
 
 def _state(network: fx.GraphModule) -> tuple[dict[str, Tensor], list[str]]:
-    state = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in network.state_dict().items()
-    }
+    """Without the graph's own constants, and their names."""
+    state = {name: compact(tensor) for name, tensor in network.state_dict().items()}
     constants = [name for name in state if _OF_GRAPH.fullmatch(name)]
     return {name: tensor for name, tensor in state.items() if name not in constants}, constants
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each name with memory of its own, as the format wants it."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in state.items():
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return found

@@ -96,3 +96,22 @@ def test_a_checkpoint_as_weights_of_a_recipe_says_how(tmp_path):
     checkpoint(tmp_path / "model.pt", net(1))
     with pytest.raises(CheckpointError, match=r"give it to --checkpoint, or .* export .*model.pt --out model.safete"):
         read_state(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pth"])
+def test_tensors_that_share_memory_are_written_under_each_name(name, tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.two.weight = self.one.weight
+            self.register_buffer("turned", torch.arange(16.0).view(4, 4).T)
+
+        def forward(self, x):
+            return self.two(self.one(x)) @ self.turned
+
+    module, other = Tied(), Tied()
+    write_state(trace(module), tmp_path / name, {})
+    compresskit.load_state(tmp_path / name, other)
+    assert same(other.state_dict(), module.state_dict())
+    assert other.two.weight is other.one.weight

@@ -93,8 +93,16 @@ def _tried(
     how, why = _load(module, state)
     if how == "refused":
         return Loaded(into, how, why), None
+    try:
+        with torch.inference_mode():
+            found = _outputs(module, inputs, getattr(model, "output", None))
+    except Exception as error:  # it is the user's code
+        return Loaded(into, "refused", f"names and shapes fit, but its forward fails: {first_line(error)}"), None
     with torch.inference_mode():
-        expected, found = exported.network(inputs), _outputs(module, inputs, getattr(model, "output", None))
+        expected = exported.network(inputs)
+    if (other := _shapes(found)) != _shapes(expected):
+        why = f"names and shapes fit, but it returns {other} where the network returns {_shapes(expected)}"
+        return Loaded(into, "refused", why), None
     scale = max((float(one.abs().max()) for one in tensors_of(expected) if one.numel()), default=0.0)
     difference = largest_difference(found, expected)
     if not difference <= _EQUAL * scale:
@@ -140,3 +148,8 @@ def _load(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, str]:
 def _outputs(module: nn.Module, inputs: Any, output: str | int | None) -> Any:
     value = called(module, inputs)
     return value if output is None else picked(value, output)
+
+
+def _shapes(value: Any) -> str:
+    """Of the tensors that a network returned, in words."""
+    return " and ".join(str(tuple(one.shape)) for one in tensors_of(value)) or "no numbers"

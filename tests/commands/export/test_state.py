@@ -36,6 +36,20 @@ def smooth(num_classes):
 class Named(Net):
     def forward(self, x):
         return {"aux": x, "logits": super().forward(x)}
+
+class Failing(Net):
+    def forward(self, x):
+        if len(x) > 1:
+            raise RuntimeError("no")
+        return super().forward(x)
+
+class Twice(Net):
+    def forward(self, x):
+        return super().forward(x), super().forward(x)
+
+class Longer(Net):
+    def forward(self, x):
+        return super().forward(x)[:, None]
 """
 
 
@@ -187,6 +201,30 @@ def test_masked_weights_are_zero_and_factors_are_multiplied(call, of_factory):
     loads, checks = exported(call, "-o", "net.safetensors", "--recipe", "own.yaml", "--force")
     assert loads["how"] == "strict"
     assert checks["nets:Net with net.safetensors"] < 1e-6
+
+
+def test_names_that_all_have_a_prefix(call, of_factory):
+    """What the class has inside of another module goes into it by load_state alone."""
+    write(trace(nn.Sequential(module()), (2, 8, 8)), OWN, (2, 8, 8))
+    loads, checks = exported(call, "-o", "net.pth", "--recipe", "own.yaml")
+    assert loads == {"into": "nets:Net", "how": "fitted", "why": "0. was taken off 9 names"}
+    assert checks["nets:Net with net.pth"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Failing", "its forward fails: no"),
+        ("Twice", "it returns (8, 3) and (8, 3) where the network returns (8, 3)"),
+        ("Longer", "it returns (8, 1, 3) where the network returns (8, 3)"),
+    ],
+)
+def test_a_class_whose_forward_is_another_is_told(call, of_factory, name, why):
+    save(Checkpoint(trace(module(), (2, 8, 8)).eval(), OWN, (2, 8, 8), "own", {}, [], {}), Path("model.pt"))
+    arguments = ("--recipe", "own.yaml", f"model.kind=nets:{name}", "model.arguments={num_classes: 3}")
+    loads, checks = exported(call, "-o", "net.pth", *arguments)
+    assert (loads["how"], loads["why"]) == ("refused", f"names and shapes fit, but {why}")
+    assert list(checks) == ["net.pth read back"]
 
 
 @pytest.mark.parametrize(

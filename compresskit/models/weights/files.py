@@ -67,8 +67,8 @@ def read_state(path: Path) -> Found:
         )
     if not isinstance(content, dict) or not _is_whole(content):
         raise CheckpointError(
-            f"{path}: it holds more than a state dict; save model.state_dict() alone, or under one of "
-            f"{', '.join(_KEYS[:7])}, and give a checkpoint of compresskit to --checkpoint"
+            f"{path}: it holds more than a state dict ({_others(content)}); save model.state_dict() alone, or under "
+            f"one of {', '.join(_KEYS[:7])}, and give a checkpoint of compresskit to --checkpoint"
         )
     if strange := [f"{name} ({told(value)})" for name, value in content.items() if not is_plain(value)]:
         raise CheckpointError(
@@ -101,11 +101,21 @@ def told(tensor: Tensor) -> str:
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value)
+    """Whether tensors may be in it: beside them lie settings under the same keys."""
+    return isinstance(value, Mapping) and any(isinstance(one, Tensor | Mapping) for one in value.values())
 
 
 def _is_whole(content: Mapping[Any, Any]) -> bool:
     return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+
+
+def _others(content: Any) -> str:
+    """What stands in the way, in words."""
+    if not isinstance(content, dict):
+        return type(content).__name__
+    kinds = {name: type(value).__name__ for name, value in content.items() if not isinstance(value, Tensor)}
+    kinds |= {name: f"module {value.of}" for name, value in content.items() if isinstance(value, StateOfModule)}
+    return ", ".join(f"{name}: {kind}" for name, kind in list(kinds.items())[:_SHOWN]) or "names that are no text"
 
 
 def _read(path: Path) -> Any:
@@ -158,7 +168,8 @@ def _is_archive(path: Path) -> bool:
 
 
 def _check_archive(path: Path) -> None:
-    """Raises CheckpointError where a part differs from its checksum, at which torch does not look, and for TorchScript.
+    """Raises CheckpointError where a part differs from its checksum, at which torch does not look, where the parts are
+    larger than the file, and for TorchScript.
 
     It reads the file once.
     """
@@ -167,6 +178,11 @@ def _check_archive(path: Path) -> None:
             raise CheckpointError(
                 f"{path}: it is a program (TorchScript), which is never run; where you trust it, save its state dict: "
                 f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')"
+            )
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+            raise CheckpointError(
+                f"{path}: its parts are compressed, as torch never does, and may take any memory; unpack it, or save "
+                "it again with torch.save"
             )
         damaged = archive.testzip()
     if damaged:

@@ -21,6 +21,7 @@ from compresskit.models.memory import within_memory
 from compresskit.models.outside import Outside
 from compresskit.models.registry import MODELS
 from compresskit.models.weights.fitting import copy_into, fit
+from compresskit.models.weights.values import own_tensors
 from compresskit.numerics.outputs import largest_difference, tensors_of
 from compresskit.recipes.build import build
 from compresskit.recipes.hints import Kinds
@@ -131,7 +132,7 @@ def _made(model: Any, exported: Checkpoint) -> nn.Module:
 
 def _load(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, str]:
     """Puts it into the module; how, and why not in a better way."""
-    fitted, own = fit(module, state), module.state_dict()
+    fitted, own = fit(module, state), own_tensors(module)
     if problems := fitted.problems():
         return "refused", problems
     copy_into(module, fitted.state)

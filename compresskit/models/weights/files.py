@@ -31,6 +31,7 @@ _SCRIPT = "/constants.pkl"  # that archives of TorchScript have
 CHECKPOINT = "compresskit checkpoint"  # the `format` of a checkpoint of ours
 _ARCHIVE = b"PK\x03\x04"  # how a zip archive begins
 _PROGRAMS = (".pt2", ".onnx", ".py")  # what `export` writes beside state dicts
+_EXTRA = "_extra_state"  # how the names of what torch's get_extra_state gives end
 _SHOWN = 5  # names of tensors in a message
 
 
@@ -40,6 +41,10 @@ class Found:
 
     state: dict[str, Tensor]
     notes: list[str]
+
+
+class OwnCheckpoint(CheckpointError):
+    """A file that holds a network, not its weights alone."""
 
 
 def read_state(path: Path) -> Found:
@@ -54,17 +59,18 @@ def read_state(path: Path) -> Found:
             "checkpoint that it came from"
         )
     content = _read_shards(path) if path.name.endswith(INDEX) else _read(path)
+    if isinstance(content, dict) and content.get("format") == CHECKPOINT:
+        raise OwnCheckpoint(
+            f"{path}: it is a checkpoint of compresskit; give it to --checkpoint, or make a state dict of it: "
+            f"compresskit export {path} --out {path.with_suffix('.safetensors').name}"
+        )
     key = ""
     for _ in range(_LEVELS):
         inner = next((name for name in _KEYS if isinstance(content, dict) and _is_state(content.get(name))), None)
         if inner is None or not isinstance(content, dict):
             break
         content, key = content[inner], f"{key}.{inner}".lstrip(".")
-    if isinstance(content, dict) and content.get("format") == CHECKPOINT:
-        raise CheckpointError(
-            f"{path}: it is a checkpoint of compresskit; give it to --checkpoint, or make a state dict of it: "
-            f"compresskit export {path} --out {path.with_suffix('.safetensors').name}"
-        )
+    content, extra = _without_extra(content)
     if not isinstance(content, dict) or not _is_whole(content):
         raise CheckpointError(
             f"{path}: it holds more than a state dict ({_others(content)}); save model.state_dict() alone, or under "
@@ -78,6 +84,8 @@ def read_state(path: Path) -> Found:
     notes = [f"the averaged weights ({key}) were taken"] if key.split(".")[0] in AVERAGED else []
     if isinstance(content, StateOfModule):
         notes.append(f"a module was pickled there ({content.of}); its tensors were taken, and none of its code was run")
+    if extra:
+        notes.append(f"left out, since it is no tensor: {', '.join(extra[:_SHOWN])}")
     return Found(dict(content), notes)
 
 
@@ -107,6 +115,16 @@ def _is_state(value: Any) -> bool:
 
 def _is_whole(content: Mapping[Any, Any]) -> bool:
     return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+
+
+def _without_extra(content: Any) -> tuple[Any, list[str]]:
+    """The content without what modules add to their tensors (`get_extra_state`), and the names of that."""
+    if not isinstance(content, dict):
+        return content, []
+    extra = [
+        name for name, value in content.items() if str(name).endswith(_EXTRA) and not isinstance(value, Tensor)
+    ]  # fmt: skip
+    return {name: value for name, value in content.items() if name not in extra} if extra else content, extra
 
 
 def _others(content: Any) -> str:
@@ -153,6 +171,8 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _why(error: Exception) -> str:
     """torch's own words advise to run what is in the file."""
+    if isinstance(error, zipfile.BadZipFile):
+        return "it is cut off or damaged"
     if isinstance(error, OSError | SafetensorError | ValueError):
         return str(error).partition("\n")[0]
     found = _OBJECT.search(str(error))

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compresskit.errors import CheckpointError, near_names
+from compresskit.errors import CheckpointError, RecipeError, near_names
 from compresskit.models.weights.files import Found, read_state, told
 from compresskit.models.weights.renamed import parts_of_norm, renamed
-from compresskit.models.weights.values import check_numbers, check_ties, twins
+from compresskit.models.weights.values import check_made, check_numbers, check_ties, own_tensors, twins
 
 _SHOWN = 5  # names of tensors in a message
 _FIT = 0.9  # share of a model's tensors that must be found under a prefix
@@ -66,11 +66,15 @@ def put_weights(
     model: nn.Module, found: Found, path: Path, *, fresh: Collection[str] = (), finite: bool = True
 ) -> dict[str, Tensor]:
     """As `load_weights`, with what was read from the file at `path`. Returns it by the names of the model."""
+    check_made(model)
+    layers = [name for name, _ in model.named_modules() if name]
+    if unknown := [name for name in fresh if name not in layers]:
+        raise RecipeError(f"fresh: the model has no layer {unknown[0]!r}; {near_names(unknown[0], layers)}")
     fitted = fit(model, found.state, fresh)
     if problems := fitted.problems():
         raise CheckpointError(f"{path}: the weights do not fit the model; {problems}{_advice(fitted)}")
     if finite:
-        check_numbers(model.state_dict(), fitted.state, path)
+        check_numbers(own_tensors(model), fitted.state, path)
     check_ties(model, fitted.state, path)
     copy_into(model, fitted.state)
     if notes := [*found.notes, *fitted.notes]:
@@ -89,7 +93,7 @@ def copy_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = ()) -> Fitted:
     """The tensors of a file by the names of the model."""
     starts = tuple(f"{name}." for name in fresh)
-    wanted = {name: t for name, t in model.state_dict().items() if not name.startswith(starts)}
+    wanted = {name: t for name, t in own_tensors(model).items() if not name.startswith(starts)}
     first = twins(model)
     state, notes = renamed(wanted, state)
     cut, put = _prefixes(wanted, state, sum(name not in first and not _SPARE.fullmatch(name) for name in wanted))
@@ -102,7 +106,8 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = 
     spare = [name for name in fitted.state if name not in wanted and name not in skipped and _SPARE.fullmatch(name)]
     if left_out := [*parts, *spare]:
         fitted.notes.append(f"left out, since the model has no place for them: {_some(left_out)}")
-    fitted.state = {name: t for name, t in fitted.state.items() if name not in {*skipped, *spare}}
+    gone = {*skipped, *spare}
+    fitted.state = {name: t for name, t in fitted.state.items() if name not in gone}
     fitted.surplus = [name for name in fitted.state if name not in wanted]
     both = [name for name in wanted if name in fitted.state]
     there = {first.get(name, name) for name in fitted.state}
@@ -113,7 +118,8 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = 
             fitted.wrong[name] = f"{tuple(given.shape)} for {tuple(own.shape)}"
         if given.is_floating_point() != own.is_floating_point():
             fitted.kinds.append(f"{name} {given.dtype} for {own.dtype}")
-    if half := [name for name in both if fitted.state[name].dtype in (torch.float16, torch.bfloat16)]:
+    halves = [name for name in both if fitted.state[name].dtype in (torch.float16, torch.bfloat16)]
+    if half := [name for name in halves if fitted.state[name].dtype is not wanted[name].dtype]:
         fitted.notes.append(f"{len(half)} tensors of 16 bits became {told(wanted[half[0]]).partition(',')[0]}")
     return fitted
 
@@ -121,24 +127,25 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = 
 def _prefixes(wanted: Collection[str], state: Collection[str], needed: int) -> tuple[str, str]:
     """(what to take off the names of the file, what to put before them): where most of the model's names are found then
     and not without; ("", "") else. needed: how many of them there are at least."""
-    found = _matches(wanted, state, "", "")
-    best = (found, "", "")
-    for prefix in _starts(state):
-        best = max(best, (_matches(wanted, state, prefix, ""), prefix, ""), key=lambda one: one[0])
-    for prefix in _starts(wanted):
-        best = max(best, (_matches(wanted, state, "", prefix), "", prefix), key=lambda one: one[0])
-    count, cut, put = best
-    return (cut, put) if count > found and count >= _FIT * needed else ("", "")
+    found = sum(name in wanted for name in state)
+    cut, put = _best(state, wanted), _best(wanted, state)
+    count, prefix = max(cut, put, key=lambda one: one[0])
+    if count <= found or count < _FIT * needed:
+        return "", ""
+    return (prefix, "") if cut[0] == count else ("", prefix)
 
 
-def _starts(names: Collection[str]) -> list[str]:
-    """Every beginning of a name that ends with a dot, the shortest first."""
-    found = {name[: at + 1] for name in names for at, letter in enumerate(name) if letter == "."}
-    return sorted(found, key=lambda prefix: (len(prefix), prefix))
+def _best(names: Collection[str], others: Collection[str]) -> tuple[int, str]:
+    """How many of the names are among the others without a prefix, and that prefix; the shortest where several do."""
+    counts = Counter(
+        name[: at + 1] for name in names for at, letter in enumerate(name) if letter == "." and name[at + 1 :] in others
+    )
+    return min(((count, prefix) for prefix, count in counts.items()), key=_rank, default=(0, ""))
 
 
-def _matches(wanted: Collection[str], state: Collection[str], cut: str, put: str) -> int:
-    return sum(f"{put}{name.removeprefix(cut)}" in wanted for name in state if name.startswith(cut))
+def _rank(found: tuple[int, str]) -> tuple[int, int, str]:
+    count, prefix = found
+    return -count, len(prefix), prefix
 
 
 def _advice(fitted: Fitted) -> str:

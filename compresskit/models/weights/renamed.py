@@ -1,7 +1,7 @@
 """Names that libraries have changed: tensors of older files, and of newer ones, by the names of the model."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -73,10 +73,10 @@ def _fits(name: str, own: set[str], endings: set[str]) -> bool:
     return name in endings or any(ending in own for ending in _endings(name))
 
 
-def _endings(name: str) -> list[str]:
+def _endings(name: str) -> Iterator[str]:
     """The name, and what is left of it behind each of its dots."""
-    parts = name.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts))]
+    yield name
+    yield from (name[at + 1 :] for at, letter in enumerate(name) if letter == ".")
 
 
 def _are_split(names: Collection[str]) -> bool:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from compresskit.errors import CheckpointError
+from compresskit.errors import CheckpointError, UnsupportedModelError
 
 _SHOWN = 5  # names of tensors in a message
 
@@ -37,11 +38,26 @@ def check_numbers(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
         )
 
 
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict, of its very tensors; without what modules add to it that is none (`get_extra_state`)."""
+    return {name: own for name, own in model.state_dict(keep_vars=True).items() if isinstance(own, Tensor)}
+
+
+def check_made(model: nn.Module) -> None:
+    """Raises UnsupportedModelError where there is nothing in memory to copy numbers into."""
+    for name, own in own_tensors(model).items():
+        if is_lazy(own) or own.device.type == "meta":
+            why = "its LazyModule has seen no batch" if is_lazy(own) else "it is on the device meta"
+            raise UnsupportedModelError(
+                f"{name} of the model has no numbers ({why}); run a batch through it, or make it on the CPU, first"
+            )
+
+
 def twins(model: nn.Module) -> dict[str, str]:
     """By name in the state dict, the first name of the same numbers in memory, where there are several names."""
     first: dict[object, str] = {}
     found: dict[str, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in own_tensors(model).items():
         place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else id(tensor)
         if (other := first.setdefault(place, name)) != name:
             found[name] = other
@@ -51,7 +67,7 @@ def twins(model: nn.Module) -> dict[str, str]:
 def check_ties(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Raises CheckpointError where the file has different values for two names of one tensor."""
     given: dict[str, str] = {}  # by first name in the model, the first of its names that the file has
-    own, first = model.state_dict(), twins(model)
+    own, first = own_tensors(model), twins(model)
     for name in own:
         if name not in state:
             continue
@@ -67,7 +83,7 @@ def _unfit(given: Tensor, own: Tensor) -> Tensor:
     cast = given.to(own.dtype)
     if not cast.is_floating_point():
         return cast.to(given.dtype) != given
-    return cast.isfinite().logical_not() & (cast != own)
+    return cast.isfinite().logical_not() & (cast != own.detach().to(cast.device))
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:

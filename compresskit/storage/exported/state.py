@@ -1,5 +1,6 @@
 """State dicts (.safetensors, .pth): tensors alone, for the class that a network was made of."""
 
+import logging
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -8,14 +9,15 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
-from compresskit.models.weights.files import Found, read_state
+from compresskit.models.weights.files import Found, OwnCheckpoint, read_state
 from compresskit.models.weights.fitting import put_weights
 from compresskit.storage.atomic import atomic_write, write_tensors
-from compresskit.storage.checkpoint import ForeignFile, compact, load
+from compresskit.storage.checkpoint import compact, load
 from compresskit.storage.exported.metadata import as_texts
 
 STATES = (".safetensors", ".pth")  # ends of the names of files
 _OF_GRAPH = re.compile(r"_tensor_constant\d+")  # what forward computes of no weights, kept as a tensor of the graph
+logger = logging.getLogger(__name__)
 
 
 def write_state(network: fx.GraphModule, path: Path, told: dict[str, Any]) -> list[str]:
@@ -40,20 +42,23 @@ def load_state(path: Path | str, model: nn.Module | None = None, fresh: Collecti
     fresh: layers of the model that keep their own weights, whatever the file has: a classifier for other classes.
     Nothing in the file is run.
     Raises CheckpointError for a file that cannot be read, for names or shapes that differ from the model's, and for
-    numbers that are not finite in the model's types, or differ between two names of one tensor.
+    numbers that are not finite in the model's types, or differ between two names of one tensor; RecipeError for layers
+    that the model has not, and UnsupportedModelError for a model whose tensors are not made yet (meta, LazyModules).
     """
     path = Path(path)
     found = _read(path)
-    return found.state if model is None else put_weights(model, found, path, fresh=fresh)
+    if model is not None:
+        return put_weights(model, found, path, fresh=fresh)
+    if found.notes:
+        logger.warning("%s: %s", path, "; ".join(found.notes))
+    return found.state
 
 
 def _read(path: Path) -> Found:
-    if path.suffix in (".safetensors", ".json"):
-        return read_state(path)
     try:
-        return Found(_state(load(path).network)[0], [])
-    except ForeignFile:
         return read_state(path)
+    except OwnCheckpoint:
+        return Found(_state(load(path).network)[0], [])
 
 
 def _state(network: fx.GraphModule) -> tuple[dict[str, Tensor], list[str]]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -217,3 +218,15 @@ def test_a_class_that_asks_for_a_version_takes_its_own(tmp_path):
     net = Torchvision(name="mnasnet0_5").build((3, 32, 32), 10)
     load_weights(net, tmp_path / "weights.safetensors")
     check_loaded(net, expected)
+
+
+@pytest.mark.timeout(60)
+def test_a_name_of_many_parts_takes_little(tmp_path):
+    """Each part may be the end of a prefix: all prefixes together are as long as the square of the name."""
+    torch.save({".".join(["a"] * 20_000): torch.ones(3, 3)}, tmp_path / "weights.pth")
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="do not fit the model; missing: weight; not in the model: a.a.a"):
+        load_weights(nn.Linear(3, 3, bias=False), tmp_path / "weights.pth")
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 2**24

@@ -1,6 +1,7 @@
 """`compresskit.load_state`: weights of any file that people have, into a module of theirs."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ import torch
 from torch import nn
 
 import compresskit
-from compresskit.errors import CheckpointError
+from compresskit.errors import CheckpointError, RecipeError, UnsupportedModelError
 from compresskit.graph.masks import apply_masks
 from compresskit.graph.trace import trace
+from compresskit.models.weights.files import read_state
 from compresskit.storage.checkpoint import Checkpoint, save
 from compresskit.storage.exported.state import write_state
+from tests.pretended_gpu import pretended_gpu
 
 
 def net(seed: int, classes: int = 3) -> nn.Module:
@@ -27,7 +30,8 @@ def same(found: dict, expected: dict) -> bool:
 def checkpoint(path: Path, module: nn.Module) -> dict:
     network, mask = trace(module), torch.rand(4, 2, 3, 3) > 0.5
     apply_masks(network, {"0.weight": mask})
-    save(Checkpoint(network.eval(), {}, (2, 8, 8), "classification", {}, [], {"0.weight": mask}), path)
+    model = {"kind": "factory", "arguments": {"options": {}}}  # under a key that state dicts lie under, too
+    save(Checkpoint(network.eval(), model, (2, 8, 8), "classification", {}, [], {"0.weight": mask}), path)
     return network.state_dict()
 
 
@@ -81,9 +85,15 @@ def test_a_classifier_for_other_classes_stays(tmp_path, caplog):
         ("net.pt2", lambda path: path.write_bytes(b""), "a .pt2 file is a program; `compresskit export` makes a state"),
         ("model.pt", lambda path: path.write_bytes(b"PK\3\4" + b"0" * 100), "cut off or damaged"),
         ("model.pt", lambda path: None, "no such file"),
+        (
+            "model.pt",
+            lambda path: torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path),
+            "it is a program .TorchScript",
+        ),
         ("text.txt", lambda path: path.write_text("text"), "no state dict can be read from it"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:FutureWarning")
 def test_what_is_no_state_dict(name, write, message, tmp_path):
     write(tmp_path / name)
     with pytest.raises(CheckpointError, match=message):
@@ -91,8 +101,6 @@ def test_what_is_no_state_dict(name, write, message, tmp_path):
 
 
 def test_a_checkpoint_as_weights_of_a_recipe_says_how(tmp_path):
-    from compresskit.models.weights.files import read_state
-
     checkpoint(tmp_path / "model.pt", net(1))
     with pytest.raises(CheckpointError, match=r"give it to --checkpoint, or .* export .*model.pt --out model.safete"):
         read_state(tmp_path / "model.pt")
@@ -115,3 +123,71 @@ def test_tensors_that_share_memory_are_written_under_each_name(name, tmp_path):
     compresskit.load_state(tmp_path / name, other)
     assert same(other.state_dict(), module.state_dict())
     assert other.two.weight is other.one.weight
+
+
+class Extra(nn.Linear):
+    """With something beside its tensors in its state dict."""
+
+    def get_extra_state(self) -> dict:
+        return {"seen": 3}
+
+    def set_extra_state(self, state: object) -> None:
+        raise AssertionError("its own state stays")
+
+
+def test_what_is_no_tensor_in_a_state_dict_is_left_out(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="compresskit")
+    one, other = Extra(3, 2), Extra(3, 2)
+    torch.save(one.state_dict(), tmp_path / "w.pth")
+    found = compresskit.load_state(tmp_path / "w.pth", other)
+    assert "left out, since it is no tensor: _extra_state" in caplog.text
+    assert same(found, {"weight": one.weight, "bias": one.bias})
+    assert torch.equal(other.weight, one.weight)
+
+
+def test_what_was_taken_is_said_without_a_model_too(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="compresskit")
+    torch.save({"ema": {"decay": 0.9}, "model": net(2), "model_ema": net(1).state_dict()}, tmp_path / "w.pth")
+    assert same(compresskit.load_state(tmp_path / "w.pth"), net(1).state_dict())
+    assert "w.pth: the averaged weights (model_ema) were taken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: nn.Linear(3, 2, device="meta"), "weight of the model has no numbers (it is on the device meta)"),
+        (lambda: nn.LazyLinear(2), "weight of the model has no numbers (its LazyModule has seen no batch)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_models_without_numbers(model, message, tmp_path):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UnsupportedModelError, match=re.escape(message)):
+        compresskit.load_state(tmp_path / "w.pth", model())
+
+
+def test_a_layer_that_the_model_has_not(tmp_path):
+    torch.save(net(1).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(RecipeError, match="fresh: the model has no layer 'head'; there are: 0, 1, 2, 3"):
+        compresskit.load_state(tmp_path / "w.pth", net(2), fresh=["head"])
+
+
+def test_a_model_in_16_bits_takes_them_as_they_are(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="compresskit")
+    torch.save(net(1).bfloat16().state_dict(), tmp_path / "w.pth")
+    compresskit.load_state(tmp_path / "w.pth", module := net(2).bfloat16())
+    assert same(module.state_dict(), net(1).bfloat16().state_dict())
+    assert not caplog.text
+
+
+def test_a_model_on_another_device(tmp_path):
+    """Masks of -inf are the model's own numbers, with which those of the file are compared."""
+    one, other = net(1), net(2)
+    for module in (one, other):
+        module.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+    torch.save(one.state_dict(), tmp_path / "w.pth")
+    with pretended_gpu():
+        other.to("cuda")
+        compresskit.load_state(tmp_path / "w.pth", other)
+        found = other.cpu().state_dict()
+    assert same(found, one.state_dict())

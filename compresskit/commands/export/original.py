@@ -62,6 +62,8 @@ def original_model(exported: Checkpoint, options: Options) -> tuple[Any, str]:
     if options.recipe is not None:
         model = load_recipe(options.recipe, options.overrides, verb="export", require=("model",)).section("model")
         return model, _name(vars(model))
+    if "kind" not in exported.model:
+        return "the checkpoint does not tell it", "the class that it was made of"
     into = _name(exported.model)
     if exported.model.get("kind") == "factory":
         return "it is code that a file names; give the recipe that names it with --recipe", into
@@ -91,6 +93,8 @@ def _tried(
         module = _made(model, exported)
     except CompresskitError as error:
         return Loaded(into, "not tried", str(error)), None
+    except Exception as error:  # a file's sizes, or the user's code
+        return Loaded(into, "not tried", f"it cannot be made: {first_line(error)}"), None
     how, why = _load(module, state)
     if how == "refused":
         return Loaded(into, how, why), None

@@ -212,6 +212,22 @@ def test_names_that_all_have_a_prefix(call, of_factory):
 
 
 @pytest.mark.parametrize(
+    ("model", "into", "why"),
+    [
+        ({}, "the class that it was made of", "the checkpoint does not tell it"),
+        ({"kind": "mlp", "widths": [10**12]}, "mlp", "it cannot be made: "),
+        ({"kind": "mlp", "widths": "wide"}, "mlp", "the checkpoint tells it in another way"),
+    ],
+)
+def test_what_a_checkpoint_tells_of_its_class_may_be_wrong(call, model, into, why):
+    write(trace(module(), (2, 8, 8)), model, (2, 8, 8))
+    loads, checks = exported(call, "-o", "net.pth")
+    assert (loads["into"], loads["how"]) == (into, "not tried")
+    assert loads["why"].startswith(why)
+    assert list(checks) == ["net.pth read back"]
+
+
+@pytest.mark.parametrize(
     ("name", "why"),
     [
         ("Failing", "its forward fails: no"),

@@ -203,6 +203,8 @@ def net_of(name: str) -> tuple[nn.Module, tuple[int, ...]]:
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.1)
+        if isinstance(module, nn.Linear) and not module.weight.any():  # ViT's head, all of whose outputs are 0 so
+            nn.init.normal_(module.weight, 0, 0.02)
     return net.eval(), shape
 
 

@@ -1,5 +1,6 @@
 """Splits that worker processes read, batch by batch, normalised on the device; and those whose samples are files."""
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -105,6 +106,9 @@ class WorkerSplit:
                 collate_fn=_as_read,
                 generator=torch.Generator(),  # else each loop would draw a seed from torch's global generator
             )
+            # It outlives its split. Found together in a cycle, its queues would be closed before it can tell the
+            # workers to end, and it would wait five seconds for each.
+            weakref.finalize(self, _let_go, self._loader).atexit = False
         return self._loader
 
 
@@ -176,6 +180,10 @@ class _Reader(Dataset[Any]):
 def sizes(folder: Path, paths: Iterable[str]) -> list[tuple[str, int]]:
     """Each file's name below `folder` and its bytes, for a fingerprint.  Raises DataError for one that is no file."""
     return [(Path(path).relative_to(folder).as_posix(), regular(path)) for path in paths]
+
+
+def _let_go(loader: DataLoader[Any]) -> None:
+    """Drops the last reference to it."""
 
 
 def _as_read(batch: Any) -> Any:

@@ -1,5 +1,8 @@
+import gc
+import multiprocessing
 import os
 import shutil
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
@@ -150,6 +153,19 @@ def test_fingerprint_follows_files_and_transforms(root):
     after = options(root).load(seed=0)
     assert after.train.fingerprint == before.train.fingerprint
     assert after.test.fingerprint != before.test.fingerprint
+
+
+def test_workers_end_by_themselves_when_their_split_is_garbage(root, monkeypatch):
+    """torch terminates those that have not ended after five seconds."""
+    killed = []
+    monkeypatch.setattr(BaseProcess, "terminate", lambda process: killed.append(process) or process.kill())
+    split = options(root, workers=2).load(seed=0).train
+    served(split)
+    split.cycle = split
+    del split
+    gc.collect()
+    assert not killed
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

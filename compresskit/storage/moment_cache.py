@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from compresskit.errors import CacheError
+from compresskit.errors import CacheError, first_line
 from compresskit.graph.format.table import to_table
 from compresskit.numerics.moments.matrix import Matrix
 from compresskit.numerics.moments.moments import Moments
 from compresskit.storage import stored_matrix
 from compresskit.storage.atomic import atomic_write, is_temporary, unwritable
 from compresskit.storage.lock import Lock
-from compresskit.storage.stored_matrix import DAMAGE, LOST, StoredMatrix, first_line, to_tensor
+from compresskit.storage.stored_matrix import DAMAGE, LOST, StoredMatrix, to_tensor
 
 log = logging.getLogger("compresskit")
 

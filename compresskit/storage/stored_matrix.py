@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compresskit.errors import CacheError
+from compresskit.errors import CacheError, first_line
 
 BLOCK_BYTES = 64 * 2**20  # read from disk at a time
 DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError)  # what h5py raises at a file that is broken
@@ -65,7 +65,3 @@ def _opened(path: Path) -> h5py.File:
 
 def to_tensor(values: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.asarray(values)).to(device)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from compresskit.errors import UnsupportedModelError
+from compresskit.errors import UnsupportedModelError, first_line
 from compresskit.graph.layers.stochastic_depth import StochasticDepth
 from compresskit.models.calling import picked
 from compresskit.numerics.outputs import mapped, tensors_of
@@ -62,8 +62,7 @@ def check_training(module: nn.Module, network: fx.GraphModule, batch: Any, whole
     try:
         expected = _trained(module, batch, whole)
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return [f"training mode was not compared: forward cannot run there on its own ({reason})"]
+        return [f"training mode was not compared: forward cannot run there on its own ({first_line(error)})"]
     if expected.has_more:  # what makes them draws from the same generator: compared is what remains without draws
         expected = _without(_trained(module, batch, whole, dropout=False), network)
     found = _trained(network, batch, whole, dropout=not expected.has_more)

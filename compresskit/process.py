@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 if TYPE_CHECKING:
@@ -15,15 +16,15 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_POSTPONED = 0.05  # seconds
 _asked = False  # to end
-_imports = False  # now: libraries may catch whatever comes in the middle of them, and go on without a part
 
 
 def prepare() -> None:
     """To be called before anything else is imported, which takes a while in which a signal may come.
 
-    The first signal raises KeyboardInterrupt, behind what is `importing`; the second ends the process at once: files
-    are whole at any time.
+    The first signal raises KeyboardInterrupt, behind an import that is under way; the second ends the process at once:
+    files are whole at any time.
     Signals that are ignored (nohup) stay so. What cannot be written to standard error is dropped.
     """
     for name in _SIGNALS:
@@ -37,8 +38,8 @@ def prepare() -> None:
 
 def settle() -> None:
     """From here on no signal counts: all that is left is to say why it ends."""
-    for name in _SIGNALS:
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is _interrupt:
+    for name in (*_SIGNALS, "SIGALRM"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) in (_interrupt, _raise):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
@@ -97,20 +98,15 @@ def warnings() -> Iterator[list[str]]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For imports that take long: a signal waits for their end, and no garbage is collected, since what modules define
-    stays, and to look through it takes a tenth of them."""
-    global _imports
-    collected, inner = gc.isenabled(), _imports
+    """For imports that take long: no garbage is collected, since what modules define stays, and to look through it
+    takes a tenth of them."""
+    collected = gc.isenabled()
     gc.disable()
-    _imports = True
     try:
         yield
     finally:
-        _imports = inner
         if collected:
             gc.enable()
-        if _asked and not inner:
-            raise KeyboardInterrupt
 
 
 class _Forgiving:
@@ -135,13 +131,29 @@ class _Forgiving:
         return getattr(self._stream, name)
 
 
-def _interrupt(number: int, frame: object) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     global _asked
     if _asked:
         os._exit(INTERRUPTED)
     _asked = True
-    if not _imports:
+    _raise(number, frame)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt, or a little later where modules are being imported: libraries catch whatever comes in the
+    middle of that, and go on without a part."""
+    if not _is_importing(frame) or not hasattr(signal, "setitimer"):  # not on Windows
         raise KeyboardInterrupt
+    signal.signal(signal.SIGALRM, _raise)
+    signal.setitimer(signal.ITIMER_REAL, _POSTPONED)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _unraisable(what: "sys.UnraisableHookArgs") -> None:

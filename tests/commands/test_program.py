@@ -90,27 +90,39 @@ def test_a_signal_while_it_starts_shows_no_traceback(recipe, tmp_path, after):
     assert process.returncode in (130, -signal.SIGTERM)  # the latter before Python itself was there
 
 
-_SWALLOWED = """
-import os, signal, sys
+_LIBRARY = """
+import os, signal, time
+try:  # as libraries do around a part of them that may be missing
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(20):
+        time.sleep(0.01)
+    if AGAIN:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+except BaseException:
+    print("a part is missing", flush=True)
+"""
+_IMPORTS = """
+import sys, time
 from compresskit import process
 process.prepare()
 try:
-    with process.importing():
-        try:  # as libraries do around a part of them that may be missing
-            with process.importing():
-                os.kill(os.getpid(), signal.SIGTERM)
-        except BaseException:
-            sys.exit(1)
-        print("whole")
+    import library
+    print("whole", flush=True)
+    time.sleep(10)
 except KeyboardInterrupt:
     sys.exit(130)
 """
 
 
-def test_a_signal_in_the_middle_of_an_import_waits_for_its_end(tmp_path):
-    command = [sys.executable, "-c", _SWALLOWED]
+@pytest.mark.parametrize("again", [False, True])
+def test_a_signal_in_the_middle_of_an_import_waits_for_its_end(tmp_path, again):
+    """But not a second one."""
+    (tmp_path / "library.py").write_text(_LIBRARY.replace("AGAIN", str(again)))
+    command, started = [sys.executable, "-c", _IMPORTS], time.perf_counter()
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (130, "whole\n")
+    assert (done.returncode, done.stdout) == (130, "" if again else "whole\n")
+    assert time.perf_counter() - started < 5
 
 
 def test_a_dry_run_has_nothing_to_resume(recipe, trained, monkeypatch, call):

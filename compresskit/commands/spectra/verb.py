@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -39,6 +40,7 @@ from compresskit.storage.checkpoint import load
 from compresskit.storage.run_folder import RunFolder, open_run_folder
 from compresskit.training.state import epochs_kept
 
+logger = logging.getLogger(__name__)
 COLUMNS = [column.name for column in fields(Spectrum) if column.name != "eigenvalues"]
 
 
@@ -143,12 +145,19 @@ def _source(path: Path | None, recipe: Recipe, options: SpectraOfNetwork, data: 
         elif recipe.model is not None:
             network = _built(recipe, options, data)
             load_weights(network, path, finite=False)  # the table says where they are not
-    weights, others = weights_of(network) if network is not None else weights_in(read_state(path or Path()).state)
+    weights, others = weights_of(network) if network is not None else _of_state(path or Path())
     if options.layers is not None:
         weights, others = chosen(weights, options.layers), {}
     if not weights:
         raise CheckpointError(f"{title}: it has no layer with a matrix of weights")
     return Source(title, path, network, weights, others, epochs, masks)
+
+
+def _of_state(path: Path) -> tuple[list[Weight], dict[str, str]]:
+    found = read_state(path)
+    if found.notes:
+        logger.warning("%s: %s", path, "; ".join(found.notes))
+    return weights_in(found.state)
 
 
 def _is_checkpoint(path: Path | None) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from compresskit.errors import CheckpointError
+from compresskit.errors import CheckpointError, first_line
 from compresskit.graph.layers.plain import known_value
 from compresskit.shapes import Shape, shapes_of
 
@@ -30,8 +30,7 @@ class _Rehearsal(fx.Interpreter):
         except NotImplementedError:
             raise  # torch has no rule for it without numbers
         except Exception as error:  # whatever the damaged argument of a node makes of it
-            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise CheckpointError(f"node {n.name} ({_called(n)}) cannot run: {reason}") from error
+            raise CheckpointError(f"node {n.name} ({_called(n)}) cannot run: {first_line(error)}") from error
         _check_size(n, value)
         return value
 

@@ -89,6 +89,14 @@ def test_a_bare_state_dict_needs_no_model(call, bare, form):
     assert {name: row["kind"] for name, row in rows("out").items()} == {"0": "conv", "2": "linear"}
 
 
+def test_of_several_state_dicts_the_report_names_the_one_that_was_taken(call, bare):
+    state = nn.Linear(40, 12).state_dict()
+    torch.save({"state_dict": state, "state_dict_ema": {name: 2 * value for name, value in state.items()}}, "both.pt")
+    outcome = call("spectra", bare, "-c", "both.pt", "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert "both.pt: the averaged weights (state_dict_ema) were taken" in Path("out/report.md").read_text()
+
+
 def test_a_named_model_needs_neither_checkpoint_nor_data(call, bare):
     bare.write_text("model: {kind: torchvision, name: squeezenet1_1}\nspectra: {layers: ['re:features.3.*']}\n")
     outcome = call("spectra", bare, "--out", "out")

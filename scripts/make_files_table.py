@@ -140,6 +140,7 @@ def row_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         network = trace(made, shape).eval()
         told = {"mean": [0.5] * shape[0], "std": [0.25] * shape[0]}
         save(Checkpoint(network, section_of(name), shape, "classification", told, []), folder / "model.pt")
+        del made, network  # gigabytes of some, which exports need
         found: dict[str, Any] = {}
         if ".safetensors" in arguments.only:
             options = Options(folder / "model.pt", folder / "net.safetensors")

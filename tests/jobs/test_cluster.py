@@ -49,6 +49,7 @@ def test_what_fails_stops_no_other_and_all_is_said(nodes, tmp_path):
     assert isinstance(failed["diverges"], ConvergenceError)
     assert str(failed["is killed"]).startswith("its process was killed by SIGKILL")
     assert isinstance(failed["breaks"], JobError)
+    assert "unforeseen" in failed["breaks"].__notes__[0]  # the traceback, for --debug
     assert "ends well: ends well, 3" in said.lines
     assert f"ends well: ends well with 1 of {ONE}" in said.lines
     assert said.lines.count("diverges: failed: the loss is nan") == 1

@@ -12,6 +12,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+try:
+    import fcntl  # not on Windows
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
 from compresskit.errors import RunFolderError
 
 LINGER = 15.0  # seconds that the workers of a process that was killed may hold its lock
@@ -79,6 +84,25 @@ class Lock:
         _held.discard(self._path)
         self._said.unlink(missing_ok=True)
         self._lock.release()
+
+    def is_held(self) -> bool:
+        """Whether a process holds it now, on whichever machine; nothing is written, and the folder may be read-only.
+
+        As far as its owner's number tells where the system has no other way: after a reboot it may be another's.
+        """
+        try:
+            with self._path.open("rb") as file:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    return False
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        owner = self.owner()
+        return owner is not None and not owner.has_ended
 
     def owner(self) -> Owner | None:
         """Who holds it, as far as can be read."""

@@ -25,10 +25,10 @@ class Run:
     """One run. Figures are empty where its report has none.
 
     label: its folder, below the one that was looked in where that is the only one.
-    status: done, target missed, failed, running (here, or on another machine as far as is known) or unfinished.
+    status: done, target missed, jobs failed (some of them), failed, running or unfinished.
     started: ISO 8601, UTC.   test_data: fingerprint of what the metric is taken of; data: what people call them.
     latency: milliseconds, at `timed`: batch and device.   parents: hashes of the checkpoints that it started from.
-    checkpoints: hashes of those that it left.   error: why it failed.
+    checkpoints: hashes of those that it left.   error: why it or jobs of it failed.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        return self.status in ("done", "target missed")
+        return self.status in ("done", "target missed", "jobs failed")
 
 
 @dataclass
@@ -129,8 +129,8 @@ def _run(folder: Path, label: str, record: Mapping[str, Any], report: Mapping[st
         verb=str(record["verb"]),
         net=_net(made_of.get("model")),
         status=_status(folder, record, report),
-        started=record.get("started") or _time_of(folder / RECORD),
-        error=str(ended.get("error", "")),
+        started=str(record.get("started") or _time_of(folder / RECORD)),
+        error=str(ended.get("error", "")) or "; ".join(f"{job}: {why}" for job, why in _jobs_failed(report).items()),
         metric=str(metric),
         value=_trials(figures, f"test {metric}"),
         higher_is_better=bool(record.get("higher_is_better", metric not in _LOWER)),
@@ -148,15 +148,21 @@ def _run(folder: Path, label: str, record: Mapping[str, Any], report: Mapping[st
 
 def _status(folder: Path, record: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     ended = record.get("ended")
-    owner = Lock(folder / ".lock").owner()
-    if owner is not None and not owner.has_ended:
+    if Lock(folder / ".lock").is_held():
         return "running"
     if ended is not None and ended.get("error"):
         return "failed"
     whole = "checkpoints" in ended if ended is not None else "started" not in record and bool(report)
     if not whole:
         return "unfinished"
+    if _jobs_failed(report):
+        return "jobs failed"
     return "done" if all(target["met"] for target in report.get("targets", [])) else "target missed"
+
+
+def _jobs_failed(report: Mapping[str, Any]) -> dict[str, str]:
+    """By job, what stopped it."""
+    return dict(report.get("failed", {}))
 
 
 def _trials(figures: Mapping[str, Mapping[str, Any]], name: str) -> Trials:

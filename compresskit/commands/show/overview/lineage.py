@@ -1,18 +1,9 @@
 """Which run started from which: checkpoints are known by their hashes, wherever they lie."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from compresskit.commands.show.overview.found import Run
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A run, and what was made of it."""
-
-    run: Run
-    children: list["Branch"]
 
 
 class Lineage:
@@ -34,14 +25,16 @@ class Lineage:
         """Hashes of checkpoints that it started from and that none of the runs has left."""
         return [parent for parent in run.parents if parent not in self._makers]
 
-    def trees(self) -> list[Branch]:
-        """Of the runs that are related, each below the first of its parents."""
+    def trees(self) -> list[tuple[int, Run]]:
+        """Of the runs that are related, each below the first of its parents: its generation, from 0 on, and the run."""
         below: dict[Path, list[Run]] = {}
         for run in self._runs:
             for parent in self.parents(run)[:1]:
                 below.setdefault(parent.folder, []).append(run)
-
-        def grown(run: Run) -> Branch:
-            return Branch(run, [grown(child) for child in below.get(run.folder, [])])
-
-        return [grown(run) for run in self._runs if run.folder in below and not self.parents(run)]
+        lines: list[tuple[int, Run]] = []
+        ahead = [(0, run) for run in reversed(self._runs) if run.folder in below and not self.parents(run)]
+        while ahead:
+            generation, run = ahead.pop()
+            lines.append((generation, run))
+            ahead += [(generation + 1, child) for child in reversed(below.get(run.folder, []))]
+        return lines

@@ -19,7 +19,7 @@ from compresskit.page.text import cell
 from compresskit.storage.atomic import atomic_write
 
 REPORT = "report.html"
-OURS = 'name="generator" content="compresskit"'
+OURS = 'name="generator" content="compresskit show runs"'  # as the template has it
 _HEAD = 1000  # characters of a page, in which that is
 _COSTS: dict[str, Callable[[Run], Trials]] = {
     "parameters": lambda run: run.parameters,
@@ -48,8 +48,16 @@ def write_page(path: Path, title: str, table: Table, runs: Sequence[Run], notes:
 
 def check_page(path: Path) -> None:
     """Raises RunFolderError for a file that is no page of ours, which alone may be replaced."""
-    if path.is_dir() or (path.exists() and OURS not in path.read_text(encoding="utf-8", errors="replace")[:_HEAD]):
-        raise RunFolderError(f"--html {path}: it exists, and is no page of compresskit; name another file")
+    if path.exists() and not _is_ours(path):
+        raise RunFolderError(f"--html {path}: it exists, and is no page of show runs; name another file")
+
+
+def _is_ours(path: Path) -> bool:
+    """Nothing is read of what is no file: a pipe would wait for somebody to write."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return OURS in file.read(_HEAD)
 
 
 def panels(runs: Sequence[Run], links: dict[Path, str]) -> dict[str, list[Scatter]]:

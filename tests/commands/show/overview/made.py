@@ -27,9 +27,13 @@ def make(
     error: str = "",
     device: str = "cpu",
     details: int = 0,
+    failed: dict[str, str] | None = None,
     **record: Any,
 ) -> Path:
-    """A run that has ended; `error`: that has failed. details: so many numbers beside the report's figures."""
+    """A run that has ended; `error`: that has failed. details: so many numbers beside the report's figures.
+
+    failed: by job, what stopped it.
+    """
     folder.mkdir(parents=True)
     model = {"kind": "resnet", "depth": 18, "width": 0.25}
     made_of = {"name": folder.name, "model": model, "data": {"kind": "mnist-mini"}, "--checkpoint": list(parents)}
@@ -58,6 +62,7 @@ def make(
         ],
         "targets": [{"name": "macs", "asked": "1", "got": "1", "met": met} for met in targets],
         "details": {"rows": [0.123456789] * details},
+        "failed": failed or {},
     }
     if not error:
         (folder / "report.json").write_text(json.dumps(report))

@@ -9,7 +9,7 @@ import pytest
 
 from compresskit.commands.show.overview.found import find
 from compresskit.errors import RecipeError
-from compresskit.storage.lock import Owner
+from compresskit.storage.lock import Lock, Owner
 from compresskit.storage.record import RECORD
 from tests.commands.show.overview.made import figure, make
 
@@ -53,6 +53,7 @@ def test_a_number_that_was_not_finite_is_none(tmp_path):
     [
         ({}, {"at": "", "checkpoints": {}}, "done"),
         ({"targets": (True, False)}, {"at": "", "checkpoints": {}}, "target missed"),
+        ({"failed": {"trial-2": "no memory"}}, {"at": "", "checkpoints": {}}, "jobs failed"),
         ({"error": "no memory"}, {"at": "", "error": "no memory"}, "failed"),
         ({}, {"at": "", "interrupted": True}, "unfinished"),
         ({}, None, "unfinished"),
@@ -62,18 +63,34 @@ def test_how_a_run_ended(tmp_path, given, ended, status):
     folder = make(tmp_path / "run", **given)
     change(folder / RECORD, ended=ended)
     assert only(tmp_path).status == status
-    assert any("failed: no memory" in note for note in find([tmp_path]).notes) == (status == "failed")
+    told = {"failed": ["failed: no memory"], "jobs failed": ["failed: trial-2: no memory"]}.get(status, [])
+    assert find([tmp_path]).notes == [f"{folder}: {text}" for text in told]
 
 
 @pytest.mark.parametrize(("mine", "status"), [(True, "running"), (False, "unfinished")])
 def test_a_run_that_somebody_holds_is_running(tmp_path, mine, status):
+    """Whoever held it last: its number may be another process's by now, and its machine nobody knows."""
     folder = make(tmp_path / "run")
     change(folder / RECORD, ended=None)
-    owner = Owner(os.getpid() if mine else 2**30, platform.node(), "now", "compresskit")
-    (folder / ".lock.owner").write_text(json.dumps(asdict(owner)))
+    lock = Lock(folder / ".lock")
+    lock.acquire()
+    if not mine:
+        lock.release()
+        owner = Owner(os.getpid(), "another machine", "now", "compresskit")
+        (folder / ".lock.owner").write_text(json.dumps(asdict(owner)))
     before = sorted(os.listdir(folder))
     assert only(tmp_path).status == status
     assert sorted(os.listdir(folder)) == before
+
+
+@pytest.mark.parametrize(("host", "status"), [(platform.node(), "unfinished"), ("another", "running")])
+def test_where_locks_cannot_be_asked_the_owner_tells(tmp_path, monkeypatch, host, status):
+    monkeypatch.setattr("compresskit.storage.lock.fcntl", None)
+    folder = make(tmp_path / "run")
+    change(folder / RECORD, ended=None)
+    (folder / ".lock").touch()
+    (folder / ".lock.owner").write_text(json.dumps(asdict(Owner(2**30, host, "now", "compresskit"))))
+    assert only(tmp_path).status == status
 
 
 @pytest.mark.parametrize(("metric", "higher"), [("accuracy", True), ("mae", False)])
@@ -126,6 +143,8 @@ def test_runs_come_in_the_order_of_their_start_and_once(tmp_path):
     assert [run.label for run in find([tmp_path]).runs] == ["b", "c", "a"]
     again = find([tmp_path, tmp_path / "a"]).runs
     assert [run.label for run in again] == [str(tmp_path / name) for name in ("b", "c", "a")]
+    change(tmp_path / "b" / RECORD, started=5)  # damaged: it has its place, and costs the others nothing
+    assert [run.label for run in find([tmp_path]).runs] == ["c", "a", "b"]
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -5,10 +5,6 @@ from compresskit.commands.show.overview.lineage import Lineage
 from tests.commands.show.overview.made import make
 
 
-def names(branches):
-    return {branch.run.label: names(branch.children) for branch in branches}
-
-
 def test_checkpoints_are_known_by_their_hashes(tmp_path):
     make(tmp_path / "1-train", checkpoint="a")
     make(tmp_path / "2-prune", parents=("a", "a"), checkpoint="b")
@@ -24,4 +20,5 @@ def test_checkpoints_are_known_by_their_hashes(tmp_path):
     assert [run.label for run in lineage.parents(by_name["8-both"])] == ["2-prune", "1-train"]
     assert lineage.parents(by_name["7-itself"]) == []
     assert lineage.elsewhere(by_name["5-evaluate"]) == ["z"]
-    assert names(lineage.trees()) == {"1-train": {"2-prune": {"3-finetune": {"5-evaluate": {}}, "8-both": {}}}}
+    told = [(generation, run.label) for generation, run in lineage.trees()]
+    assert told == [(0, "1-train"), (1, "2-prune"), (2, "3-finetune"), (3, "5-evaluate"), (2, "8-both")]

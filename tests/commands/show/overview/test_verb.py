@@ -1,6 +1,7 @@
 """`show runs` as it is called: tables, filters, pages, and how long it takes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from compresskit.commands.show.overview.found import find
 from compresskit.commands.show.overview.page import panels
+from compresskit.page.render import render
 from tests.commands.show.overview.made import make
 from tests.commands.test_startup import RUN, environment
 from tests.pages import Page, in_browser
@@ -149,14 +151,26 @@ def test_the_page(call, runs, tmp_path):
     assert "written to" in done.out
 
 
+def test_a_long_chain_of_runs_is_no_deep_page(call, tmp_path):
+    for number in range(400):
+        make(tmp_path / f"runs/{number:03}", parents=(f"c{number - 1}",) if number else (), checkpoint=f"c{number}")
+    done = call("show", "runs", "--html", "all.html")
+    assert done.status == 0, done.err
+    assert "--generation:399" in (tmp_path / "all.html").read_text()
+
+
 def test_a_page_replaces_pages_alone(call, runs, tmp_path):
     for _ in range(2):
         assert call("show", "runs", "--html", "all.html").status == 0
     (tmp_path / "thesis.html").write_text("<!DOCTYPE html> years of work")
-    for name in ("thesis.html", "runs"):
+    report = render("base.html.jinja", title="report of a run")
+    (tmp_path / "report.html").write_text(report)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("thesis.html", "report.html", "pipe", "runs"):
         done = call("show", "runs", "--html", name)
-        assert (done.status, "it exists, and is no page of compresskit" in done.err) == (1, True)
+        assert (done.status, "it exists, and is no page of show runs" in done.err) == (1, True)
     assert "years of work" in (tmp_path / "thesis.html").read_text()
+    assert (tmp_path / "report.html").read_text() == report
 
 
 def test_in_a_browser_the_page_sorts(call, runs, tmp_path):

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver, get_all_start_methods, get_context
+from multiprocessing import forkserver, get_all_start_methods, get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,8 @@ def prepare(module: str) -> None:
     """
     if _FORKS:
         get_context("forkserver").set_forkserver_preload([_WORKER, module, "torch._dynamo"])  # as optimisers do
-        with _set("OMP_NUM_THREADS", "1"):
+        resource_tracker.ensure_running()  # which would let Ctrl-C through again
+        with _set("OMP_NUM_THREADS", "1"), _without_interrupts():
             forkserver.ensure_running()
 
 
@@ -137,6 +138,17 @@ def _stop(processes: Iterable[BaseProcess]) -> None:
         if process.is_alive():
             process.kill()
             process.join()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C is for this process, which gets it behind the block: what is started inside never does, from its first
+    line on, where it would say with a traceback that its imports were interrupted."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

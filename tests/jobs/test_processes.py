@@ -34,6 +34,22 @@ if __name__ == "__main__":
     spread("tests.jobs.doing", {name: order("waits", folder) for name in "ab"}, [Place(1)] * 2, Said())
 """
 
+EARLY = """
+import os
+import signal
+import time
+from multiprocessing import forkserver
+from compresskit.jobs.processes import prepare
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the one of pytest may ignore it
+prepare("tests.jobs.doing")
+server = forkserver._forkserver._forkserver_pid
+for _ in range(50):
+    os.kill(server, signal.SIGINT)
+    time.sleep(0.01)
+print(*os.waitpid(server, os.WNOHANG))
+"""
+
 
 @pytest.fixture(autouse=True)
 def server() -> None:
@@ -163,6 +179,11 @@ def test_an_interruption_ends_them_with_their_state(tmp_path):
     thread.join()
     assert gone(found[0], 0)
     assert {int(path.stem) for path in tmp_path.glob("*.state")} == found[0]
+
+
+def test_an_interruption_while_the_server_imports_is_not_for_it():
+    done = subprocess.run([sys.executable, "-c", EARLY], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 0\n", "")  # it lives
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
@@ -34,6 +35,12 @@ def prepare() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None: it was closed by the shell
     sys.stderr = _Forgiving(sys.stderr or open(os.devnull, "w"))
     sys.unraisablehook = _unraisable
+
+
+def command() -> list[str]:
+    """The line that started it; of `python -m compresskit` that of the installed program."""
+    name = Path(sys.argv[0]).name
+    return ["compresskit" if name == "__main__.py" else name, *sys.argv[1:]]
 
 
 def settle() -> None:

@@ -1,5 +1,6 @@
 """report.html: the report of a run with its plots, its recipe and where it came from, in one file."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def _provenance(record: Mapping[str, Any]) -> Sheet:
     """What a record of any version has."""
     made_of = record["made_of"]
     told = {
-        "command": " ".join(record.get("command", [])),
+        "command": shlex.join(record.get("command", [])),
         "started": record.get("started", ""),
         "device": record.get("device", ""),
         "seed": made_of.get("seed"),

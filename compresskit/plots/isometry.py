@@ -29,7 +29,7 @@ def by_depth(path: Path, networks: Mapping[str, NetworkIsometry]) -> None:
             style, marker = ("-", "--", ":")[number // 10 % 3], "." if len(points) < 60 else ""
             panel.plot(*zip(*points, strict=True), style, marker=marker, color=f"C{number % 10}", label=name)
         panel.set(xlabel="layer", ylabel=f"{what} of the singular values")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _scale(panel)
         panel.grid(alpha=0.3)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)

@@ -35,7 +35,7 @@ def _curves(panel: Axes, metric: str, values: NDArray[np.float64]) -> None:
     mean = mean_of(values)
     known = np.isfinite(mean)
     panel.plot(epochs[known], mean[known], color="black", linewidth=2, label="mean")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel.set(xlabel="epoch", ylabel=metric)
     panel.legend(frameon=False)
     panel.grid(alpha=0.3)

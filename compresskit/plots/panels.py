@@ -50,5 +50,5 @@ def band(panel: Axes, curves: Curves, first: int | NDArray[np.intp], label: str,
     epochs = np.arange(first, first + values.shape[1]) if isinstance(first, int) else first
     mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
     panel.plot(epochs, mean, color=colour, label=label, marker=".")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)

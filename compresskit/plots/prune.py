@@ -39,7 +39,7 @@ def ratios_by_setting(path: Path, ratios: Mapping[str, Mapping[str, Mapping[str,
             panel.step(range(len(shares)), [100 * share for share in shares.values()], where="mid", label=target)
         panel.set_title(fill(name, 40), fontsize=8)
         panel.set(ylim=(0, 100), xlabel="layer", ylabel=f"{kind} gone, %")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panel.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     save(figure, path)

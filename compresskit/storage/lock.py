@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-import sys
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +17,7 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
+from compresskit import process
 from compresskit.errors import RunFolderError
 
 LINGER = 15.0  # seconds that the workers of a process that was killed may hold its lock
@@ -74,8 +75,7 @@ class Lock:
                 return False
             time.sleep(_POLL)
         _held.add(self._path)
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        owner = Owner(os.getpid(), platform.node(), time.strftime("%Y-%m-%d %H:%M"), command)
+        owner = Owner(os.getpid(), platform.node(), time.strftime("%Y-%m-%d %H:%M"), shlex.join(process.command()))
         with suppress(OSError):  # on a full disk nobody hears who holds it
             self._said.write_text(json.dumps(asdict(owner)))
         return True

@@ -3,7 +3,6 @@
 import json
 import platform
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compresskit import __version__
+from compresskit import __version__, process
 from compresskit.errors import CompresskitError, RunFolderError
 from compresskit.storage.atomic import write_json
 from compresskit.storage.reading import file_hash
@@ -84,7 +83,7 @@ def _now() -> str:
 def provenance() -> dict[str, Any]:
     """Command line, versions, git revision of the working directory and platform."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": process.command(),
         "versions": {"compresskit": __version__} | {name: _version(name) for name in ("torch", "torchvision", "numpy")},
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -1,5 +1,6 @@
 """`compresskit inspect`: what a checkpoint holds, and how it came to be."""
 
+import shlex
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -96,7 +97,7 @@ def _entry(entry: dict[str, Any]) -> tuple[Any, ...]:
         entry.get("verb", ""),
         entry.get("seed"),
         said(entry.get("metrics", {})),
-        " ".join(entry.get("command", [])),
+        shlex.join(entry.get("command", [])),
         entry.get("versions", {}).get("torch", ""),
         (entry.get("git") or "")[:8],
     )

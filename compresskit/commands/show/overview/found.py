@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compresskit.commands.result import NONZERO, SPARSE
+from compresskit.commands.result import NONZERO, SPARSE, shortened
 from compresskit.errors import RecipeError, RunFolderError
 from compresskit.storage.lock import Lock
 from compresskit.storage.record import RECORD, read_record
@@ -130,7 +130,7 @@ def _run(folder: Path, label: str, record: Mapping[str, Any], report: Mapping[st
         net=_net(made_of.get("model")),
         status=_status(folder, record, report),
         started=str(record.get("started") or _time_of(folder / RECORD)),
-        error=str(ended.get("error", "")) or "; ".join(f"{job}: {why}" for job, why in _jobs_failed(report).items()),
+        error=str(ended.get("error", "")) or _of_jobs(_jobs_failed(report)),
         metric=str(metric),
         value=_trials(figures, f"test {metric}"),
         higher_is_better=bool(record.get("higher_is_better", metric not in _LOWER)),
@@ -163,6 +163,14 @@ def _status(folder: Path, record: Mapping[str, Any], report: Mapping[str, Any]) 
 def _jobs_failed(report: Mapping[str, Any]) -> dict[str, str]:
     """By job, what stopped it."""
     return dict(report.get("failed", {}))
+
+
+def _of_jobs(failed: Mapping[str, str]) -> str:
+    """Their names, and why where that is the same for all."""
+    reasons = {*failed.values()}
+    return (
+        f"{shortened(list(failed))}: {reasons.pop() if len(reasons) == 1 else 'its report says why'}" if failed else ""
+    )
 
 
 def _trials(figures: Mapping[str, Mapping[str, Any]], name: str) -> Trials:

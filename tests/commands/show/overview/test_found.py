@@ -67,6 +67,12 @@ def test_how_a_run_ended(tmp_path, given, ended, status):
     assert find([tmp_path]).notes == [f"{folder}: {text}" for text in told]
 
 
+def test_many_jobs_that_failed_are_one_line(tmp_path):
+    make(tmp_path / "a", failed=dict.fromkeys(("1", "2", "3", "4"), "no memory"))
+    make(tmp_path / "b", failed={"1": "no memory", "2": "the loss is nan"})
+    assert [run.error for run in find([tmp_path]).runs] == ["1, 2, ... 4: no memory", "1, 2: its report says why"]
+
+
 @pytest.mark.parametrize(("mine", "status"), [(True, "running"), (False, "unfinished")])
 def test_a_run_that_somebody_holds_is_running(tmp_path, mine, status):
     """Whoever held it last: its number may be another process's by now, and its machine nobody knows."""

@@ -38,7 +38,8 @@ def prepare(module: str) -> None:
     """
     if _FORKS:
         get_context("forkserver").set_forkserver_preload([_WORKER, module, "torch._dynamo"])  # as optimisers do
-        resource_tracker.ensure_running()  # which would let Ctrl-C through again
+        with _set("PYTHONWARNINGS", "ignore:resource_tracker"):  # it removes what a killed job leaves, without a word
+            resource_tracker.ensure_running()  # before the server, which would start it, and let Ctrl-C through
         with _set("OMP_NUM_THREADS", "1"), _without_interrupts():
             forkserver.ensure_running()
 

@@ -34,6 +34,17 @@ if __name__ == "__main__":
     spread("tests.jobs.doing", {name: order("waits", folder) for name in "ab"}, [Place(1)] * 2, Said())
 """
 
+KILLED = """
+import sys
+from pathlib import Path
+from compresskit.jobs.places import Place
+from compresskit.jobs.processes import prepare, spread
+from tests.jobs.doing import order
+from tests.jobs.test_processes import Said
+
+prepare("tests.jobs.doing")
+print(*spread("tests.jobs.doing", {"a": order("is killed", Path(sys.argv[1]))}, [Place(1)], Said()))
+"""
 EARLY = """
 import os
 import signal
@@ -116,6 +127,12 @@ def test_what_fails_stops_no_other(tmp_path):
         assert whole.startswith("In the process of the job:\nTraceback (most recent call last):")
         assert "doing.py" in whole
         assert whole.endswith(last)
+
+
+def test_what_one_that_is_killed_leaves_behind_is_no_warning(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("a\n", "")
 
 
 def test_a_place_is_taken_by_one_at_a_time_in_order(tmp_path):

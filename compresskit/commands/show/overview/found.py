@@ -166,11 +166,10 @@ def _jobs_failed(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_jobs(failed: Mapping[str, str]) -> str:
-    """Their names, and why where that is the same for all."""
+    """Their names, and why where that is the same for all; nothing where there are none."""
     reasons = {*failed.values()}
-    return (
-        f"{shortened(list(failed))}: {reasons.pop() if len(reasons) == 1 else 'its report says why'}" if failed else ""
-    )
+    why = reasons.pop() if len(reasons) == 1 else "its report says why"
+    return f"{shortened(list(failed))}: {why}" if failed else ""
 
 
 def _trials(figures: Mapping[str, Mapping[str, Any]], name: str) -> Trials:

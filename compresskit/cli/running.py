@@ -37,7 +37,9 @@ def run_command(
     """
     quiet = quiet or not _is_main_process()
     level = logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=level if _is_main_process() else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Once())
+    logging.basicConfig(level=level if _is_main_process() else logging.ERROR, format="%(message)s", handlers=[handler])
     logging.raiseExceptions = False
     try:
         with process.importing():
@@ -77,6 +79,21 @@ def run_command(
         text, status = explained(error, verb)
         lost = _lost_process()
         _end(lost or f"error: {text}", 1 if lost else status)
+
+
+class _Once(logging.Filter):
+    """Lets each warning through once, as jobs beside each other have it: a hundred settings would repeat it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING and text in self._said:
+            return False
+        self._said.add(text)
+        return True
 
 
 def _print(publish: Callable[[], None]) -> None:

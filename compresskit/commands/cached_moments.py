@@ -115,7 +115,8 @@ class CachedMoments:
     ) -> None:
         """One pass over the data from behind its first `done` batches."""
         needed = sum(entry.request.nbytes for entry in entries)
-        log.info("moments of %d layers: %.1f MB of memory and disk", len(entries), needed / 1e6)
+        layers = "1 layer" if len(entries) == 1 else f"{len(entries)} layers"
+        log.info("moments of %s: %.1f MB of memory and disk", layers, needed / 1e6)
         check_disk(self.cache.folder, 2 * needed)  # an unfinished part may still be there when the whole is written
         rank = self.group.rank
         sums = {entry.name: self._resumed(entry, done) for entry in entries}

@@ -52,7 +52,8 @@ class Gatherer:
     def plan(self, requests: Sequence[Request]) -> str:
         """What taking them costs, as far as no cache holds them."""
         groups = in_passes(requests, lambda request: request.nbytes, self.memory)
-        return f"moments of {len(requests)} layers: {self.cost(groups)}"
+        layers = "1 layer" if len(requests) == 1 else f"{len(requests)} layers"
+        return f"moments of {layers}: {self.cost(groups)}"
 
     def cost(self, groups: Sequence[Sequence[Request]]) -> str:
         """Of as many passes over the data."""

@@ -220,6 +220,13 @@ def test_what_nobody_foresaw_is_one_line(call, trained, monkeypatch, fail, statu
     assert whole.err.splitlines()[-1] == outcome.err.strip()
 
 
+def test_a_warning_of_each_trial_is_said_once(recipe, tmp_path):
+    """As with several jobs; pytest has the log of what is called here."""
+    process = started(tmp_path, "train", "net.yaml", "trials=2", "train.epochs=1", "~data.validation", "--out", "two")
+    assert ended(process).count("best epoch chosen on the test set") == 1
+    assert process.returncode == 0
+
+
 def test_debug_shows_where_a_known_error_comes_from(call, recipe):
     plain, whole = (call("evaluate", recipe, *debug, "-c", "nowhere.pt") for debug in ((), ("--debug",)))
     assert plain.err.splitlines() == [whole.err.splitlines()[-1]]

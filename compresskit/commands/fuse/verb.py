@@ -151,7 +151,8 @@ def _cost(options: FuseAndRetrain, steps: FuseSteps) -> list[str]:
     groups = steps.passes()
     shared = [" and ".join(str(fusible.chain) for fusible in group) for group in groups if len(group) > 1]
     cost = steps.gather.cost([[fusible.request for fusible in group] for group in groups])
-    return [f"moments of {len(steps.planned)} chains: {cost}" + "".join(f"; {names} in one" for names in shared)]
+    chains = "1 chain" if len(steps.planned) == 1 else f"{len(steps.planned)} chains"
+    return [f"moments of {chains}: {cost}" + "".join(f"; {names} in one" for names in shared)]
 
 
 def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTrial:

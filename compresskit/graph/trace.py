@@ -14,7 +14,7 @@ from compresskit.graph.doors.forms import keep_forms
 from compresskit.graph.doors.owned import own_layers
 from compresskit.graph.doors.prepared import prepared
 from compresskit.graph.doors.self_check import check_eval, check_training
-from compresskit.graph.doors.symbolic import replace_calls, symbolic, training_trace, trains_alike
+from compresskit.graph.doors.symbolic import replace_calls, symbolic, training_trace, trains_alike, writes_shared
 from compresskit.graph.format.table import to_table
 from compresskit.graph.layers.sample_shape import SampleShape
 from compresskit.graph.shapes import is_part, tokens
@@ -82,7 +82,7 @@ class _Source:
         network = symbolic(module)
         if self._whole:
             keep_forms(network, None if self._lossy else training_trace(self._copy())[0])
-        is_proved = not self._whole and trains_alike(module, network)
+        is_proved = not self._whole and trains_alike(module, network) and not writes_shared(network)
         replace_calls(network)
         own_layers(network, module)
         is_proved &= not any(node.target is functional.batch_norm for node in network.graph.nodes)

@@ -227,3 +227,77 @@ def test_names_that_are_words_of_python_are_refused(name):
 def test_odd_names_trace_and_compute_the_same(name):
     module, x = nn.Sequential(OrderedDict({name: nn.Linear(3, 2), "last": nn.ReLU()})), torch.randn(4, 3)
     assert torch.equal(trace(module)(x), module(x))
+
+
+class Written(nn.Module):
+    """Writes in place, through a view and by another name."""
+
+    def __init__(self, forward) -> None:
+        super().__init__()
+        self.fc, self.act, self._forward = nn.Linear(6, 6), nn.ReLU(inplace=True), forward
+
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+def of_a_view(net, x):
+    x = net.fc(x)
+    half = x[:, :3]
+    half *= 3
+    return x
+
+
+def under_another_name(net, x):
+    x = net.fc(x)
+    kept = x
+    x += 1
+    return x * kept
+
+
+def of_an_activation(net, x):
+    x = net.fc(x)
+    y = net.act(x)
+    y -= 1
+    return x
+
+
+def of_its_own(net, x):
+    y = net.fc(x)
+    y += x
+    y /= 2
+    size = x.shape[1]
+    size -= 3
+    return torch.cat([y[:, :size], x], 1)
+
+
+@pytest.mark.parametrize("forward", [of_a_view, under_another_name, of_an_activation, of_its_own])
+def test_what_is_written_in_place_is_seen_by_all_that_read_it(forward):
+    net, x = Written(forward).eval(), batch_of_numbers()
+    network = trace(net, (6,))
+    assert torch.equal(network(x.clone()), net(x.clone()))
+
+
+def test_updates_that_nothing_else_sees_need_no_comparison():
+    def forward(net, x):
+        y = net.fc(x)
+        y += x
+        y *= 2
+        return y
+
+    entry = trace(Written(forward), (6,)).meta["entry"]
+    assert (entry.door, entry.assumed) == ("fx", [])
+
+
+def test_first_arguments_by_their_names():
+    def forward(net, x):
+        y = net.fc(input=torch.flatten(input=x, start_dim=1))
+        return F.linear(torch.cat(tensors=[y, y], dim=1), weight=net.fc.weight.repeat(1, 2))
+
+    net, x = Written(forward), batch_of_numbers()
+    network = trace(net, (6,))
+    assert torch.equal(network(x), net(x))
+    assert all(node.args for node in network.graph.nodes if node.op == "call_function")
+
+
+def batch_of_numbers() -> torch.Tensor:
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(0))

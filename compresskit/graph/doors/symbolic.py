@@ -1,6 +1,7 @@
 """The first door: torch.fx runs forward once without numbers, which takes milliseconds and leaves all sizes free."""
 
 import inspect
+import operator
 import traceback
 from collections.abc import Callable
 from keyword import iskeyword
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.doors.prepared import LEAVES
@@ -30,6 +32,17 @@ _FUNCTION_OF: dict[str, Callable[..., Any]] = {
     "torchvision.models.swin_transformer._patch_merging_pad": windows.merge_patches,
     "torchvision.models.swin_transformer._get_relative_position_bias": windows.relative_position_bias,
 }
+# What makes a tensor in memory of its own.
+_MAKING = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm,
+)  # fmt: skip
+_MAKE = frozenset(
+    {
+        operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, torch.cat, functional.conv2d,
+        functional.linear, functional.batch_norm, functional.layer_norm,
+    }
+)  # fmt: skip
+_FIRST = frozenset({"input", "tensors"})  # names of first arguments in torch
 
 
 def symbolic(module: nn.Module) -> fx.GraphModule:
@@ -110,11 +123,52 @@ def same_call(node: fx.Node, told: Callable[[fx.Node], str]) -> str:
     return repr((node.op, node.target, fx.node.map_arg((args, kwargs), lambda source: (told(source),))))
 
 
+def writes_shared(network: fx.GraphModule) -> bool:
+    """Whether forward writes into a tensor (x += y) that something else may read, too. The trace computes x + y, which
+    is the same only where nothing does."""
+    return any(
+        node.meta.get("in_place") and not (_is_made(network, source) and list(source.users) == [node])
+        for node in network.graph.nodes
+        for source in node.args[:1]
+    )
+
+
+def _is_made(network: fx.GraphModule, node: Any) -> bool:
+    """Whether the node makes its value anew, or is the network's input."""
+    if not isinstance(node, fx.Node) or node.op == "call_module":
+        return isinstance(node, fx.Node) and isinstance(network.get_submodule(str(node.target)), _MAKING)
+    return node.op == "placeholder" or node.target in _MAKE
+
+
 def replace_calls(network: fx.GraphModule) -> None:
-    """A module or a function of ours in the place of calls that would not train, or not load without torchvision."""
+    """A module or a function of ours in the place of calls that would not train, or not load without torchvision; what
+    a call reads first stands first, also where it was given by its name."""
     for node in network.graph.nodes:
+        for name in _FIRST.intersection(node.kwargs) if not node.args else ():
+            node.args, node.kwargs = (node.kwargs[name],), {k: v for k, v in node.kwargs.items() if k != name}
         if node.op == "call_function":
             _replace(network, node)
+
+
+class _Proxy(fx.Proxy):
+    """Notes which calls write into their first argument in Python (x += y)."""
+
+
+def _writing(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def write(self: fx.Proxy, other: Any) -> Any:
+        made = function(self, other)
+        made.node.meta["in_place"] = True
+        return made
+
+    return write
+
+
+for _name_of, _function in {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "truediv": operator.truediv,
+    "floordiv": operator.floordiv, "mod": operator.mod, "pow": operator.pow, "and": operator.and_,
+    "or": operator.or_, "xor": operator.xor,
+}.items():  # fmt: skip
+    setattr(_Proxy, f"__i{_name_of}__", _writing(_function))
 
 
 class _Tracer(fx.Tracer):
@@ -140,6 +194,9 @@ class _Tracer(fx.Tracer):
         node.meta["scope"] = paths[-1] if paths else ""
         node.type = None  # an annotation would reach the generated code, and need the user's source there
         return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         try:

@@ -174,9 +174,12 @@ def _nodes(encoded: Any) -> Iterator[str]:
 
 
 def _joined(body: list[str]) -> list[str]:
-    """Without a variable that is made to be returned."""
+    """Without a variable that is made to be returned, where what makes it has room behind `return`."""
     if len(body) < 2:
         return body
     name = body[-1].strip().removeprefix("return ")
     before, equals, rest = body[-2].partition(" = ")
-    return [*body[:-2], before.replace(name, "return ") + rest] if equals and before.strip() == name else body
+    joined = before.replace(name, "return ") + rest
+    if not equals or before.strip() != name or len(joined) > WIDTH:
+        return body
+    return [*body[:-2], joined]

@@ -391,3 +391,14 @@ def test_long_paths(tmp_path):
     torch.manual_seed(0)
     text = check(Deep(), (3, 4), tmp_path)
     assert max(map(len, text.split("def forward")[1].splitlines())) <= 88
+
+
+@pytest.mark.parametrize("letters", range(50, 60))
+def test_a_last_line_of_any_length(letters, tmp_path):
+    """What the last layer makes is returned at once where that fits on a line, its comment too."""
+    torch.manual_seed(0)
+    net = nn.Sequential()
+    net.add_module("stem", nn.Linear(6, 4))
+    net.add_module("h" * letters, nn.Linear(4, 10))
+    text = check(net, (6,), tmp_path)
+    assert ("return x\n" in text) == (54 < letters < 58)

@@ -72,12 +72,29 @@ def original_model(exported: Checkpoint, options: Options) -> tuple[Any, str]:
     return ("the checkpoint tells it in another way", into) if problems or more else (model, into)
 
 
+def original_module(model: Any, into: str, exported: Checkpoint) -> "nn.Module | Loaded":
+    """The module that `original_model` tells, with random weights, in eval mode; or that it is not tried."""
+    if isinstance(model, str):
+        return Loaded(into, "not tried", model)
+    try:
+        return _made(model, exported)
+    except CompresskitError as error:
+        return Loaded(into, "not tried", str(error))
+    except Exception as error:  # a file's sizes, or the user's code
+        return Loaded(into, "not tried", f"it cannot be made: {first_line(error)}")
+
+
 def try_in_original(
-    model: Any, into: str, exported: Checkpoint, state: Mapping[str, Tensor], inputs: Any, out: Path, result: Result
-) -> None:
-    """Makes the module that `original_model` tells, loads the state dict into it, and compares what both give on the
-    batch."""
-    loaded, difference = _tried(model, into, exported, state, inputs)
+    module: nn.Module | Loaded, output: str | int | None, into: str, network: nn.Module, state: Mapping[str, Tensor],
+    inputs: Any, out: Path, result: Result,
+) -> None:  # fmt: skip
+    """Loads the state dict into what `original_module` gave, and compares its outputs with the network's on the batch.
+
+    output: which of the values that forward returns.
+    """
+    loaded, difference = (
+        (module, None) if isinstance(module, Loaded) else _tried(module, output, into, network, state, inputs)
+    )
     if difference is not None:
         result.checks[f"{into} with {out.name}"] = difference
     result.notes.append(loaded.said(out))
@@ -85,26 +102,18 @@ def try_in_original(
 
 
 def _tried(
-    model: Any, into: str, exported: Checkpoint, state: Mapping[str, Tensor], inputs: Any
+    module: nn.Module, output: str | int | None, into: str, network: nn.Module, state: Mapping[str, Tensor], inputs: Any
 ) -> tuple[Loaded, float | None]:
-    if isinstance(model, str):
-        return Loaded(into, "not tried", model), None
-    try:
-        module = _made(model, exported)
-    except CompresskitError as error:
-        return Loaded(into, "not tried", str(error)), None
-    except Exception as error:  # a file's sizes, or the user's code
-        return Loaded(into, "not tried", f"it cannot be made: {first_line(error)}"), None
     how, why = _load(module, state)
     if how == "refused":
         return Loaded(into, how, why), None
     try:
         with torch.inference_mode():
-            found = _outputs(module, inputs, getattr(model, "output", None))
+            found = _outputs(module, inputs, output)
     except Exception as error:  # it is the user's code
         return Loaded(into, "refused", f"names and shapes fit, but its forward fails: {first_line(error)}"), None
     with torch.inference_mode():
-        expected = exported.network(inputs)
+        expected = network(inputs)
     if (other := _shapes(found)) != _shapes(expected):
         why = f"names and shapes fit, but it returns {other} where the network returns {_shapes(expected)}"
         return Loaded(into, "refused", why), None

@@ -5,6 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import nn
+
 from compresskit.commands.export.inputs import batch_of, said_of, taken, told_of
 from compresskit.commands.export.network import (
     difference,
@@ -15,7 +17,7 @@ from compresskit.commands.export.network import (
     put_probabilities_out,
 )
 from compresskit.commands.export.options import Options
-from compresskit.commands.export.original import original_model, try_in_original
+from compresskit.commands.export.original import original_model, original_module, try_in_original
 from compresskit.commands.export.quantised import quantise
 from compresskit.commands.export.report import figures, times
 from compresskit.commands.inspect.verb import normalisation
@@ -23,13 +25,14 @@ from compresskit.commands.parents import check_finite, check_fits, checkpoint_fi
 from compresskit.commands.result import Result
 from compresskit.commands.session import Arguments, Progress, session
 from compresskit.models.weights.files import read_state
+from compresskit.models.weights.values import as_stored
 from compresskit.numerics.outputs import largest_difference
 from compresskit.storage.checkpoint import Checkpoint, load, save
 from compresskit.storage.exported.metadata import as_constants
 from compresskit.storage.exported.onnx import write_onnx
 from compresskit.storage.exported.program import write_program
 from compresskit.storage.exported.source import write_source
-from compresskit.storage.exported.state import STATES, write_state
+from compresskit.storage.exported.state import STATES, state_of, write_state
 from compresskit.storage.reading import file_hash
 from compresskit.storage.record import provenance
 
@@ -99,14 +102,21 @@ def _noted(original: Checkpoint, path: Path, options: Options) -> Checkpoint:
 
 def _write_state(exported: Checkpoint, inputs: Any, told: dict[str, Any], options: Options, result: Result) -> None:
     model, into = original_model(exported, options)
-    out, own = options.out, exported.network.state_dict()
-    left = write_state(exported.network, out, told)
-    if left:
-        result.notes.append(f"{len(left)} constants of the graph, which no class has, are left out ({left[0]} first)")
-    state = read_state(out).state
-    written = [name for name in own if name not in left]
-    result.checks[f"{out.name} read back"] = largest_difference([state[n] for n in written], [own[n] for n in written])
-    try_in_original(model, into, exported, state, inputs, out, result)
+    out, (state, constants) = options.out, state_of(exported.network)
+    module, unstored = original_module(model, into, exported), list[str]()
+    if isinstance(module, nn.Module):
+        state, unstored = as_stored(module, state)
+    write_state(state, out, told)
+    for names, what in (
+        (constants, "constants of the graph, which no class has,"),
+        (unstored, "buffers, which its class makes itself,"),
+    ):
+        if names:
+            result.notes.append(f"{len(names)} {what} are left out ({names[0]} first)")
+    read = read_state(out).state
+    result.checks[f"{out.name} read back"] = largest_difference([read[name] for name in state], list(state.values()))
+    output = getattr(model, "output", None)
+    try_in_original(module, output, into, exported.network, read, inputs, out, result)
 
 
 def _write(exported: Checkpoint, inputs: Any, told: dict[str, Any], out: Path) -> Callable[[Any], Any]:

@@ -165,7 +165,7 @@ class _Lowering:
     def _constant(self, tensor: Tensor) -> fx.Node:
         name = next((name for known, name in self._constants if known is tensor), None)
         if name is None:
-            name = f"constant_{len(self._constants)}"
+            name = f"_tensor_constant{len(self._constants)}"  # as torch.fx calls them
             self._constants.append((tensor, name))
             self._held[name] = tensor.detach().clone()
         return self._get(name)

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from compresskit.errors import CheckpointError, RecipeError, near_names
 from compresskit.models.weights.files import Found, read_state, told
 from compresskit.models.weights.renamed import parts_of_norm, renamed
-from compresskit.models.weights.values import check_made, check_numbers, check_ties, own_tensors, twins
+from compresskit.models.weights.values import (
+    check_made,
+    check_numbers,
+    check_ties,
+    own_tensors,
+    twins,
+    unstored_buffers,
+)
 
 _SHOWN = 5  # names of tensors in a message
 _FIT = 0.9  # share of a model's tensors that must be found under a prefix
@@ -103,7 +110,12 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = 
         fitted.notes.append(f"{f'{cut} was taken off' if cut else f'{put} was put before'} {len(fitted.state)} names")
     parts = [name for name in state if not name.startswith(cut)]
     skipped = [name for name in fitted.state if name.startswith(starts)]
-    spare = [name for name in fitted.state if name not in wanted and name not in skipped and _SPARE.fullmatch(name)]
+    unstored = unstored_buffers(model)
+    spare = [
+        name
+        for name, tensor in fitted.state.items()
+        if name not in wanted and name not in skipped and (_SPARE.fullmatch(name) or unstored.get(name) == tensor.shape)
+    ]
     if left_out := [*parts, *spare]:
         fitted.notes.append(f"left out, since the model has no place for them: {_some(left_out)}")
     gone = {*skipped, *spare}

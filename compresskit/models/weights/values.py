@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -41,6 +42,21 @@ def check_numbers(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model's state dict, of its very tensors; without what modules add to it that is none (`get_extra_state`)."""
     return {name: own for name, own in model.state_dict(keep_vars=True).items() if isinstance(own, Tensor)}
+
+
+def unstored_buffers(model: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of the buffers that the model makes itself, and that are not in its state dict (persistent=False)."""
+    stored = own_tensors(model)
+    return {name: own.shape for name, own in model.named_buffers(remove_duplicate=False) if name not in stored}
+
+
+def as_stored(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """A state dict with each of the names that the model has for one tensor, and without the buffers that the model
+    makes itself; and the names of these."""
+    unstored = [name for name in unstored_buffers(model) if name in state]
+    pairs = [pair for name, first in twins(model).items() for pair in ((name, first), (first, name))]
+    others = {name: state[other] for name, other in pairs if name not in state and other in state}
+    return {name: tensor for name, tensor in state.items() if name not in unstored} | others, unstored
 
 
 def check_made(model: nn.Module) -> None:

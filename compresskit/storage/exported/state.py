@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,20 @@ _OF_GRAPH = re.compile(r"_tensor_constant\d+")  # what forward computes of no we
 logger = logging.getLogger(__name__)
 
 
-def write_state(network: fx.GraphModule, path: Path, told: dict[str, Any]) -> list[str]:
-    """The network's state dict. Returns the names of the graph's own constants, which no class has, and which are left
-    out.
+def state_of(network: fx.GraphModule) -> tuple[dict[str, Tensor], list[str]]:
+    """Its state dict without the graph's own constants, which no class has, and their names."""
+    state = {name: compact(tensor) for name, tensor in network.state_dict().items()}
+    constants = [name for name in state if _OF_GRAPH.fullmatch(name)]
+    return {name: tensor for name, tensor in state.items() if name not in constants}, constants
 
-    told: what a .safetensors file tells of the network, in its header.
-    """
-    state, constants = _state(network)
+
+def write_state(state: Mapping[str, Tensor], path: Path, told: dict[str, Any]) -> None:
+    """told: what a .safetensors file tells of the network, in its header."""
     if path.suffix == ".safetensors":
         with atomic_write(path) as temporary:
             save_file(_apart(state), temporary, {"format": "pt"} | as_texts(told))
     else:
         write_tensors(path, state)
-    return constants
 
 
 def load_state(path: Path | str, model: nn.Module | None = None, fresh: Collection[str] = ()) -> dict[str, Tensor]:
@@ -58,17 +59,10 @@ def _read(path: Path) -> Found:
     try:
         return read_state(path)
     except OwnCheckpoint:
-        return Found(_state(load(path).network)[0], [])
+        return Found(state_of(load(path).network)[0], [])
 
 
-def _state(network: fx.GraphModule) -> tuple[dict[str, Tensor], list[str]]:
-    """Without the graph's own constants, and their names."""
-    state = {name: compact(tensor) for name, tensor in network.state_dict().items()}
-    constants = [name for name in state if _OF_GRAPH.fullmatch(name)]
-    return {name: tensor for name, tensor in state.items() if name not in constants}, constants
-
-
-def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each name with memory of its own, as the format wants it."""
     seen: set[int] = set()
     found = {}

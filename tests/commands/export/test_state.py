@@ -47,6 +47,24 @@ class Twice(Net):
     def forward(self, x):
         return super().forward(x), super().forward(x)
 
+class Tabled(Net):
+    def __init__(self, num_classes=3, act=nn.ReLU):
+        super().__init__(num_classes, act)
+        self.register_buffer("table", torch.arange(3.0), persistent=False)
+
+    def forward(self, x):
+        return super().forward(x) + self.table
+
+class Shared(Net):
+    def __init__(self, num_classes=3, act=nn.ReLU):
+        super().__init__(num_classes, act)
+        self.again = nn.Sequential(self.head)
+
+class Sized(Net):
+    def forward(self, x):
+        mean = torch.ones(8)
+        return super().forward(x + mean[:2, None, None] if x.shape[2] > 4 else x)
+
 class Longer(Net):
     def forward(self, x):
         return super().forward(x)[:, None]
@@ -187,6 +205,28 @@ def test_constants_of_the_graph_are_left_out(call, of_factory):
     outcome = call("export", "model.pt", "-o", "net.safetensors")
     assert "1 constants of the graph, which no class has, are left out (_tensor_constant0 first)" in outcome.out
     assert set(load_file("net.safetensors")) == set(module().state_dict())
+
+
+def test_buffers_that_a_class_makes_itself_are_left_out(call, of_factory):
+    write(trace(module("Tabled"), (2, 8, 8)), OWN | {"target": "nets:Tabled"}, (2, 8, 8))
+    arguments = ("-o", "net.safetensors", "--recipe", "own.yaml", "model.kind=nets:Tabled")
+    outcome = call("export", "model.pt", *arguments)
+    assert "1 buffers, which its class makes itself, are left out (table first)" in outcome.out
+    assert set(load_file("net.safetensors")) == set(module("Tabled").state_dict())
+    loads, checks = exported(call, *arguments, "--force")
+    assert loads["how"] == "strict"
+    assert checks == {"net.safetensors read back": 0, "nets:Tabled with net.safetensors": 0}
+
+
+@pytest.mark.parametrize(("name", "also"), [("Shared", {"again.0.weight", "again.0.bias"}), ("Sized", set())])
+def test_names_are_those_of_the_class(call, of_factory, name, also):
+    """Also where one layer has two names, of which the graph has one, and where constants come from torch.export."""
+    write(trace(module(name), (2, 8, 8)), OWN | {"target": f"nets:{name}"}, (2, 8, 8))
+    for out in ("net.safetensors", "net.pth"):
+        loads, checks = exported(call, "-o", out, "--recipe", "own.yaml", f"model.kind=nets:{name}")
+        assert loads["how"] == "strict"
+        assert checks == {f"{out} read back": 0, f"nets:{name} with {out}": 0}
+    assert set(load_file("net.safetensors")) == set(module().state_dict()) | also
 
 
 def test_masked_weights_are_zero_and_factors_are_multiplied(call, of_factory):

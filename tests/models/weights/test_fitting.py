@@ -230,3 +230,16 @@ def test_a_name_of_many_parts_takes_little(tmp_path):
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert taken < 2**24
+
+
+def test_buffers_that_the_model_makes_itself_may_stand_in_the_file(tmp_path, said):
+    net = Net()
+    net.body.register_buffer("index", torch.arange(6), persistent=False)
+    torch.save(state() | {"body.index": torch.zeros(6, dtype=torch.int64)}, tmp_path / "w.pth")
+    load_weights(net, tmp_path / "w.pth")
+    check_loaded(net, state())
+    assert torch.equal(net.body.index, torch.arange(6))
+    assert "left out, since the model has no place for them: body.index" in said()
+    torch.save(state() | {"body.index": torch.zeros(7)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"not in the model: body\.index"):
+        load_weights(net, tmp_path / "w.pth")

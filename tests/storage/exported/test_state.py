@@ -14,7 +14,7 @@ from compresskit.graph.masks import apply_masks
 from compresskit.graph.trace import trace
 from compresskit.models.weights.files import read_state
 from compresskit.storage.checkpoint import Checkpoint, save
-from compresskit.storage.exported.state import write_state
+from compresskit.storage.exported.state import state_of, write_state
 from tests.pretended_gpu import pretended_gpu
 
 
@@ -46,7 +46,9 @@ def pickled(path: Path, module: nn.Module) -> dict:
 
 
 def written(path: Path, module: nn.Module) -> dict:
-    assert write_state(trace(module), path, {"mean": [0.5]}) == []
+    state, constants = state_of(trace(module))
+    assert constants == []
+    write_state(state, path, {"mean": [0.5]})
     return module.state_dict()
 
 
@@ -119,7 +121,7 @@ def test_tensors_that_share_memory_are_written_under_each_name(name, tmp_path):
             return self.two(self.one(x)) @ self.turned
 
     module, other = Tied(), Tied()
-    write_state(trace(module), tmp_path / name, {})
+    write_state(state_of(trace(module))[0], tmp_path / name, {})
     compresskit.load_state(tmp_path / name, other)
     assert same(other.state_dict(), module.state_dict())
     assert other.two.weight is other.one.weight

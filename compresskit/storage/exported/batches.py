@@ -1,12 +1,15 @@
 """What exported networks take: an argument for each input, of any batch size."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from compresskit.errors import UnsupportedModelError, first_line
 from compresskit.graph.shapes import is_part
 
 Batch = Tensor | tuple[Tensor, ...]
@@ -38,3 +41,19 @@ def separated(network: fx.GraphModule, inputs: Batch) -> fx.GraphModule:
     made.graph.erase_node(whole)
     made.recompile()
     return made.eval()
+
+
+@contextmanager
+def converting(path: Path, what: str) -> Iterator[None]:
+    """Raises UnsupportedModelError, with the first cause, where torch cannot make the format inside the block."""
+    try:
+        yield
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # its exporters have many kinds, which go on for pages
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UnsupportedModelError(
+            f"{path}: torch cannot write this network as {what} ({first_line(cause)}); write .py instead"
+        ) from error

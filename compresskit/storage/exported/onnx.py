@@ -1,5 +1,6 @@
 """Networks as ONNX. Home of onnxruntime."""
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.nn import functional
 
-from compresskit.errors import RecipeError
+from compresskit.errors import RecipeError, UnsupportedModelError, first_line
 from compresskit.storage.atomic import atomic_write
-from compresskit.storage.exported.batches import Batch, Read, any_batch, arguments_of, separated
+from compresskit.storage.exported.batches import Batch, Read, any_batch, arguments_of, converting, separated
 from compresskit.storage.exported.metadata import as_texts
 
 LARGEST = 2**31 - 2**26  # bytes of weights in the file itself: one of Protobuf's has at most 2 GiB
@@ -31,18 +33,44 @@ def write_onnx(network: fx.GraphModule, inputs: Batch, path: Path, told: dict[st
     apart = sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGEST
     with atomic_write(path) as temporary, without_log():
         try:
-            torch.onnx.export(
-                separated(network, inputs), arguments, temporary, dynamo=True, dynamic_shapes=any_batch(arguments),
-                external_data=apart, verbose=False,
-            )  # fmt: skip
+            with converting(path, "ONNX"):
+                torch.onnx.export(
+                    _in_order(separated(network, inputs)), arguments, temporary, dynamo=True,
+                    dynamic_shapes=any_batch(arguments), external_data=apart, verbose=False,
+                )  # fmt: skip
             tell(temporary, told or {}, data.name)
             data.unlink(missing_ok=True)  # of a file that this one replaces
             if apart:
                 with atomic_write(data) as whole:
                     data_of(temporary).replace(whole)
+            return _read_back(temporary, path)
         finally:
             data_of(temporary).unlink(missing_ok=True)
-    return read_onnx(path)
+
+
+def _in_order(network: fx.GraphModule) -> fx.GraphModule:
+    """With a copy of what attention gives, whose place in memory torch.onnx does not foretell: a view of it would fail.
+
+    The copy is no operation of the file.
+    """
+    made = fx.GraphModule(network, copy.deepcopy(network.graph))
+    for node in list(made.graph.nodes):
+        if node.target is functional.scaled_dot_product_attention:
+            with made.graph.inserting_after(node):
+                whole = made.graph.call_function(torch.clone, (node,), {"memory_format": torch.contiguous_format})
+            node.replace_all_uses_with(whole, lambda reader, whole=whole: reader is not whole)
+    made.recompile()
+    return made.eval()
+
+
+def _read_back(written: Path, path: Path) -> Read:
+    """The network of what is to be the file `path`. Raises UnsupportedModelError where onnxruntime does not run it."""
+    try:
+        return read_onnx(written)
+    except Exception as error:  # of onnxruntime's own kinds
+        raise UnsupportedModelError(
+            f"{path}: onnxruntime cannot run this network ({first_line(error)}); write .pt2 or .py"
+        ) from error
 
 
 def read_onnx(path: Path) -> Read:

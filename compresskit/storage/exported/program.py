@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from compresskit.storage.atomic import atomic_write
-from compresskit.storage.exported.batches import Batch, Read, any_batch, arguments_of, separated
+from compresskit.storage.exported.batches import Batch, Read, any_batch, arguments_of, converting, separated
 from compresskit.storage.exported.metadata import FILE
 
 
@@ -23,7 +23,8 @@ def write_program(network: fx.GraphModule, inputs: Batch, path: Path, told: dict
     """
     arguments = arguments_of(inputs)
     content = io.BytesIO()  # torch takes a path for its own only by the end of its name, which a temporary file lacks
-    program = torch.export.export(separated(network, inputs), arguments, dynamic_shapes=any_batch(arguments))
+    with converting(path, "a program"):
+        program = torch.export.export(separated(network, inputs), arguments, dynamic_shapes=any_batch(arguments))
     torch.export.save(program, content, extra_files={FILE: json.dumps(told or {})})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content.getvalue())

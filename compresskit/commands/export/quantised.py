@@ -1,6 +1,5 @@
 """`export --quantize int8`: calibrated on training images, and measured on the test set beside the float network."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,10 @@ def quantise(
     plain = Exported(write_onnx(exported.network, inputs, whole, told), told)
     result.checks["float32 .onnx read back"] = difference(plain.runs, exported.network, inputs)
     told = told | {"quantized": "int8"}
-    small = Exported(write_quantised(whole, _calibration(current, plain), out, told), told)
+    chosen = current.data.train.sample(_SAMPLES)
+    batches = (plain.taken(inputs) for inputs, _ in chosen.batches(_AT_A_TIME, torch.device("cpu")))
+    small = Exported(write_quantised(whole, batches, out, told), told)
+    result.notes.append(f"calibrated on {len(chosen)} training samples, without augmentation")
     images, _ = next(current.data.test.batches(BATCH, torch.device("cpu")))
     result.checks["int8 against float32, on test samples"] = difference(small, plain, images)
     nets = {"PyTorch": (original.network, path), "ONNX": (plain, whole), "ONNX int8": (small, out)}
@@ -46,9 +48,3 @@ def quantise(
     result.tables.append(Table(title, ("", *columns, "bytes", *times), rows))
     if current.recipe.report.plots:
         draw(result.tables[-1], out)
-
-
-def _calibration(current: Session, network: Exported) -> Iterator[Any]:
-    """Training inputs as the network takes them, without augmentation."""
-    chosen = current.data.train.sample(_SAMPLES)
-    return (network.taken(inputs) for inputs, _ in chosen.batches(_AT_A_TIME, torch.device("cpu")))

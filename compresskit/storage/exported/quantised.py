@@ -14,7 +14,9 @@ def write_quantised(source: Path, batches: Iterable[Batch], path: Path, told: di
     """The float32 network of `source`, quantised statically (QDQ). Returns the network of the file read back.
 
     Weights are int8, with a scale for each output channel and zero at 0; activations uint8, with a scale and a zero for
-    each tensor, by the least and greatest values that it takes on `batches`. told: what the file tells of itself.
+    each tensor, by the least and greatest values that it takes on `batches`. A softmax that the network returns stays
+    float32: in steps of 1/255 small probabilities are 0, and their loss is infinite. told: what the file tells of
+    itself.
     """
     from onnxruntime import InferenceSession
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -35,9 +37,18 @@ def write_quantised(source: Path, batches: Iterable[Batch], path: Path, told: di
         made = Path(folder) / "net.onnx"
         quantize_static(
             source, made, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=_returned_softmax(source),
         )  # fmt: skip
         tell(made, told)
         with atomic_write(path) as temporary:
             temporary.write_bytes(made.read_bytes())
     return read_onnx(path)
+
+
+def _returned_softmax(source: Path) -> list[str]:
+    """Names of the nodes that make the outputs by a softmax."""
+    import onnx
+
+    graph = onnx.load(source, load_external_data=False).graph
+    outputs = {value.name for value in graph.output}
+    return [node.name for node in graph.node if node.op_type == "Softmax" and outputs.intersection(node.output)]

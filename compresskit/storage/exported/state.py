@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from compresskit.models.weights.files import Found, OwnCheckpoint, read_state
@@ -31,7 +31,7 @@ def write_state(state: Mapping[str, Tensor], path: Path, told: dict[str, Any]) -
     """told: what a .safetensors file tells of the network, in its header."""
     if path.suffix == ".safetensors":
         with atomic_write(path) as temporary:
-            save_file(_apart(state), temporary, {"format": "pt"} | as_texts(told))
+            temporary.write_bytes(save(_apart(state), {"format": "pt"} | as_texts(told)))
     else:
         write_tensors(path, state)
 

@@ -77,6 +77,9 @@ def test_int8(call, model, inside):
     assert rows["ONNX"]["test accuracy"] == pytest.approx(rows["PyTorch"]["test accuracy"], abs=1e-3)
     assert rows["ONNX"]["test loss"] == pytest.approx(rows["PyTorch"]["test loss"], rel=1e-3)
     assert rows["ONNX int8"]["test accuracy"] == pytest.approx(rows["PyTorch"]["test accuracy"], abs=0.01)
+    assert rows["ONNX int8"]["test loss"] == pytest.approx(rows["PyTorch"]["test loss"], rel=0.05)
+    assert found["checks"]["int8 against float32, on test samples"] < 1
+    assert "calibrated on 300 training samples, without augmentation" in found["notes"]
     assert rows["ONNX int8"]["bytes"] == Path("net.onnx").stat().st_size < 0.7 * rows["ONNX"]["bytes"]
     assert found["checks"]["float32 .onnx read back"] < 1e-4
     assert found["details"]["quantize"] == "int8"
@@ -84,6 +87,7 @@ def test_int8(call, model, inside):
     assert again["test accuracy"] == rows["ONNX int8"]["test accuracy"]
     assert shown(call, "inspect", "net.onnx")["details"]["told"]["quantized"] == "int8"
     check_weights(Path("net.onnx"), load(model).network)
+    check_sharp(Path("net.onnx"), inside)
     assert sorted(path.name for path in Path().iterdir()) == ["digits.yaml", "model.pt", "net.onnx", "net.onnx.png"]
     assert Path("net.onnx.png").read_bytes().startswith(b"\x89PNG")
     if not inside:
@@ -106,6 +110,15 @@ def check_weights(path: Path, network: nn.Module) -> None:
     weight = (conv.weight * factor.view(-1, 1, 1, 1)).detach().numpy()
     np.testing.assert_allclose(scale, np.abs(weight).reshape(8, -1).max(1) / 127, rtol=1e-4)
     np.testing.assert_allclose(whole * scale.reshape(-1, 1, 1, 1), weight, atol=0.51 * float(scale.max()))
+
+
+def check_sharp(path: Path, inside: bool) -> None:
+    """What the file returns comes out of a softmax in float32, where it returns probabilities."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    (last,) = (node for node in graph.node if graph.output[0].name in node.output)
+    assert (last.op_type == "Softmax") == inside
 
 
 def test_what_is_refused(call, model, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """`compresskit.load_state`: weights of any file that people have, into a module of theirs."""
 
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import compresskit
-from compresskit.errors import CheckpointError, RecipeError, UnsupportedModelError
+from compresskit.errors import CheckpointError, RecipeError, ResourceError, UnsupportedModelError
 from compresskit.graph.masks import apply_masks
 from compresskit.graph.trace import trace
 from compresskit.models.weights.files import read_state
@@ -193,3 +194,12 @@ def test_a_model_on_another_device(tmp_path):
         compresskit.load_state(tmp_path / "w.pth", other)
         found = other.cpu().state_dict()
     assert same(found, one.state_dict())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="it is of Linux")
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pth"])
+def test_a_full_disk_is_told(name, tmp_path):
+    (tmp_path / f".{name}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(ResourceError, match=rf"{name}: the disk is full"):
+        write_state(net(1).state_dict(), tmp_path / name, {})
+    assert not list(tmp_path.iterdir())

@@ -6,9 +6,10 @@ from math import prod
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Len
-from pydantic import AllowInfNan, BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import AfterValidator, AllowInfNan, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from compresskit.errors import CheckpointError
+from compresskit.graph.format.structure import places_of
 from compresskit.shapes import shapes_of
 
 DEPTH = 40  # of nesting: a recipe in a history takes about ten
@@ -73,10 +74,17 @@ class _Inputs(_Content):
     input_shape: Annotated[list[OneShape], Len(2, 8)]
 
 
+def _structure(value: Any) -> Any:
+    """Raises ValueError, which pydantic tells, for what is no structure."""
+    if value is not None:
+        places_of(value)
+    return value
+
+
 class _Taken(_Strict):
     """An argument of an exported network."""
 
-    type: Literal["float32", "int64", "uint8"]
+    type: Literal["float32", "float64", "int64", "uint8"]
     shape: Annotated[list[Literal["N"] | Annotated[int, Ge(1)]], Len(2, 9)]
 
 
@@ -92,6 +100,7 @@ class _Told(_Strict):
     normalised_inside: bool
     probabilities: bool
     quantized: Literal["int8"] | None = None
+    outputs: Annotated[Any, AfterValidator(_structure)] = None
 
 
 def check_content(content: dict[str, Any]) -> None:

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from compresskit.graph.format.structure import structure_of
 from compresskit.graph.shapes import example, tokens
 from compresskit.numerics.outputs import largest_difference
 from compresskit.storage.checkpoint import Checkpoint
@@ -76,6 +77,13 @@ def told_of(original: Checkpoint, inputs: Any, *, inside: bool, probabilities: b
         unit = _BYTES if inputs.dtype == torch.uint8 else 1.0
     told |= {"scale": 1 / unit} if unit is not None else {}
     return told | {"normalised_inside": inside, "probabilities": probabilities}
+
+
+def outputs_told(network: nn.Module, inputs: Any) -> dict[str, Any]:
+    """Where each tensor stands in the lists or mappings that the network returns, of which an .onnx file has a row."""
+    with torch.inference_mode():
+        structure = structure_of(network(inputs))
+    return {} if structure is None else {"outputs": structure}
 
 
 def _type(tensor: Tensor) -> str:

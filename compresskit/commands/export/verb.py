@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from compresskit.commands.export.inputs import batch_of, said_of, taken, told_of
+from compresskit.commands.export.inputs import batch_of, outputs_told, said_of, taken, told_of
 from compresskit.commands.export.network import (
     difference,
     put_factors_together,
@@ -47,6 +47,8 @@ def run(options: Options, progress: Progress) -> Result:
     exported = _noted(original, path, options)
     inputs = _prepared(exported, path, options, result)
     told = told_of(original, inputs, inside=options.with_preprocessing, probabilities=options.probabilities)
+    if out.suffix == ".onnx":
+        told |= outputs_told(exported.network, inputs)
     if options.quantize:
         _quantise(original, path, exported, inputs, told, options, result, progress)
     elif out.suffix in STATES:

@@ -13,7 +13,18 @@ from compresskit.storage.content import check_told
 from compresskit.storage.reading import readable
 
 FILE = "preprocessing.json"  # in a .pt2 archive
-KEYS = ("task", "inputs", "mean", "std", "scale", "classes", "normalised_inside", "probabilities", "quantized")
+KEYS = (
+    "task",
+    "inputs",
+    "mean",
+    "std",
+    "scale",
+    "classes",
+    "normalised_inside",
+    "probabilities",
+    "quantized",
+    "outputs",
+)
 _OWN = {"normalised_inside", "probabilities"}  # keys of every file of ours; others may use words such as task, too
 
 
@@ -50,7 +61,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _of_program(path: Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
         found = [name for name in archive.namelist() if name.endswith(f"/{FILE}")]
-        return _own(dict(json.loads(archive.read(found[0])))) if found else {}
+        return own_keys(dict(json.loads(archive.read(found[0])))) if found else {}
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:
@@ -59,7 +70,7 @@ def _of_onnx(path: Path) -> dict[str, Any]:
     import onnx
 
     pairs = {pair.key: pair.value for pair in onnx.load(path, load_external_data=False).metadata_props}
-    return {key: json.loads(text) for key, text in _own(pairs).items()}
+    return {key: json.loads(text) for key, text in own_keys(pairs).items()}
 
 
 def _of_source(path: Path) -> dict[str, Any]:
@@ -68,10 +79,10 @@ def _of_source(path: Path) -> dict[str, Any]:
         for statement in ast.parse(path.read_text()).body
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
     }
-    return {name: ast.literal_eval(value) for name, value in _own(constants).items()}
+    return {name: ast.literal_eval(value) for name, value in own_keys(constants).items()}
 
 
-def _own(found: Mapping[str, Any]) -> dict[str, Any]:
+def own_keys(found: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that `export` writes; none of a file of others."""
     return {key: found[key] for key in KEYS if key in found} if found.keys() & _OWN else {}
 

@@ -1,6 +1,7 @@
 """Networks as ONNX. Home of onnxruntime."""
 
 import copy
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ from torch import fx
 from torch.nn import functional
 
 from compresskit.errors import RecipeError, UnsupportedModelError, first_line
+from compresskit.graph.format.structure import in_structure
 from compresskit.storage.atomic import atomic_write
 from compresskit.storage.exported.batches import Batch, Read, any_batch, arguments_of, converting, separated
-from compresskit.storage.exported.metadata import as_texts
+from compresskit.storage.exported.metadata import as_texts, own_keys
 
 LARGEST = 2**31 - 2**26  # bytes of weights in the file itself: one of Protobuf's has at most 2 GiB
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -74,17 +76,22 @@ def _read_back(written: Path, path: Path) -> Read:
 
 
 def read_onnx(path: Path) -> Read:
-    """The network of the file, in onnxruntime, with as many threads as torch has."""
+    """The network of the file, in onnxruntime, with as many threads as torch has. It returns what the file tells under
+    `outputs`, else one tensor, or a list."""
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     runtime = InferenceSession(path, options)
     names = [value.name for value in runtime.get_inputs()]
+    told = own_keys(runtime.get_modelmeta().custom_metadata_map)
+    structure = json.loads(told.get("outputs", "null"))
 
     def read(batch: Any) -> Any:
         given = zip(names, arguments_of(batch), strict=True)
         found = [torch.from_numpy(one) for one in runtime.run(None, {name: one.numpy() for name, one in given})]
+        if structure is not None:
+            return in_structure(found, structure)
         return found[0] if len(found) == 1 else found
 
     return read

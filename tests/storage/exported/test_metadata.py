@@ -22,6 +22,7 @@ GOOD: dict[str, Any] = {
     "normalised_inside": True,
     "probabilities": True,
     "quantized": "int8",
+    "outputs": {"dict": [["boxes", 0], ["maps", [1, {"tuple": [2]}]]]},
 }
 FLOATS = [{"type": "float32", "shape": ["N", 2, 6, 6]}]
 SUFFIXES = [
@@ -52,6 +53,9 @@ WRONG = {
     "a number for yes": ({"normalised_inside": 1}, "normalised_inside: Input should be a valid boolean, found 1"),
     "four bits": ({"quantized": "int4"}, "quantized: Input should be 'int8', found 'int4'"),
     "classes in a mapping": ({"classes": {"0": "cat"}}, "classes: Input should be a valid list, found {'0': 'cat'}"),
+    "outputs that are none": ({"outputs": {"run": 0}}, "{'run': 0} stands for no argument"),
+    "outputs in another order": ({"outputs": [1, 0]}, "its tensors are not numbered in their order"),
+    "outputs of texts": ({"outputs": ["a"]}, "its tensors are not numbered in their order"),
     "lists in lists": ({"classes": [[[["cat"]]]]}, "classes.0: Input should be a valid string"),
 }
 

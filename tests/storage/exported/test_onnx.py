@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compresskit.commands.export.inputs import outputs_told
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.trace import trace
 from compresskit.storage.exported.onnx import write_onnx
@@ -80,3 +81,28 @@ def test_what_torch_does_not_convert(write, call, message, tmp_path):
     assert str(told.value).endswith("write .py instead")
     assert "\n" not in str(told.value)
     assert not list(tmp_path.iterdir())
+
+
+class Several(nn.Module):
+    """Of which one is returned twice, one as it came, and one is none of floating point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.other = nn.Linear(4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> object:
+        out = self.out(x)
+        return {"second": out, "first": [self.other(x), (out, x)], 3: out.argmax(1)}
+
+
+def test_outputs_of_any_structure_come_back_so(tmp_path):
+    torch.manual_seed(0)
+    net, inputs = Several().eval(), torch.randn(5, 4)
+    network = trace(net, (4,), whole=True).eval()
+    told = {"probabilities": False, **outputs_told(network, torch.randn(8, 4))}
+    found, expected = write_onnx(network, torch.randn(8, 4), tmp_path / "net.onnx", told)(inputs), net(inputs)
+    assert list(found) == list(expected)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert outputs_told(net.out, inputs) == {}
+    del told["probabilities"]  # a file of others, whose words may mean something else
+    assert isinstance(write_onnx(network, torch.randn(8, 4), tmp_path / "net.onnx", told)(inputs), list)

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from compresskit.distributed import Group
-from compresskit.graph.capture import capture
+from compresskit.graph.capture import capture, output_name
 from compresskit.graph.layers.outputs import Outputs
 from compresskit.graph.masks import Masks
 from compresskit.graph.segments import Block, Place, find_blocks, node_places
@@ -139,7 +139,8 @@ class Blockwise:
         """Of the images of each step, and of those that judge the last one."""
         place = self._known[block.target]
         kept = None if place is None else place.kept.to(next(self.network.parameters()).device)
-        enters, leaves = capture(self.network, [block.source]), capture(self._teacher, [block.target])
+        same = output_name(self._teacher) if place is None else block.target  # factors have names of their own
+        enters, leaves = capture(self.network, [block.source]), capture(self._teacher, [same])
         for number in range(first, first + self._options.steps + 1):
             served = (
                 (enters(inputs)[0], y if place is None else y.index_select(place.dim, kept))
@@ -187,11 +188,12 @@ def _ends(
 ) -> dict[str, Place | None]:
     """Nodes of both networks where it is known which channels are left; of their output all are, which is None.
 
-    Outputs of any structure are no end of a block.
+    Outputs of any structure are no end of a block, and neither are factors, of which the first has the layer's name.
     """
     (output,) = network.graph.find_nodes(op="output")
-    known = node_places(teacher, places)
-    found = {node.name: known[node.name] for node in network.graph.nodes if node.name in known}
+    known, does = node_places(teacher, places), {node.name: node.target for node in teacher.graph.nodes}
+    both = [node for node in network.graph.nodes if node.name in known and node.target == does[node.name]]
+    found = {node.name: known[node.name] for node in both}
     ends = [node for node in output.all_input_nodes if node is output.args[0] and not _is_structure(network, node)]
     return found | {node.name: None for node in ends}
 

@@ -9,6 +9,7 @@ from torch import nn
 from compresskit.distributed import Group
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.walk import find_channels
+from compresskit.graph.edit import replace_by_two
 from compresskit.graph.trace import trace
 from compresskit.numerics.distillation import soft_targets
 from compresskit.passes.held_out import loss_of
@@ -64,6 +65,30 @@ def made(student, teacher, memory=ENOUGH, places=None, masks=None, **options):
     layers = dict.fromkeys(("stem", "conv1", "conv2", "head"))
     options = Blocks(**{"layers": 1, "images": 32, "iterations": 12, "steps": 2, **options})
     return Blockwise(student, teacher, options, memory, layers if places is None else places, masks)
+
+
+def factors(layer):
+    """Two layers of half as many channels between them: the first half of the outputs, and nothing of the others."""
+    rank = len(layer.weight) // 2
+    first, second = copy.deepcopy(layer), type(layer)(rank, len(layer.weight), *([1] * (layer.weight.ndim > 2)))
+    first.weight, first.bias = nn.Parameter(layer.weight[:rank].clone()), None
+    with torch.no_grad():
+        second.weight.zero_().flatten(1)[:rank].copy_(torch.eye(rank))
+        second.bias.copy_(torch.zeros(1) if layer.bias is None else layer.bias)
+    return first, second.double()
+
+
+@pytest.mark.parametrize("layer", ["stem", "conv1", "head"])
+@pytest.mark.parametrize("least", [1, 2])
+def test_layers_that_became_two_factors_are_fitted_with_what_is_behind_them(teacher, layer, least):
+    student = replace_by_two(teacher, layer, *factors(teacher.get_submodule(layer)))
+    work = made(student, teacher, steps=3, layers=least)
+    found = work.run(batches, lambda done: None, lambda state: None)
+    assert divergence(found, teacher) < 0.5 * divergence(student, teacher)
+    assert [name for block in work.blocks for name in block.layers if name.startswith(layer)] == [
+        f"{layer}.0",
+        f"{layer}.1",
+    ]
 
 
 def test_weights_that_were_disturbed_come_back(teacher):

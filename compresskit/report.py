@@ -188,24 +188,27 @@ class _Lane:
         self.bar, self.notes, self._shown, self._quiet = bar, notes, shown, quiet
         self._prefix = f"{name}: " if name else ""
         self._task: TaskID | None = None
-        self._description, self._total, self._began, self._said = "", 0, 0.0, 0.0
+        self._description, self._total, self._said = "", 0, time.monotonic()
+        self._first: tuple[int, float] | None = None  # what was done when it was first told, and when that was
 
     def start(self, task: str, total: int) -> None:
         self.end()
-        self._description, self._total = task, total
-        self._began = self._said = time.monotonic()
+        self._description, self._total, self._first = task, total, None
         if self._shown:
             self._task = self.bar.add_task(escape(self._prefix + task), total=total, note="")
 
     def update(self, done: int, note: str = "") -> None:
         if self._shown and self._task is not None:
             self.bar.update(self._task, completed=done, note=escape(note))
-        elif not self._quiet and time.monotonic() - self._said > 30:
-            self._said = time.monotonic()
-            left = (self._said - self._began) * (self._total - done) / max(done, 1)
-            self.log(f"{self._description}: {done} of {self._total}, {left:.0f} s left {note}".rstrip())
+            return
+        now = time.monotonic()
+        first, began = self._first = self._first or (done, now)  # of work that was resumed, a part is done already
+        if not self._quiet and now - self._said > 30:  # since the last line, of this work or of one before
+            left = f", {(now - began) * (self._total - done) / (done - first):.0f} s left" if done > first else ""
+            self.log(f"{self._description}: {done} of {self._total}{left} {note}".rstrip())
 
     def log(self, text: str) -> None:
+        self._said = time.monotonic()
         if self._shown:
             self.bar.console.print(self._prefix + text, markup=False, highlight=False)
         elif not self._quiet:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import fx
@@ -44,10 +45,12 @@ class CachedMoments:
         split: Split,
         progress: Callable[[int], None] = lambda images: None,
         teacher: fx.GraphModule | None = None,
+        start: Callable[[int], None] = lambda images: None,
     ) -> dict[str, Moments]:
         """Moments by name of the request, over all of `split`; matrices stay on disk.
 
-        teacher: the network that targets are read off, where it is another one.
+        teacher: the network that targets are read off, where it is another one. start: is told how many images all
+        passes together take, before the first. progress: how many they have taken, behind each batch.
         """
         common = {
             "weights": fingerprint(network),
@@ -58,8 +61,11 @@ class CachedMoments:
         entries = [_Entry(request, common) for request in requests]
         if self._missing(entries):
             with self._alone(common):  # another run may have computed them while this one waited
-                for done, together in self._in_groups(self._missing(entries)):
-                    self._take(network, teacher, together, done, split, progress)
+                groups = self._in_groups(self._missing(entries))
+                start(len(groups) * len(split))
+                for number, (done, together) in enumerate(groups):
+                    told = partial(_behind, number * len(split), progress)
+                    self._take(network, teacher, together, done, split, told)
         return {entry.name: self.cache.read(entry.name, entry.identity) for entry in entries}
 
     def _missing(self, entries: list["_Entry"]) -> list["_Entry"]:
@@ -151,6 +157,11 @@ class CachedMoments:
             log.info("moments of %s go on behind batch %d", entry.name, done)
             self.cache.read_part(entry.name, self.group.rank, entry.identity, sums.tensors())
         return sums
+
+
+def _behind(before: int, progress: Callable[[int], None], images: int) -> None:
+    """Tells so many images more than earlier passes took."""
+    progress(before + images)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,10 +37,12 @@ class Gatherer:
     def __call__(
         self, network: fx.GraphModule, requests: Sequence[Request], teacher: fx.GraphModule | None = None
     ) -> dict[str, Moments]:
+        progress = self.current.progress
         if len(requests) > 1:
-            self.current.progress.log(self.plan(requests))
-        self.current.progress.start(f"moments of {len(requests)} layers", len(self.split))
-        found = self.moments.gather(network, requests, self.split, self.current.progress.update, teacher)
+            progress.log(self.plan(requests))
+        label = f"moments of {requests[0].target}" if len(requests) == 1 else f"moments of {len(requests)} layers"
+        start = partial(progress.start, label)
+        found = self.moments.gather(network, requests, self.split, progress.update, teacher, start)
         for request in requests:
             samples, inputs = found[request.name].count, request.features
             if samples <= inputs:

@@ -26,7 +26,7 @@ from compresskit.errors import CheckpointError
 from compresskit.graph.doors.entry import entry_of
 from compresskit.graph.masks import Masks
 from compresskit.graph.shapes import evaluating
-from compresskit.jobs.lanes import Lane
+from compresskit.jobs.lanes import Counter, Lane
 from compresskit.jobs.places import Task, device_of, wanted
 from compresskit.numerics.outputs import largest_difference
 from compresskit.recipes.yaml_reader import to_yaml
@@ -154,16 +154,12 @@ class Session:
 
     def evaluate(self, network: fx.GraphModule, split: Split | None = None) -> dict[str, float]:
         """Metrics on the test set, or on `split`."""
+        split, size = split or self.data.test, self.recipe.moments.batch_size
+        self.progress.start("evaluation, batches", -(-len(split) // size))
         return evaluate(
-            network,
-            split or self.data.test,
-            task=self.data.task,
-            anchors=self.data.anchors,
-            device=self.device,
-            batch_size=self.recipe.moments.batch_size,
-            group=self.group,
-            metrics=self.metrics,
-        )
+            network, split, task=self.data.task, anchors=self.data.anchors, device=self.device, batch_size=size,
+            group=self.group, metrics=self.metrics, on_batch=Counter(self.progress),
+        )  # fmt: skip
 
     @property
     def metrics(self) -> OwnMetrics:

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 _APART = 0.2  # seconds between two updates that travel
@@ -35,6 +36,16 @@ class Counter:
     def __call__(self) -> None:
         self._done += 1
         self._progress.update(self._done)
+
+
+def percents(progress: Lane, label: str, work: Sequence[float]) -> Callable[[], None]:
+    """Tells the share of the work that is done, behind each of its parts, of which one may take longer than all others.
+
+    work: of each part, in any unit.
+    """
+    total, done = sum(work), accumulate(work)
+    progress.start(f"{label}, percent", 100)
+    return lambda: progress.update(int(100 * next(done) / total))
 
 
 class Board(Protocol):

@@ -252,6 +252,17 @@ def test_a_run_waits_for_another_that_computes_the_same(network, data, kept, mon
     torch.testing.assert_close(first.cyx, second.cyx, rtol=0, atol=0)
 
 
+def test_several_passes_are_told_as_one_work(network, data, kept):
+    """Of 90 images each: the largest of the moments take all of the memory."""
+    asked, started, served = requests(network), [], []
+    one_each = replace(kept, memory=max(request.nbytes for request in asked))
+    one_each.gather(network, asked, data.train, served.append, start=started.append)
+    assert started == [2 * 90]
+    assert served == [32, 64, 90, 90 + 32, 90 + 64, 90 + 90]
+    one_each.gather(network, asked, data.train, served.append, start=started.append)
+    assert len(started) == 1  # all are there
+
+
 def test_an_interrupted_pass_goes_on_where_it_stopped(network, data, kept, monkeypatch):
     expected = kept.gather(network, requests(network), data.train)
     stopped = with_cache(kept, folder=kept.cache.folder.with_name("stopped"))

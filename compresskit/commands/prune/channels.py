@@ -1,9 +1,8 @@
 """`prune` of channels: one step, from scores to a repaired network."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from compresskit.data.own.targets import OWN
 from compresskit.errors import RecipeError
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.shapes import evaluating
+from compresskit.jobs.lanes import percents
 from compresskit.numerics.outputs import largest_difference
 from compresskit.numerics.pruning.fisher import root_of_classes, root_of_squares
 from compresskit.passes.prune.channels import Data, Pruned, Pruner
@@ -93,7 +93,8 @@ def _repaired(
 ) -> fx.GraphModule:  # fmt: skip
     """The cut network with layers solved again. found: gets what the repair says of them."""
     gather, chained = gatherer(current, moments, options.samples), options.repair == "top-down"
-    found.append(repair(network, pruned.channels, pruned.alive, gather, current.data.input_shape, chained=chained))
+    shape, start = current.data.input_shape, partial(percents, current.progress)
+    found.append(repair(network, pruned.channels, pruned.alive, gather, shape, chained=chained, start=start))
     return cut(found[0].network, pruned.channels, pruned.alive)
 
 
@@ -126,14 +127,9 @@ def _data(current: Session, options: PruneAndRetrain, network: fx.GraphModule, m
     def judging(images: int) -> Iterable[Any]:
         return current.inputs_of(judging_split(current, images))
 
-    def tell(label: str, work: int) -> Callable[[], None]:
-        done = count(1)
-        current.progress.start(label, work)
-        return lambda: current.progress.update(next(done))
-
     gather = gatherer(current, moments, options.samples)
     divergence = divergence_of(current, network, judging_split(current, options.held_out))
-    return Data(gradients, paired, gather, judging, divergence, curved, tell)
+    return Data(gradients, paired, gather, judging, divergence, curved, partial(percents, current.progress))
 
 
 def _own_loss(current: Session, options: PruneAndRetrain) -> Loss | None:

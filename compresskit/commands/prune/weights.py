@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import fx
@@ -14,6 +15,7 @@ from compresskit.commands.repair.ladder import Ladder
 from compresskit.commands.session import Session, Start
 from compresskit.commands.trials import keep
 from compresskit.graph.masks import Masks, apply_masks
+from compresskit.jobs.lanes import percents
 from compresskit.passes.prune.masks import Masker
 from compresskit.passes.repair.layers import Repair
 from compresskit.passes.repair.masked import repair_masked
@@ -59,5 +61,6 @@ def _repaired(
 ) -> fx.GraphModule:  # fmt: skip
     """The masked network with layers solved again. solved: gets what the repair says of them."""
     gather, chained = gatherer(current, moments, options.samples), options.repair == "top-down"
-    solved.append(repair_masked(network, masks, gather, current.data.input_shape, chained=chained))
+    shape, start = current.data.input_shape, partial(percents, current.progress)
+    solved.append(repair_masked(network, masks, gather, shape, chained=chained, start=start))
     return solved[0].network

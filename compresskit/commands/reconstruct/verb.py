@@ -1,9 +1,7 @@
 """`compresskit reconstruct`: thins the inputs of layers, refits and cuts them, and retrains if asked."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -44,6 +42,7 @@ from compresskit.commands.session import (
 from compresskit.commands.trials import check_room, check_training, keep, plain_parent, train_network
 from compresskit.errors import RecipeError
 from compresskit.graph.shapes import evaluating
+from compresskit.jobs.lanes import percents
 from compresskit.numerics.outputs import largest_difference
 from compresskit.passes.reconstruct.budget import SizeModel, check_target
 from compresskit.passes.reconstruct.network import Reconstruction, reconstruct
@@ -201,14 +200,8 @@ class _Work:
         current.progress.log(f"reconstruct: {options.chaining}, {options.chosen_selection.kind}")
         shape = current.data.input_shape
         network = self._start.network
-        return reconstruct(network, self._gather, options, shape, self.judge, self._memory, self._told)
-
-    def _told(self, label: str, work: Sequence[float]) -> Callable[[], None]:
-        """Percents of the work that is done, for one layer may take longer than all others."""
-        progress, total = self._current.progress, sum(work)
-        progress.start(f"{label}, percent", 100)
-        done = accumulate(work)
-        return lambda: progress.update(int(100 * next(done) / total))
+        start = partial(percents, current.progress)
+        return reconstruct(network, self._gather, options, shape, self.judge, self._memory, start)
 
     def held_out_drop(self, network: fx.GraphModule) -> float | None:
         """Points of accuracy lost on held-out images, where the target is one of these."""

@@ -17,6 +17,7 @@ from compresskit.commands.session import Session
 from compresskit.errors import ConvergenceError
 from compresskit.graph.masks import Masks
 from compresskit.graph.operations import NORMS
+from compresskit.jobs.lanes import Counter
 from compresskit.passes.repair.matching import Judging, Places
 from compresskit.passes.repair.norms import estimate_norms
 
@@ -124,8 +125,9 @@ class Ladder:
 
     def _with_norms(self, network: fx.GraphModule, samples: int) -> fx.GraphModule:
         network, current = copy.deepcopy(network), self._current
-        batches = current.data.train.sample(samples).batches(current.recipe.moments.batch_size, current.device)
-        estimate_norms(network, batches)
+        split, size = current.data.train.sample(samples), current.recipe.moments.batch_size
+        current.progress.start(f"{self._label}: norms, batches", -(-len(split) // size))
+        estimate_norms(network, split.batches(size, current.device), Counter(current.progress))
         return network
 
 

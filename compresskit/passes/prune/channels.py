@@ -25,6 +25,7 @@ from compresskit.passes.prune.options import Prune
 from compresskit.passes.prune.reach import reach_by_kind, smallest
 from compresskit.passes.prune.sizes import CutSizes
 from compresskit.passes.reconstruct.chaining import Gather
+from compresskit.passes.reconstruct.workers import Start, silent
 from compresskit.passes.repair.sensitivity import Sensitivity
 from compresskit.shapes import Shape
 
@@ -48,7 +49,7 @@ def _not_given(what: str) -> Callable[..., Any]:
 class Data:
     """What criteria and budgets take from images; each is called only if it is needed. held_out: batches of so many
     inputs that judge what channels alone cost. divergence: of outputs from the original's. curvatures: see `Scored`.
-    tell: how far long work is.
+    start: is told how far long work is.
     """
 
     gradients: Callable[[fx.GraphModule], dict[str, Tensor]] = _not_given("gradients")
@@ -57,7 +58,7 @@ class Data:
     held_out: Callable[[int], Iterable[Any]] = _not_given("held-out images")
     divergence: Divergence = _not_given("divergences of outputs")
     curvatures: Curvatures = _not_given("curvatures of the loss")
-    tell: Callable[[str, int], Callable[[], None]] = lambda label, work: lambda: None
+    start: Start = silent
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Pruner:
             prunable[group.atoms] = True
         scored = Scored(
             self._network, self.channels, self._input_shape, prunable, generator, data.gradients, data.responses,
-            data.moments, data.curvatures,
+            data.moments, data.curvatures, data.start,
         )  # fmt: skip
         scores = atom_scores(options.criterion, scored, options.combine)
         own = [scores[group.atoms] for group in self.groups]
@@ -203,7 +204,7 @@ class Pruner:
             self._network, self.channels, self._input_shape, data.moments, lambda: data.held_out(images),
             data.divergence, options.repair != "none",
         )  # fmt: skip
-        found = np.array(judge.losses(cuts, data.tell("what each group alone costs", len(whole))))
+        found = np.array(judge.losses(cuts, data.start("what each group alone costs", [1.0] * len(whole))))
         for group, losses in zip(self.groups, found, strict=True):
             if not np.isfinite(losses).all():
                 raise ConvergenceError(

@@ -163,8 +163,13 @@ def masked(network: fx.GraphModule, plan: Plan, draft: Draft) -> fx.GraphModule:
 
 
 def cubes(site: Site) -> float:
-    """Work that a factorisation or an elimination of its layers is, by the cube of their inputs."""
-    return sum(reader.request.groups * float(reader.request.features) ** 3 for reader in site.readers)
+    """Work that a factorisation or an elimination of its layers is."""
+    return sum(cube(reader.request) for reader in site.readers)
+
+
+def cube(request: Request) -> float:
+    """Work that a factorisation or an elimination of a layer is, by the cube of its inputs."""
+    return request.groups * float(request.features) ** 3
 
 
 def own_moments(site: Site, moments: Mapping[str, Moments]) -> dict[str, Moments]:

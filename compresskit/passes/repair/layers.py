@@ -12,10 +12,11 @@ from compresskit.graph.format.table import tensor_of
 from compresskit.graph.operations import PACKED
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.moments import Request
-from compresskit.passes.reconstruct.chaining import Draft, Gather
+from compresskit.passes.reconstruct.chaining import Draft, Gather, cube
 from compresskit.passes.reconstruct.readers import Reader, find_readers, static_site
 from compresskit.passes.reconstruct.refitted import Layer, with_layers
 from compresskit.passes.reconstruct.selection import Choice, Curve
+from compresskit.passes.reconstruct.workers import Start, silent
 from compresskit.shapes import Shape
 
 
@@ -37,19 +38,21 @@ def repair(
     input_shape: Shape,
     *,
     chained: bool,
+    start: Start = silent,
 ) -> Repair:
     """Weights of the layers that read what is cut, by least squares on the channels left, for their own old outputs.
 
     chained: one after another, from what the layers before give once they are repaired; else all at once, from what
     they will read if the others give their old outputs: the original's activations, but where norms or attention sum
     over what is cut. Moments are centred, so the constant part of what is cut goes into the bias.
-    alive: (n_atoms,) bool.
+    alive: (n_atoms,) bool. start: is told how far solving is, where no passes between tell.
     """
     touched = [layer for layer, atoms in channels.reads.items() if not bool(alive[atoms].all())]
     readers, skipped = find_readers(network, channels, input_shape, touched, several=True)
     skipped |= _arguments(network, channels, alive)
     known = {} if chained else _original(network, channels, alive, gather, readers)
     draft = Draft()
+    done = (silent if chained else start)("least squares", [cube(reader.request) for reader in readers.values()])
     for reader in readers.values():
         moments = known
         if chained:
@@ -60,6 +63,7 @@ def repair(
         kept = alive[site.atoms]
         with within(reader.layer):
             draft.add(site, Choice(kept, Curve((), (), kept[None])), moments, True, None)
+        done()
     return repaired(network, draft.layers, skipped)
 
 

@@ -15,14 +15,15 @@ from compresskit.numerics.least_squares.rows import solve_rows
 from compresskit.numerics.moments.matrix import dense
 from compresskit.numerics.moments.moments import Moments
 from compresskit.passes.moments import Request, request_of, without_moments
-from compresskit.passes.reconstruct.chaining import Gather
+from compresskit.passes.reconstruct.chaining import Gather, cube
 from compresskit.passes.reconstruct.refitted import Layer, with_layers
+from compresskit.passes.reconstruct.workers import Start, silent
 from compresskit.passes.repair.layers import Repair, repaired
 from compresskit.shapes import Shape
 
 
 def repair_masked(
-    network: fx.GraphModule, masks: Masks, gather: Gather, input_shape: Shape, *, chained: bool
+    network: fx.GraphModule, masks: Masks, gather: Gather, input_shape: Shape, *, chained: bool, start: Start = silent
 ) -> Repair:
     """The weights of `network` that masks keep, by least squares for the outputs that their layers have in it.
 
@@ -30,12 +31,14 @@ def repair_masked(
     at once, each as if all others gave their old outputs. Moments are centred, so the constant part of what is masked
     goes into the bias. What changes is w_S = w_old,S + C_SS^-1 E[e x_S^T], where e is the error of the masked row and C
     the covariance of its inputs x; so a ridge holds weights near to what they were, and no row is worse than masked.
+    start: see `repair`.
     """
     requests, skipped = _requests(network, masks, input_shape)
     masked = copy.deepcopy(network)
     apply_masks(masked, masks)
     layers: dict[str, Layer] = {}
     known = gather(network, list(requests.values()), None) if requests and not chained else {}
+    done = (silent if chained else start)("least squares", [cube(request) for request in requests.values()])
     for name, request in requests.items():
         moments = known
         if chained:
@@ -44,6 +47,7 @@ def repair_masked(
         with within(name):
             mask = masks[f"{name}.weight"]
             layers[name] = _solved(network, masked, name, mask, moments[request.name], chained=chained)
+        done()
     return repaired(masked, layers, skipped)
 
 

@@ -117,6 +117,7 @@ def evaluate(
     batch_size: int = 1000,
     group: Group = Group(),  # noqa: B008
     metrics: OwnMetrics | None = None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """The metrics of the task over the split, in the parameters' own precision, by METRICS' names; then the user's own.
 
@@ -134,6 +135,7 @@ def evaluate(
             output = network(inputs)
             tally.add(output, targets)
             own.add(output, targets)
+            on_batch()
     return tally.figures(group) | own.figures(group)
 
 

@@ -15,6 +15,7 @@ from compresskit.commands.reconstruct.report import Outcome
 from compresskit.commands.repair import fitting, ladder
 from compresskit.commands.repair.ladder import Rung, ladder_notes, ladder_table, metrics_of
 from compresskit.distributed import Group
+from compresskit.report import TerminalProgress
 from compresskit.storage.atomic import write_json, write_tensors
 from compresskit.storage.checkpoint import load, save
 from tests.commands.conftest import RECIPE, report, rows
@@ -71,6 +72,24 @@ def test_each_rung_is_judged_without_labels_and_reported(call, recipe, trained, 
     assert [row[0] for row in rows("out", "repairs")] == [rung["name"] for rung in found]
     assert same("out", "other")  # nine of ten training labels are others
     assert load(Path("out/model.pt")).history[-1]["metrics"] == found[-1]["metrics"]
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_nothing_that_takes_long_is_done_in_silence(call, recipe, mask, monkeypatch):
+    told, update = set(), TerminalProgress.update
+
+    def seen(self, done, note=""):
+        told.add(self._description)
+        update(self, done, note)
+
+    monkeypatch.setattr(TerminalProgress, "update", seen)
+    own = [MASKS[0].replace("match", "repair: parallel, match")] if mask else ["prune.criterion=backward"]
+    assert call("train", recipe, "model.batch_norm=true", "train.epochs=1").status == 0
+    assert call("prune", recipe, *own, "prune.blocks={images: 50}", "-c", "runs/net-train").status == 0
+    seed = {f"seed 0: {work}" for work in ("norms, batches", "blocks", "match")}
+    assert seed | {"least squares, percent", "evaluation, batches"} <= told
+    assert mask or {"what channels are worth, percent", "what each group alone costs, percent"} <= told
+    assert any(name.startswith("moments of ") for name in told)
 
 
 @pytest.mark.parametrize("verb", ["prune", "reconstruct"])

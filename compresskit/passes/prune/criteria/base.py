@@ -14,6 +14,7 @@ from compresskit.graph.operations import PACKED
 from compresskit.graph.weights import by_filter
 from compresskit.passes.prune.criteria.responses import Responses
 from compresskit.passes.reconstruct.chaining import Gather
+from compresskit.passes.reconstruct.workers import Start, silent
 from compresskit.shapes import Shape
 
 # (network, layers): by layer, see `gradients.curvatures`
@@ -25,7 +26,8 @@ Slots = Iterator[tuple[Tensor, Tensor]]  # (atoms, scores): of a place where cha
 class Scored:
     """What criteria look at. prunable: (n_atoms,) bool, those that may go. gradients: by parameter, of the loss;
     responses: to images and to changed ones; moments: of what layers read and give; curvatures: of the divergence from
-    the network's own outputs, in the outputs of layers; each is taken when a criterion asks for it."""
+    the network's own outputs, in the outputs of layers; each is taken when a criterion asks for it. start: is told how
+    far long work is."""
 
     network: fx.GraphModule
     channels: Channels
@@ -36,6 +38,7 @@ class Scored:
     take_responses: Callable[[fx.GraphModule, Sequence[str], AugMix], Responses]
     take_moments: Gather
     take_curvatures: Curvatures
+    start: Start = silent
 
     def filters(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, atoms of its outputs, filters) of each weight. Raises ConvergenceError for one that is not finite."""

@@ -16,6 +16,7 @@ from compresskit.numerics.pruning.fisher import in_units_of_loss
 from compresskit.numerics.selection.elimination import eliminate
 from compresskit.options import option
 from compresskit.passes.prune.criteria.base import Scored, Slots, Worth, unit
+from compresskit.passes.reconstruct.chaining import cubes
 from compresskit.passes.reconstruct.readers import Reader, connected, find_readers, refusal, static_site
 
 
@@ -79,13 +80,15 @@ class Refitted(Worth):
         readers, _ = find_readers(scored.network, channels, scored.input_shape, channels.reads, several=True)
         moments = scored.take_moments(scored.network, [reader.request for reader in readers.values()], None)
         moments = self.weighed(scored, readers, moments)
-        for component in connected(readers.values()):
-            site = static_site(component)
+        sites = [static_site(component) for component in connected(readers.values())]
+        done = scored.start("what channels are worth", [cubes(site) for site in sites])
+        for site in sites:
             assert site.atoms is not None
             stay = ~scored.prunable[site.atoms]
             if not bool(stay.all()):
                 found = eliminate(site.problem(moments, relative=self.relative), stay)
                 yield site.atoms[found.order.cpu()], found.errors[1:].cpu()
+            done()
 
     def weighed(self, scored: Scored, readers: Mapping[str, Reader], moments: dict[str, Moments]) -> dict[str, Moments]:
         """The moments by which losses are counted."""

@@ -26,6 +26,8 @@ class HeldOut:
         self._kept, self._room = list[Any](), room
 
     def __call__(self, candidate: fx.GraphModule) -> float:
+        if isinstance(self._divergence, OfVariance):
+            self._divergence.measure()  # of batches that may allow one loop at a time
         total, images = torch.zeros((), dtype=torch.float64), 0
         networks = evaluating(self._network, training_outputs=True), evaluating(candidate, training_outputs=True)
         with torch.inference_mode(), networks[0], networks[1]:
@@ -60,13 +62,17 @@ def samples_in(inputs: Any) -> int:
 
 class OfVariance:
     """A divergence of outputs of any structure: the mean over their tensors of the mean squared difference as a share
-    of the variance of what `network` gives on all batches, which is measured when it is first asked for."""
+    of the variance of what `network` gives on all batches, which is measured when it is first needed."""
 
     def __init__(self, network: fx.GraphModule, batches: Batches) -> None:
         self._network, self._batches = network, batches
 
     def __call__(self, found: Any, expected: Any) -> Tensor:
-        return self._spread.error(found, expected)
+        return self.measure().error(found, expected)
+
+    def measure(self) -> Spread:
+        """Of all batches; the first call takes a loop over them."""
+        return self._spread
 
     @cached_property
     def _spread(self) -> Spread:

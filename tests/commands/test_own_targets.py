@@ -73,6 +73,7 @@ SECTION = "batch_size: 8, loss: 'spots_net:loss', optimizer: {kind: adam, lr: 2e
 RECIPE = f"""\
 model: {{kind: "spots_net:Detector"}}
 data: {{kind: "spots_net:spots", collate: "spots_net:collate"}}
+moments: {{batch_size: 12}}
 train: {{epochs: 12, {SECTION}}}
 finetune: {{epochs: 1, {SECTION}}}
 prune:

@@ -1,5 +1,6 @@
 """`prune` of channels: one step, from scores to a repaired network."""
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -43,6 +44,7 @@ def prune_channels(
 ) -> PruneStep:  # fmt: skip
     """Cuts and repairs the start's network, into pruned.pt. original: whose outputs repairs are judged by. moments:
     folder of those that the repair takes. before: the last step, of several."""
+    began = time.perf_counter()
     pruned = pruner(current, options, start.network).prune(_data(current, options, start.network, moments), seed)
     alive, kept, got = current.group.share((pruned.alive, pruned.kept, pruned.got))  # sums differ among processes
     pruned = replace(pruned, alive=alive, kept=kept, got=got)
@@ -50,7 +52,7 @@ def prune_channels(
     difference = _difference(current, start.network, bare, pruned)
     judge, found = held_out(current, original, options.held_out), list[Repair]()
     ladder = Ladder(current, original, judge, f"seed {seed}")
-    ladder.climb("cut", lambda: bare)
+    ladder.climb("cut", lambda: bare, since=began)
     current.progress.log(f"seed {seed}: {pruned.got / pruned.whole:.1%} of the {options.target.goal} left")
     ladder.layers(
         options.repair, options.norms, options.samples,

@@ -109,8 +109,12 @@ def _check_pruning(options: "PruneAndRetrain | MaskAndRetrain") -> None:
             type(target)(**given)
         except ValueError as error:
             raise ValueError(f"compare.at: {error}") from error
-    if None in compare.match and options.steps > 1 and options.retrain is None:
-        raise ValueError("compare.match: several steps need `match` or `retrain`; add `retrain`, or leave null out")
+    tried = [None in (getattr(compare, key) or (getattr(options, key),)) for key in ("blocks", "match")]
+    if all(tried) and options.steps > 1 and options.retrain is None:
+        raise ValueError(
+            "compare: a setting has neither `blocks` nor `match`, and several steps need one of them or `retrain`; add "
+            "`retrain`, or leave null out"
+        )
     if options.retrain is None:
         for key, told in (("layerwise_rates", "rates are"), ("distill", "teachers are")):
             if getattr(compare, key):

@@ -1,6 +1,7 @@
 """`prune` of single weights and of kernels: one step, from masks to a repaired network."""
 
 import copy
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,12 +33,13 @@ def prune_weights(
 ) -> PruneStep:  # fmt: skip
     """Masks and repairs the start's network, into pruned.pt. original: whose outputs repairs are judged by. moments:
     folder of those that the repair takes."""
+    began = time.perf_counter()
     found = masker(current, options, start, seed).mask()
     network = copy.deepcopy(start.network)
     apply_masks(network, found.masks)
     judge = held_out(current, original, options.held_out)
     ladder = Ladder(current, original, judge, f"seed {seed}")
-    ladder.climb("masked", lambda: network)
+    ladder.climb("masked", lambda: network, since=began)
     current.progress.log(f"seed {seed}: {found.got / found.whole:.2%} are left")
     solved = list[Repair]()
     ladder.layers(

@@ -1,5 +1,6 @@
 """`compresskit reconstruct`: thins the inputs of layers, refits and cuts them, and retrains if asked."""
 
+import time
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -183,11 +184,12 @@ class _Work:
 
     def _make_anew(self, done: Path) -> None:
         current, options, start = self._current, self._options, self._start
+        began = time.perf_counter()
         found = self.reconstruct(options)
         if not any(row.kept < row.inputs or row.low_rank for row in found.rows):
             raise RecipeError("reconstruct: every layer keeps all of its inputs; ask for less, or lower min_channels")
         ladder = Ladder(current, start.network, self.judge.loss, f"seed {self.seed}")
-        ladder.climb(f"reconstructed, {options.chaining}", lambda: found.network)
+        ladder.climb(f"reconstructed, {options.chaining}", lambda: found.network, since=began)
         ladder.fit(options, self.folder, self.seed, found.places)
         outcome = _outcome(current, found, ladder.rungs, self.held_out_drop(ladder.network))
         keep(current, ladder.network, self.folder / RECONSTRUCTED, self.seed, outcome.final, start)

@@ -61,10 +61,12 @@ class Ladder:
         self.rungs: list[Rung] = []
         self.network = original
 
-    def climb(self, name: str, work: Callable[[], fx.GraphModule], told: Callable[[], str] = str) -> fx.GraphModule:
+    def climb(
+        self, name: str, work: Callable[[], fx.GraphModule], told: Callable[[], str] = str, since: float | None = None
+    ) -> fx.GraphModule:
         """What comes of the work, which is taken where it diverges less than the best so far. told: what is to be said
-        of it, asked behind it."""
-        began = time.perf_counter()
+        of it, asked behind it. since: `perf_counter` when the work began, where that was before."""
+        began = time.perf_counter() if since is None else since
         network = work()
         seconds = time.perf_counter() - began
         divergence = self._current.group.share(self._judge(network))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,13 @@ import torch
 
 from compresskit.commands import trials
 from compresskit.commands.prune.stages import STEP, PruneStep
+from compresskit.commands.reconstruct import verb as reconstructing
 from compresskit.commands.reconstruct.report import Outcome
 from compresskit.commands.repair import fitting, ladder
 from compresskit.commands.repair.ladder import Rung, ladder_notes, ladder_table, metrics_of
 from compresskit.distributed import Group
+from compresskit.passes.prune.channels import Pruner
+from compresskit.passes.prune.masks import Masker
 from compresskit.report import TerminalProgress
 from compresskit.storage.atomic import write_json, write_tensors
 from compresskit.storage.checkpoint import load, save
@@ -72,6 +76,23 @@ def test_each_rung_is_judged_without_labels_and_reported(call, recipe, trained, 
     assert [row[0] for row in rows("out", "repairs")] == [rung["name"] for rung in found]
     assert same("out", "other")  # nine of ten training labels are others
     assert load(Path("out/model.pt")).history[-1]["metrics"] == found[-1]["metrics"]
+
+
+@pytest.mark.parametrize("verb", ["prune", "mask", "reconstruct"])
+def test_the_first_rung_costs_what_choosing_does(call, recipe, trained, verb, monkeypatch):
+    steps = {"prune": (Pruner, "prune"), "mask": (Masker, "mask"), "reconstruct": (reconstructing, "reconstruct")}
+    place, name = steps[verb]
+    choose = getattr(place, name)
+
+    def slow(*arguments, **named):
+        time.sleep(0.5)
+        return choose(*arguments, **named)
+
+    monkeypatch.setattr(place, name, slow)
+    own = MASKS if verb == "mask" else []
+    asked = ("reconstruct" if verb == "reconstruct" else "prune", recipe, *own, "-c", trained / "runs/net-train")
+    assert call(*asked, "--out", "out").status == 0
+    assert rungs("out")[0]["seconds"] >= 0.5
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -218,10 +239,13 @@ def test_steps_without_retraining(call, recipe, trained):
         2,
         "add `match`, `blocks` or",
     )
-    compared = "prune.compare={match: [null, {}]}"
-    refused(
-        call("prune", recipe, "-c", trained / "runs/net-train", "prune.steps=2", compared), 2, "compare.match", "null"
-    )
+    several = ("prune", recipe, "-c", trained / "runs/net-train", "prune.steps=2", "--dry-run")
+    neither = "compare: a setting has neither `blocks` nor `match`"
+    refused(call(*several, "prune.compare={match: [null, {}]}"), 2, neither)
+    refused(call(*several, "prune.compare={match: [null, {}], blocks: [null, {}]}"), 2, neither)
+    refused(call(*several, "~prune.match", "prune.blocks={}", "prune.compare={blocks: [null, {}]}"), 2, neither)
+    between = call(*several, "prune.blocks={}", "prune.compare={match: [null, {}]}")
+    assert between.status == 0, between.err  # blocks stand between the steps
 
 
 def test_every_step_matches_the_outputs_of_layers_at_the_original_s_channels(call, recipe, trained, monkeypatch):
@@ -330,9 +354,9 @@ def test_norms_are_tried_behind_a_repair_that_was_not_taken(call, recipe, monkey
     assert call("train", recipe, "train.epochs=1", "model.batch_norm=true", "--out", "normed").status == 0
     climb, behind = ladder.Ladder.climb, {}
 
-    def climbed(self, name, work, *told):
+    def climbed(self, name, work, *told, **named):
         best = self.network
-        found = climb(self, name, work, *told)
+        found = climb(self, name, work, *told, **named)
         if name == "norms behind parallel":
             behind[self._label] = found.state_dict()
         if name == "parallel" and self._label == "seed 1":

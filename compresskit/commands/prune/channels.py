@@ -33,19 +33,19 @@ from compresskit.passes.repair.layers import Repair, blind, repair
 from compresskit.training.tasks.losses import CLASSES, Loss, loss_for
 
 
-def pruner(current: Session, options: PruneAndRetrain, network: fx.GraphModule) -> Pruner:
-    """Raises RecipeError where no channel can go, or the target lies out of what can be reached."""
-    return Pruner(network, options, current.data.input_shape, partial(_latency, current))
+def pruner(current: Session, options: PruneAndRetrain, network: fx.GraphModule, whole: float | None = None) -> Pruner:
+    """whole: see `Pruner`. Raises RecipeError where no channel can go, or the target is out of what can be reached."""
+    return Pruner(network, options, current.data.input_shape, partial(_latency, current), whole)
 
 
 def prune_channels(
     current: Session, options: PruneAndRetrain, start: Start, original: fx.GraphModule, folder: Path, seed: int,
-    moments: Path, before: PruneStep | None,
+    moments: Path, whole: float, before: PruneStep | None,
 ) -> PruneStep:  # fmt: skip
     """Cuts and repairs the start's network, into pruned.pt. original: whose outputs repairs are judged by. moments:
-    folder of those that the repair takes. before: the last step, of several."""
+    folder of those that the repair takes. whole: size of the network. before: the last step, of several."""
     began = time.perf_counter()
-    pruned = pruner(current, options, start.network).prune(_data(current, options, start.network, moments), seed)
+    pruned = pruner(current, options, start.network, whole).prune(_data(current, options, start.network, moments), seed)
     alive, kept, got = current.group.share((pruned.alive, pruned.kept, pruned.got))  # sums differ among processes
     pruned = replace(pruned, alive=alive, kept=kept, got=got)
     bare = cut(start.network, pruned.channels, pruned.alive)

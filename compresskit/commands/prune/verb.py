@@ -188,11 +188,12 @@ class _Work:
         for number in range(1, options.steps + 1):
             if left <= plan.asked:
                 break  # a step takes whole channels or kernels, and so more than its share
+            whole = left
             left *= (plan.asked / left) ** (1 / (options.steps + 1 - number))
             own = folder / f"step-{number}" if options.steps > 1 else folder
             now = _at(options, left, plan.whole)
             start, step = self._step(
-                now, start, original, own, self._moments(options, own, number), steps[-1] if steps else None
+                now, start, original, own, self._moments(options, own, number), whole, steps[-1] if steps else None
             )  # fmt: skip
             steps.append(step)
             left = step.got
@@ -216,7 +217,7 @@ class _Work:
 
     def _step(
         self, options: Options, start: Start, original: fx.GraphModule, folder: Path, moments: Path,
-        before: PruneStep | None,
+        whole: float, before: PruneStep | None,
     ) -> tuple[Start, PruneStep]:  # fmt: skip
         """Where the next step starts, and what this one did; read back where an interrupted run had finished it."""
         current = self.current
@@ -224,7 +225,7 @@ class _Work:
             if isinstance(options, MaskAndRetrain):
                 step = prune_weights(current, options, start, original, folder, self.seed, moments)
             else:
-                step = prune_channels(current, options, start, original, folder, self.seed, moments, before)
+                step = prune_channels(current, options, start, original, folder, self.seed, moments, whole, before)
             step.write(current, folder)
         pruned = load(folder / PRUNED, current.device)
         return replace(start, network=pruned.network, masks=pruned.masks), PruneStep.read(folder)

@@ -81,14 +81,16 @@ class Pruner:
     """What is worked out once for a network and a recipe, before any data are read."""
 
     def __init__(
-        self, network: fx.GraphModule, options: Prune, input_shape: Shape, measure: Measure | None = None
-    ) -> None:
-        """Raises RecipeError where no channel can go, or the target lies out of what can be reached."""
+        self, network: fx.GraphModule, options: Prune, input_shape: Shape, measure: Measure | None = None,
+        whole: float | None = None,
+    ) -> None:  # fmt: skip
+        """whole: the size of the network where it is known, for a latency is another each time that it is measured.
+        Raises RecipeError where no channel can go, or the target lies out of what can be reached."""
         self._network, self._options, self._input_shape = network, options, input_shape
         self.channels = find_channels(network, input_shape, "whole" if "heads" in options.groups else "positions")
         self._sizes, self._measure = CutSizes(network, self.channels, input_shape), measure
         everything = torch.ones(self.channels.n_atoms, dtype=torch.bool)
-        self.whole = self.now = self._size(everything)
+        self.whole = self.now = self._size(everything) if whole is None else whole
         self.asked = options.target.limit(self.whole)
         self.groups, self.skipped = self._chosen()
         self._check_scores()

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, fx
 
 from compresskit.commands.figures import latency
 from compresskit.commands.moments import gatherer
+from compresskit.commands.prune.choice import chosen
 from compresskit.commands.prune.section import PruneAndRetrain
 from compresskit.commands.prune.stages import PRUNED, PruneStep
 from compresskit.commands.repair.judging import divergence_of, held_out, judging_split
@@ -44,15 +44,16 @@ def prune_channels(
 ) -> PruneStep:  # fmt: skip
     """Cuts and repairs the start's network, into pruned.pt. original: whose outputs repairs are judged by. moments:
     folder of those that the repair takes. whole: size of the network. before: the last step, of several."""
-    began = time.perf_counter()
-    pruned = pruner(current, options, start.network, whole).prune(_data(current, options, start.network, moments), seed)
-    alive, kept, got = current.group.share((pruned.alive, pruned.kept, pruned.got))  # sums differ among processes
-    pruned = replace(pruned, alive=alive, kept=kept, got=got)
+    plan = pruner(current, options, start.network, whole)
+    choice = chosen(
+        current, plan, folder, lambda: plan.prune(_data(current, options, start.network, moments), seed)
+    )  # fmt: skip
+    pruned = choice.pruned
     bare = cut(start.network, pruned.channels, pruned.alive)
     difference = _difference(current, start.network, bare, pruned)
     judge, found = held_out(current, original, options.held_out), list[Repair]()
     ladder = Ladder(current, original, judge, f"seed {seed}")
-    ladder.climb("cut", lambda: bare, since=began)
+    ladder.climb("cut", lambda: bare, since=time.perf_counter() - choice.seconds)
     current.progress.log(f"seed {seed}: {pruned.got / pruned.whole:.1%} of the {options.target.goal} left")
     ladder.layers(
         options.repair, options.norms, options.samples,

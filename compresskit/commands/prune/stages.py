@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compresskit.commands.prune.choice import CHOSEN
 from compresskit.commands.repair.ladder import Rung, metrics_of
 from compresskit.commands.session import Session
 from compresskit.passes.prune.budgets import Alone
@@ -69,6 +70,7 @@ class PruneStep:
         """The last file of a step: only now is it done."""
         if current.group.is_main:
             write_json(folder / STEP, asdict(self) | {"rungs": [rung.plain for rung in self.rungs]})
+            (folder / CHOSEN).unlink(missing_ok=True)
         current.group.barrier()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,40 @@ def test_blocks_are_a_rung_below_that_sees_no_label_and_goes_on(call, recipe, tr
     assert found[-1]["name"] == "blocks"
     assert found[-1]["told"] == f"{saved[-1]} blocks, {found[-1]['told'].split()[2]} of {saved[-1]} steps taken"
     assert "steps taken" in rows("out", "repairs")[-1][-1] or not found[-1]["taken"]
+
+
+def test_one_killed_while_it_repairs_does_not_choose_again(call, recipe, trained, monkeypatch):
+    asked = ("prune", recipe, "-c", trained / "runs/net-train", "--out")
+    assert call(*asked, "whole").status == 0
+    chose, choose, write = [], Pruner.prune, fitting.write_tensors
+
+    def counted(self, data, seed):
+        chose.append(seed)
+        return choose(self, data, seed)
+
+    def killed(path, content):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pruner, "prune", counted)
+    monkeypatch.setattr(fitting, "write_tensors", killed)
+    assert call(*asked, "out").status == 130
+    known = json.loads(Path("out/chosen.json").read_text())
+    monkeypatch.setattr(fitting, "write_tensors", write)
+    shutil.copytree("out", "damaged")
+    assert call(*asked, "out", "--resume").status == 0
+    assert len(chose) == 1
+    assert same("whole", "out")
+    assert not Path("out/chosen.json").exists()
+    assert rungs("out")[0]["seconds"] >= known["seconds"]
+    (whole,), (resumed,) = (report(folder)["details"]["trials"] for folder in ("whole", "out"))
+    assert whole["steps"][0]["sensitivity"] == resumed["steps"][0]["sensitivity"]
+    for text in ('{"groups": [', "[]", json.dumps(known | {"groups": ["others"]})):
+        Path("damaged/chosen.json").write_text(text)
+        assert call(*asked, "damaged", "--resume").status == 0
+        assert same("whole", "damaged")
+        for name in ("pruned.json", "report.json"):
+            Path("damaged", name).unlink()
+    assert len(chose) == 4
 
 
 def test_steps_may_fit_blocks_alone_and_settings_may_differ_in_them(call, recipe, trained):

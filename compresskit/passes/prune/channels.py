@@ -92,6 +92,7 @@ class Pruner:
         everything = torch.ones(self.channels.n_atoms, dtype=torch.bool)
         self.whole = self.now = self._size(everything) if whole is None else whole
         self.asked = options.target.limit(self.whole)
+        self._unscored: list[str] = []  # groups that would go if the criterion had scores of them
         self.groups, self.skipped = self._chosen()
         self._check_scores()
         self.least = self._smallest(1.0)
@@ -117,7 +118,8 @@ class Pruner:
         for stage in stages:
             groups, self.skipped = find_groups(network, self.channels, options.layers, stage)
             self.groups = [group for group in groups if group.name not in lacking] or groups
-            self.skipped |= {group.name: lacking[group.name] for group in groups if group not in self.groups}
+            self._unscored = [group.name for group in groups if group not in self.groups]
+            self.skipped |= {name: lacking[name] for name in self._unscored}
             if stage == stages[-1] or self._smallest(1 - ROOM) <= self.asked:
                 break
         return self.groups, self.skipped
@@ -141,6 +143,10 @@ class Pruner:
         if self.asked >= self.whole:
             return ""
         found = reach_by_kind(self._network, self._options, input_shape)
+        if self._unscored:
+            names = ", ".join(self._unscored[:3]) + (", ..." if len(self._unscored) > 3 else "")
+            told = f"; criterion {self._options.criterion.kind} has nothing to score {names} by, which stay"
+            return told + (f": with another one, {found}" if found else "; take another one")
         if self._options.groups == "auto":
             return f"; by kinds of groups, {found}" if found else ""
         there = {self.channels.kinds[atom] for atom in range(self.channels.n_atoms) if atom not in self.channels.frozen}

@@ -100,7 +100,7 @@ class CachedMoments:
             nbytes = entry.request.nbytes
             if nbytes > self.memory:
                 raise ResourceError(
-                    f"the moments of {entry.name} take {nbytes / 1e9:.1f} GB, {self.memory / 1e9:.1f} GB "
+                    f"the moments of {entry.name} take {nbytes / 1e6:,.1f} MB, {self.memory / 1e6:,.1f} MB "
                     "are allowed; raise `moments.memory`, leave the layer out, or fuse into a smaller `kernel`"
                 )
             alike.setdefault(starts, []).append(entry)

@@ -299,7 +299,7 @@ def test_layers_are_taken_in_groups_that_fit(network, data, kept, monkeypatch):
 
 
 def test_one_layer_too_large_for_the_memory_is_refused(network, data, kept):
-    with pytest.raises(ResourceError, match=r"GB are allowed; raise `moments.memory`, leave the layer out"):
+    with pytest.raises(ResourceError, match=r"take 0\.1 MB, 0\.0 MB are allowed; raise `moments.memory`, leave the"):
         replace(kept, memory=1000).gather(network, requests(network), data.train)
 
 

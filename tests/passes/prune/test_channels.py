@@ -197,9 +197,7 @@ def test_every_criterion_ranks_every_net_that_it_can(net, kind, combine):
             pruned(net, **{**options, "layers": ("re:.*",), "groups": ("channels",)})
         found = pruned(net, **{**options, "layers": ("re:.*",)})  # auto
         assert found.skipped["wide"] == "norm-scale reads norms with a scale, and it has none behind it"
-        with pytest.raises(
-            RecipeError, match="norm-scale has nothing to score wide by, which stay; take"
-        ):
+        with pytest.raises(RecipeError, match="norm-scale has nothing to score wide by, which stay; take"):
             pruned(net, criterion=NormScale(), target=PruneTarget(macs="5%"))
     one, again = pruned(net, **options), pruned(net, **options)
     assert torch.equal(one.alive, again.alive)

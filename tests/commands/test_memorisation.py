@@ -15,6 +15,7 @@ from compresskit.commands.train.section import Memorisation
 from compresskit.data.dataset import Split
 from compresskit.data.mini import MnistMini
 from compresskit.distributed import Group
+from compresskit.report import TerminalProgress
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,7 @@ def test_columns_are_best_test_last_test_and_training_error_on_the_corrupted_lab
     recipe.report = SimpleNamespace(metrics=None)
     data = source.load(5)
     folder = SimpleNamespace(path=tmp_path)
-    current = Session("train", None, recipe, data, CPU, Group(), (), folder, None, ExitStack())
+    current = Session("train", None, recipe, data, CPU, Group(), (), folder, TerminalProgress(quiet=True), ExitStack())
     asked = []
 
     def train(current, folder, trial, label):

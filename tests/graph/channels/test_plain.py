@@ -157,5 +157,5 @@ def test_weights_as_arguments_of_every_form():
     network, x = trace(Arguments(), (6,)), torch.randn(3, 6)
     plain, names = plain_layers(network, (6,))
     torch.testing.assert_close(plain(x), network(x))
-    (name,) = names
-    assert not plain.get_submodule(name).weight.requires_grad
+    frozen, named = (plain.get_submodule(name) for name in names)
+    assert not frozen.weight.requires_grad and named.weight.requires_grad

@@ -45,10 +45,12 @@ def warning(name: str, cost: StepCost) -> str:
     """How much more a step costs than the compact network's, and what would cost less."""
     said = f"{name}: a step takes {cost.times:.3g} times the multiply-adds of the compact net's"
     if not cost.products:
-        return f"{said}, since its factors run one after another; mode: online multiplies them first"
+        cheaper = f", and {cost.separate}" if cost.separate else "; mode: online multiplies them first"
+        return f"{said}, since its factors run one by one{cheaper}"
     batch = math.ceil(cost.batch * cost.products / ((cost.limit - 1) * cost.compact))
     rate = "" if cost.rate_below is None else f"expand.rate: {cost.rate_below:g}, "
+    ways = f"{rate}rate: auto, " if cost.auto else rate
     return (
-        f"{said}: products of factors take {cost.products / cost.compact:.3g} times, whatever the batch is; {rate}"
-        f"rate: auto, or batches of {batch:,} for {cost.batch:,} would keep it below {cost.limit:g}"
+        f"{said}: products of factors take {cost.products / cost.compact:.3g} times, whatever the batch is; {ways}"
+        f"{'or ' if ways else ''}batches of {batch:,} for {cost.batch:,} would keep it below {cost.limit:g}"
     )

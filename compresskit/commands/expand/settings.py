@@ -97,10 +97,11 @@ def _expanded(current: Session, setting: Setting, network: fx.GraphModule, seed:
     counts = count(network, current.data.input_shape)
     batch = _batch(current, setting.training)
     left: dict[str, str] = {}
+    macs = {layer.name: layer.macs * (batch or 0) for layer in counts.layers}
     if options.rate == "auto":
         if batch is None:
             raise RecipeError("expand.rate: auto weighs the batches of a training; add the section `train`")
-        rates, left = auto_rates(network, options, {layer.name: layer.macs * batch for layer in counts.layers})
+        rates, left = auto_rates(network, options, macs)
         if not rates:
             raise RecipeError(
                 f"expand.rate: auto finds no layer for which a rate of 1 stays below expand.limit: {options.limit:g}; "
@@ -119,6 +120,8 @@ def _expanded(current: Session, setting: Setting, network: fx.GraphModule, seed:
         batch=batch,
         limit=options.limit,
         rate_below=rate_below(network, options, names, (options.limit - 1) * batch * counts.macs),
+        auto=bool(auto_rates(network, options, macs)[0]),
+        separate=options.separate,
     )
     return replace(found, skipped=found.skipped | left, cost=cost)
 
@@ -165,10 +168,11 @@ def _varied(own: Setting, name: str, variant: Variant) -> Setting:
     if not folder:
         raise RecipeError(f"{where}: a name needs a letter or a digit, for its folder; rename it")
     if changes.get("strategy") == "none":
-        idle = [key for key in changes if key != "strategy"]
+        idle, expandnet = [key for key in changes if key != "strategy"], changes.get("init") == "expandnet"
         if idle:
             raise RecipeError(
-                f"{where}: strategy: none is the compact net, so {', '.join(idle)} mean nothing; drop them"
+                f"{where}: strategy: none is the compact net, for which {', '.join(idle)} can say nothing; leave out "
+                + ("strategy: none, for init: expandnet trains it compact, too" if expandnet else "what is named")
             )
         return Setting(name, f"compare/{folder}", None, training)
     contracted = changes.get("init") == "expandnet"

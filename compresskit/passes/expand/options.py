@@ -79,6 +79,17 @@ class Expand:
         return any(STRATEGIES[name].norms for name in self.strategies)
 
     @property
+    def separate(self) -> str | None:
+        """Why the factors have no product in training, which `mode: online` needs; None where they have."""
+        return (
+            "`nonlinear` parts them"
+            if self.nonlinear
+            else "acnet-bn has batch norms behind them"
+            if self.norms
+            else None
+        )
+
+    @property
     def chosen_mode(self) -> str:
         """`mode`, or its default."""
-        return self.mode or ("sequential" if self.nonlinear or self.norms else "online")
+        return self.mode or ("sequential" if self.separate else "online")

@@ -24,7 +24,8 @@ class StepCost:
     compact: of the compact network. layers: of what runs on the batch, which is the compact network again, or its
     factors one after another. products: of factors, formed once a step whatever its batch. parameters: in training.
     batch: samples of the step. limit: what `times` had better not exceed. rate_below: the one for all layers that would
-    keep to it, None if there is none.
+    keep to it, None if there is none. auto: whether `rate: auto` finds a layer that it can expand. separate: why the
+    factors have no product in training, None where they have.
     """
 
     compact: int
@@ -34,6 +35,8 @@ class StepCost:
     batch: int
     limit: float
     rate_below: float | None
+    auto: bool
+    separate: str | None
 
     @property
     def times(self) -> float:

@@ -28,6 +28,8 @@ def test_they_train_and_fold_away(recipe, call):
     outcome = call("expand", recipe, "--out", "run")
     assert outcome.status == 0, outcome.err
     report = json.loads(Path("run/report.json").read_text())
+    (note,) = [note for note in report["notes"] if "a step takes" in note]
+    assert note.endswith("since its factors run one by one, and acnet-bn has batch norms behind them")
     assert report["checks"]["contracted net against the expanded one, relative"] < 1e-5
     wide, compact = load(Path("run/expanded.pt")).network, load(Path("run/model.pt")).network
     norms = [norm for layer in expanded_layers(wide).values() for norm in layer.branch_norms]

@@ -255,7 +255,19 @@ def test_the_cost_of_a_step_is_said_before_and_after(recipe, call):
     for cheaper in ([f"expand.rate={rates[1]}", "train.batch_size=8"], [small[0], f"train.batch_size={rates[2]}"]):
         assert "a step takes" not in call("expand", recipe, *cheaper, "--dry-run").out
     outcome = call("expand", recipe, "expand={strategy: cl, mode: sequential, limit: 1.1}", "--dry-run")
-    assert "since its factors run one after another; mode: online multiplies" in " ".join(outcome.out.split())
+    assert "since its factors run one by one; mode: online multiplies" in " ".join(outcome.out.split())
+
+
+def test_a_costly_step_is_told_what_its_own_net_can_do(recipe, call):
+    """Factors without a product have no mode: online, and a layer too wide for a rate of 1 has no rate: auto."""
+    parted = "expand={strategy: ck, nonlinear: true, stages: [expand, train], limit: 1.1}"
+    assert "run one by one, and `nonlinear` parts them" in " ".join(
+        call("expand", recipe, parted, "--dry-run").out.split()
+    )
+    wide = ("model={kind: mlp, widths: []}", "expand={strategy: fc, rate: 4}", "train.batch_size=8", "--dry-run")
+    said = " ".join(call("expand", recipe, *wide).out.split())
+    assert re.search(r"whatever the batch is; (expand.rate: [\d.]+, or )?batches of [\d,]+ for 8", said)
+    assert "auto finds no layer" in call("expand", recipe, *wide, "expand.rate=auto").err
 
 
 def test_auto_chooses_rates_and_says_them(recipe, call):
@@ -299,7 +311,7 @@ REFUSALS = {
     "expand.compare={a b: {rate: 2}, a-b: {rate: 1}}": "a b and a-b would share a row or a folder; rename one",
     "expand.compare={'ck+fc, rate 2': {rate: 1}}": "would share a row or a folder; rename one",
     "expand.compare={'+': {rate: 1}}": "expand.compare.+: a name needs a letter or a digit",
-    "expand.compare={x: {strategy: none, rate: 2, init: expandnet}}": "is the compact net, so rate, init mean nothing",
+    "expand.compare={x: {strategy: none, rate: 2, init: expandnet}}": "for which rate, init can say nothing; leave out",
     "expand.factors=7": "expand.factors: must be 2 or 3 or a mapping, given 7",
     "expand.factors={fc1: 7}": "expand.factors.fc1: must be 2 or 3, given 7",
     "expand.first=widen": "expand.first: must be 'keep' or 'expand', given 'widen'",

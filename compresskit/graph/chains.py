@@ -79,7 +79,11 @@ def between(network: fx.GraphModule, source: fx.Node, target: fx.Node, name: str
             raise UnsupportedModelError(f"{label}: {outer.name}, outside of it, also reads {node.name}")
     layers = [node for node in nodes if is_weighted(network, node)]
     if len(layers) < 2:
-        raise UnsupportedModelError(f"{label}: it holds {len(layers)} weighted layers; fusing needs two or more")
+        found = ", ".join(str(node.target) for node in layers) or "none"
+        raise UnsupportedModelError(
+            f"{label}: fusing needs two convolutions or linear layers, or more, and it has {found} (transposed "
+            "convolutions do not count)"
+        )
     return chain_from(source, nodes, layers, name)
 
 

@@ -50,7 +50,7 @@ def test_a_block_without_a_shortcut_keeps_its_batch_norm():
     [
         (Plain, "conv3", "fc1", r"no layer is named 'conv3'; did you mean 'conv2'"),
         (Plain, "fc1", "conv1", r"fc1 comes behind conv1 in the network; write \[conv1, fc1\]"),
-        (Plain, "conv1", "conv1", r"it holds 1 weighted layers; fusing needs two or more"),
+        (Plain, "conv1", "conv1", r"needs two convolutions or linear layers, or more, and it has conv1 \(transposed"),
         (Residual, "stem", "block1.conv1", r"block1_shortcut, outside of it, also reads stem"),
         (Residual, "block1.conv2", "block2.conv1", r"add also reads block1_shortcut from outside of it"),
         (Shared, "fc", "head", r"fc: it is called 2 times; a shared layer cannot be fused"),

@@ -31,7 +31,7 @@ def fuse_result(current: Session, options: FuseAndRetrain, trials: list[FusedTri
     after = [trial.after for trial in trials if trial.after is not None]
     batch = current.recipe.report.latency_batch
     result.figures = compared([trial.before for trial in trials], after, batch, current.device)
-    result.notes = [*slower(result.figures), *_worse_than_constants(trials), *teacher_notes(options.retrain)]
+    result.notes = [*slower(result.figures), *_worse_than_constants(trials, options), *teacher_notes(options.retrain)]
     result.tables = [_networks(trials, metric), *_training(trials), _layers(trials)]
     if trials[0].ranking.rows:
         result.tables.append(candidate_table(trials[0].ranking.rows))
@@ -184,7 +184,7 @@ def _layers(trials: list[FusedTrial]) -> Table:
     )
 
 
-def _worse_than_constants(trials: list[FusedTrial]) -> list[str]:
+def _worse_than_constants(trials: list[FusedTrial], options: FuseAndRetrain) -> list[str]:
     """Notes on fused layers that stand in no better than the mean of the outputs would."""
     notes = []
     for found in _by_step(trials).values():
@@ -192,10 +192,12 @@ def _worse_than_constants(trials: list[FusedTrial]) -> list[str]:
         expected = max(step.row.unexplained for step in found)
         measured = max(step.row.measured_unexplained or 0.0 for step in found)
         if max(expected, measured) >= 1:
+            apart = options.channels != "joint" and len(row.weight_shape) > 2  # of a linear layer they never are
+            joint = "`channels: joint`, " if apart else ""
             shares = f"{_number(expected)} expected, {_number(measured)} measured"
             notes.append(
                 f"{' + '.join(row.layers)}: the fused layer is no better than a constant (share of variance that it "
-                f"misses: {shares}; {row.count:,} samples for {row.features:,} inputs): take more `samples`, "
+                f"misses: {shares}; {row.count:,} samples for {row.features:,} inputs): take {joint}more `samples`, "
                 "`solver.ridge: auto`, a smaller `kernel`, or other layers"
             )
     return notes

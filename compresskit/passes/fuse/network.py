@@ -1,5 +1,6 @@
 """Fusing: a chain of layers becomes the one layer that least squares finds for it (FuseInit)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,8 @@ def solve(fusible: Fusible, moments: Moments, options: Fuse, means: MeanMaps | N
 def measure(network: fx.GraphModule, fusible: Fusible, fusion: Fusion, batches: Batches) -> tuple[float, float]:
     """(error, share of the variance) of the fused layer against the chain it stands for, on other data.
 
-    error: E||y - W x - b||^2 over images and positions, summed over outputs. The layer runs in float64.
+    error: E||y - W x - b||^2 over images and positions, summed over outputs. The layer runs in float64. A single row
+    has no variance, and its share is NaN: nobody knows it.
     """
     device = next(network.parameters()).device
     layer, bias = build(fusible, fusion).to(device), fusion.bias.to(device) if len(fusible.bias_shape) > 1 else 0.0
@@ -115,7 +117,7 @@ def measure(network: fx.GraphModule, fusible: Fusible, fusion: Fusion, batches: 
             squares, error = squares + rows.square().sum(), error + (target - layer(padded) - bias).square().sum()
     variance = float(squares / count - (total / count).square().sum())
     lost = float(error) / count
-    return lost, 0.0 if variance == 0 else lost / variance
+    return lost, math.nan if count == 1 else 0.0 if variance == 0 else lost / variance
 
 
 def describe(network: fx.GraphModule, fusible: Fusible, fusion: Fusion) -> FusedLayer:

@@ -33,6 +33,17 @@ def test_few_images_get_a_ridge_and_are_told_what_to_expect(call, recipe, traine
     assert not any("no better than a constant" in note for note in report("auto")["notes"])
 
 
+def test_channels_apart_that_do_badly_are_told_of_joint_ones(call, recipe):
+    deep = ("model={kind: convnet, channels: [4, 8, 8]}", "train.epochs=1")
+    assert call("train", recipe, *deep).status == 0
+    apart = ("fuse.channels=independent", "fuse.solver={kind: cholesky, ridge: 0.0}", "fuse.samples=60")
+    for layers, said in ("[conv2, conv3]", True), ("[conv3, head]", False):
+        asked = (f"fuse.layers=[{layers}]", *apart, "-c", "runs/net-train", "--out", "fused", "--force")
+        assert call("fuse", recipe, *asked).status == 0
+        (note,) = [note for note in report("fused")["notes"] if "no better than a constant" in note]
+        assert ("take `channels: joint`, more" in note) == said
+
+
 def asked_of(monkeypatch) -> list[list[str]]:
     """What is asked for in each pass over the data, while the test runs."""
     found, original = [], cached_moments.collect

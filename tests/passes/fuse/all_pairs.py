@@ -63,7 +63,11 @@ def _between(network: fx.GraphModule, source: fx.Node, target: fx.Node, name: st
             raise UnsupportedModelError(f"{label}: {outer}, outside of it, also reads {node.name}")
     layers = tuple(str(node.target) for node in inside if _is_weighted(network, node))
     if len(layers) < 2:
-        raise UnsupportedModelError(f"{label}: it holds {len(layers)} weighted layers; fusing needs two or more")
+        found = ", ".join(layers) or "none"
+        raise UnsupportedModelError(
+            f"{label}: fusing needs two convolutions or linear layers, or more, and it has {found} (transposed "
+            "convolutions do not count)"
+        )
     return Chain(name, source.name, target.name, tuple(node.name for node in inside), layers)
 
 

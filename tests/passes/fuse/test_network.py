@@ -1,6 +1,7 @@
 """Fusing nets whose chains are linear is exact, so any misalignment of kernel, stride or padding shows."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -181,6 +182,16 @@ def test_predicted_errors_are_those_measured_on_the_same_images():
         assert share == pytest.approx(fusion.error / fusion.variance, rel=1e-9)
         fused = apply(network, fusible, fusion)
         assert not torch.equal(fused(x), network(x))
+
+
+def test_one_row_has_no_variance_of_which_to_take_a_share():
+    network, x = trace(make(Plain)), batch(Plain, 300)
+    fusible = find(network, ("fc1", "fc2"), (2, 8, 8))
+    sums = {fusible.request.name: fusible.request.zeros("cpu")}
+    collect(network, [fusible.request], loader(x), sums)
+    error, share = measure(network, fusible, solve(fusible, sums[fusible.request.name].finish(), Fuse()), loader(x[:1]))
+    assert error > 0
+    assert math.isnan(share)
 
 
 def test_targets_can_come_from_another_net():

@@ -47,7 +47,7 @@ class DrawnLayer:
 
 @dataclass(frozen=True)
 class Initialised:
-    """What was drawn. masks: of the sparse layers. others: layers that no way names, left as they were."""
+    """What was drawn. masks: of the sparse layers. others: what no way names or none can draw, left as it was."""
 
     network: fx.GraphModule
     masks: dict[str, Tensor] = field(default_factory=dict)
@@ -76,7 +76,7 @@ def initialise(network: fx.GraphModule, ways: Sequence[Way], input_shape: Sample
     """
     network = copy.deepcopy(network)
     chosen = _chosen(network, ways)
-    others = [name for name in select(network, _ALL) if name not in chosen]
+    others = [name for name in dict.fromkeys([*select(network, _ALL), *_with_weights(network)]) if name not in chosen]
     found, problems = Initialised(network, others=others), dict[str, str]()
     maps, shared = _maps(network, input_shape), shared_names(network)
     calls = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
@@ -94,6 +94,11 @@ def initialise(network: fx.GraphModule, ways: Sequence[Way], input_shape: Sample
                 problems[name] = str(error)
     _refuse(problems, "train.init")
     return found
+
+
+def _with_weights(network: nn.Module) -> list[str]:
+    """Modules with a weight of two sides or more, such as transposed convolutions; a bare one of the root by itself."""
+    return [key.rpartition(".")[0] or key for key, weight in network.named_parameters() if weight.ndim > 1]
 
 
 def regular_masks(network: fx.GraphModule, options: Ramanujan, seed: int) -> Masks:

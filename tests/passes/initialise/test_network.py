@@ -68,6 +68,15 @@ def singular_values(module, channels, side=8):
     return torch.linalg.svdvals(jacobian)
 
 
+def test_what_no_way_can_draw_is_told():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 2), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3))
+    before = net[1].weight.clone()
+    found = initialise(trace(net), [Orthogonal()], SIZE, 0)
+    assert [layer.name for layer in found.layers] == ["0", "3"]
+    assert found.others == ["1"]
+    assert torch.equal(found.network.get_submodule("1").weight, before)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_way_draws_every_layer_it_is_for(kind):
     linear = ("@linear",) if kind in ("sao", "orthogonal") else ("re:.*",)

@@ -12,7 +12,6 @@ from compresskit.commands.parents import check_fits, checkpoint_file
 from compresskit.commands.recipe import Recipe, variant
 from compresskit.commands.session import Arguments, Start
 from compresskit.commands.spectra.section import IsometryOfNetworks
-from compresskit.commands.train.compare import folder_of_cell
 from compresskit.commands.train.initial import untrained_start
 from compresskit.commands.train.section import name_of_cell
 from compresskit.data.dataset import DataSet
@@ -118,19 +117,15 @@ def _trained(name: str, where: str, path: Path, data: DataSet, cell: tuple[str, 
 
 
 def _cells(path: Path, data: DataSet) -> Iterator[Subject]:
-    """Of the run at `path` every cell that did not diverge; the run's own network is one of them."""
+    """Of the run at `path` every cell that was trained; the run's own network may be one of them."""
     where = f"{WHERE}.grid"
     try:
         entries = json.loads((path / REPORT).read_text())["details"]["compare"]
+        trained = [(entry["row"], entry["column"], entry["folder"]) for entry in entries if entry["trained"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{where}: {path} is no run of `train.compare` that has ended; name the folder of one"
         ) from error
-    for entry in entries:
-        row, column = entry["row"], entry["column"]
-        folder = path / folder_of_cell(row, column)
-        if not folder.exists():
-            folder = path
-        if (folder / "model.pt").exists():
-            name = name_of_cell(row, column).replace("/", "_")
-            yield _trained(name, f"{where}, {name}", folder, data, (row, column))
+    for row, column, folder in trained:
+        name = name_of_cell(row, column).replace("/", "_")
+        yield _trained(name, f"{where}, {name}", path / folder, data, (row, column))

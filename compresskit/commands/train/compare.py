@@ -27,7 +27,7 @@ DIVERGED, FAILED = "diverged", "failed"  # in tables, for figures
 class Cell:
     """One network of the grid. folder: in that of the run. session: that of a recipe of its own.
 
-    own: whether it is the network of the run.
+    own: whether it is the network of the run, which has no folder of its own.
     """
 
     row: str
@@ -83,12 +83,8 @@ def _cell(current: Session, grid: Grid, row: str, column: str, sets: list[tuple[
         data = load_data(recipe, current.progress)
         sets.append((recipe.data, data))
     session = replace(current, recipe=recipe, data=data)
-    return Cell(row, column, folder_of_cell(row, column), session, _plain(recipe) == _plain(current.recipe))
-
-
-def folder_of_cell(row: str, column: str) -> str:
-    """Where in the run's folder a cell is trained, unless it is the network of the run."""
-    return "/".join((FOLDER, *(slug(part) for part in (row, column) if part)))
+    folder = "/".join((FOLDER, *(slug(part) for part in (row, column) if part)))
+    return Cell(row, column, folder, session, _plain(recipe) == _plain(current.recipe))
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -122,7 +118,7 @@ def add_comparison(current: Session, result: Result, found: Sequence[Cell], trai
         cells_of = {row: [_value(results[row, column], value) for column in columns] for row in rows}
         headings = columns if columns != [""] else [title]
         result.tables.append(Table(title, ("network", *headings), [(row, *values) for row, values in cells_of.items()]))
-    result.details["compare"] = [_details(row, column, one, metric) for (row, column), one in results.items()]
+    result.details["compare"] = [_details(cell, results[cell.row, cell.column], metric) for cell in found]
     if current.group.is_main and current.recipe.report.plots and current.folder is not None:
         _draw(current, found, results)
 
@@ -170,10 +166,12 @@ def _value(result: Result | str, value: Callable[[Result], Any]) -> Any:
     return result if isinstance(result, str) else value(result)
 
 
-def _details(row: str, column: str, result: Result | str, metric: str) -> dict[str, Any]:
+def _details(cell: Cell, result: Result | str, metric: str) -> dict[str, Any]:
     """For report.json: every quantity, one value a trial where trials differ, and the epochs."""
     values = {title: _value(result, value) for title, value in _quantities(metric).items()}
-    return {"row": row, "column": column, **values, **({} if isinstance(result, str) else result.details)}
+    where = {"folder": "." if cell.own else cell.folder, "trained": not isinstance(result, str)}
+    named = {"row": cell.row, "column": cell.column, **where}
+    return {**named, **values, **({} if isinstance(result, str) else result.details)}
 
 
 def _last(result: Result, monitor: str) -> dict[str, list[float]]:

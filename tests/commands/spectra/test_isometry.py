@@ -300,7 +300,11 @@ def test_a_grid_of_trained_networks_is_looked_at_by_one_command(call, grid, monk
 
 def test_a_cell_that_diverged_is_left_out(call, grid, tmp_path):
     shutil.copytree(grid / "runs/grid", "run")
-    Path("run/compare/dense/n-3/model.pt").unlink()
+    shutil.rmtree("run/compare/dense/n-3")
+    told = json.loads(Path("run/report.json").read_text())
+    (cell,) = (one for one in told["details"]["compare"] if one["folder"] == "compare/dense/n-3")
+    cell["trained"] = False
+    Path("run/report.json").write_text(json.dumps(told))
     outcome = call("spectra", grid / "grid.yaml", "spectra.isometry.grid=run", "--out", "out")
     assert outcome.status == 0, outcome.err
     assert Path("out/isometry-grid.png").stat().st_size > 1000
@@ -313,6 +317,9 @@ def test_checkpoints_that_cannot_be_compared(call, grid, trained, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(call("spectra", recipe, f"{key}.compare={{x: empty}}"), 1, f"{key}.compare.x: empty", "no model.pt")
     refused(call("spectra", recipe, f"{key}.grid=empty"), 1, f"{key}.grid: empty", "no run of `train.compare`")
+    shutil.copytree(grid / "runs/grid", "moved")
+    shutil.rmtree("moved/compare/dense/n-3")
+    refused(call("spectra", recipe, f"{key}.grid=moved"), 1, f"{key}.grid, Dense, N = 3: moved/compare/dense/n-3")
     alone = trained / "runs/net-train"
     refused(call("spectra", recipe, f"{key}.grid={alone}"), 1, f"{key}.grid", "no run of `train.compare`")
     refused(call("spectra", recipe, f"{key}.compare={{x: {alone}}}"), 2, f"{key}.compare.x: start", "'fc3'")

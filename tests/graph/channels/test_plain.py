@@ -158,4 +158,5 @@ def test_weights_as_arguments_of_every_form():
     plain, names = plain_layers(network, (6,))
     torch.testing.assert_close(plain(x), network(x))
     frozen, named = (plain.get_submodule(name) for name in names)
-    assert not frozen.weight.requires_grad and named.weight.requires_grad
+    assert not frozen.weight.requires_grad
+    assert named.weight.requires_grad

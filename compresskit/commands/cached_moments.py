@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import fx
 
+from compresskit.commands.result import counted
 from compresskit.data.dataset import Split
 from compresskit.distributed import Group
 from compresskit.errors import ResourceError
@@ -121,8 +122,7 @@ class CachedMoments:
     ) -> None:
         """One pass over the data from behind its first `done` batches."""
         needed = sum(entry.request.nbytes for entry in entries)
-        layers = "1 layer" if len(entries) == 1 else f"{len(entries)} layers"
-        log.info("moments of %s: %.1f MB of memory and disk", layers, needed / 1e6)
+        log.info("moments of %s: %.1f MB of memory and disk", counted(len(entries), "layer"), needed / 1e6)
         check_disk(self.cache.folder, 2 * needed)  # an unfinished part may still be there when the whole is written
         rank = self.group.rank
         sums = {entry.name: self._resumed(entry, done) for entry in entries}

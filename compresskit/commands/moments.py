@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from compresskit.commands.cached_moments import CachedMoments
+from compresskit.commands.result import counted
 from compresskit.commands.session import Session
 from compresskit.data.dataset import Split
 from compresskit.distributed import Group
@@ -55,8 +56,7 @@ class Gatherer:
     def plan(self, requests: Sequence[Request]) -> str:
         """What taking them costs, as far as no cache holds them."""
         groups = in_passes(requests, lambda request: request.nbytes, self.memory)
-        layers = "1 layer" if len(requests) == 1 else f"{len(requests)} layers"
-        return f"moments of {layers}: {self.cost(groups)}"
+        return f"moments of {counted(len(requests), 'layer')}: {self.cost(groups)}"
 
     def cost(self, groups: Sequence[Sequence[Request]]) -> str:
         """Of as many passes over the data."""

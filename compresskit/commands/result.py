@@ -24,6 +24,11 @@ def alike(rows: Iterable[tuple[str, tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
     return [(shortened(found), len(found), *figures) for figures, found in names.items()]
 
 
+def counted(number: int, what: str) -> str:
+    """1 layer, 2 layers."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def shortened(names: Sequence[str]) -> str:
     """All names if they are few, else the first two and the last."""
     return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, ... {names[-1]}"

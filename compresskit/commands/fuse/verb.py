@@ -17,7 +17,7 @@ from compresskit.commands.fuse.steps import FuseSteps
 from compresskit.commands.jobs.job import Job, attempts, beside, placement, with_failures, worked
 from compresskit.commands.moments import temporary_folder
 from compresskit.commands.parents import MODEL
-from compresskit.commands.result import Result
+from compresskit.commands.result import Result, counted
 from compresskit.commands.session import (
     Arguments,
     Progress,
@@ -151,8 +151,9 @@ def _cost(options: FuseAndRetrain, steps: FuseSteps) -> list[str]:
     groups = steps.passes()
     shared = [" and ".join(str(fusible.chain) for fusible in group) for group in groups if len(group) > 1]
     cost = steps.gather.cost([[fusible.request for fusible in group] for group in groups])
-    chains = "1 chain" if len(steps.planned) == 1 else f"{len(steps.planned)} chains"
-    return [f"moments of {chains}: {cost}" + "".join(f"; {names} in one" for names in shared)]
+    return [
+        f"moments of {counted(len(steps.planned), 'chain')}: {cost}" + "".join(f"; {names} in one" for names in shared)
+    ]
 
 
 def _run_trial(current: Session, options: FuseAndRetrain, trial: int) -> FusedTrial:

@@ -45,9 +45,7 @@ def prune_channels(
     """Cuts and repairs the start's network, into pruned.pt. original: whose outputs repairs are judged by. moments:
     folder of those that the repair takes. whole: size of the network. before: the last step, of several."""
     plan = pruner(current, options, start.network, whole)
-    choice = chosen(
-        current, plan, folder, lambda: plan.prune(_data(current, options, start.network, moments), seed)
-    )  # fmt: skip
+    choice = chosen(current, plan, folder, lambda: plan.prune(_data(current, options, start.network, moments), seed))
     pruned = choice.pruned
     bare = cut(start.network, pruned.channels, pruned.alive)
     difference = _difference(current, start.network, bare, pruned)

@@ -17,8 +17,10 @@ from compresskit.storage.atomic import write_tensors
 from compresskit.training import state
 from compresskit.training.seeds import epoch_seed
 
-VERSION = 2  # of what the files hold
-COPIES = 8  # of the weights on disk: present and best ones, two moments of Adam's, twice while a file replaces another
+VERSION = 3  # of what the files hold
+# of the weights on disk: present and best ones and two moments of Adam's, in a file that replaces one of six, where two
+# losses are tried: these four of the first, and the two that the second starts from
+COPIES = 10
 
 
 class Fits(Protocol):

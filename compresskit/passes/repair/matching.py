@@ -27,6 +27,9 @@ Judging = Callable[[fx.GraphModule], float]
 Saved = dict[str, Any]
 Places = Mapping[str, Tensor | None]  # None: all are there
 LOOKS = 5  # at held-out images on the way, and one before it
+TRIAL = 0.1  # share of the steps behind which the loss may change
+ASTRAY = 1.5  # divergence by then, as a share of that at the start, above which the outputs alone are tried, too
+NEARER = 0.9  # divergence, as a share of the other's, that they must have to go on
 _WARM = 0.05  # share of the steps in which the rate rises
 
 
@@ -42,9 +45,11 @@ class Match:
 
 @dataclass
 class Matched:
-    """looks: (step, mean divergence on held-out images), from step 0 on. best: step whose weights were taken."""
+    """looks: (step, mean divergence on held-out images), from step 0 on. best: step whose weights were taken. layers:
+    whether outputs of layers count; not where they led astray."""
 
     looks: list[tuple[int, float]] = field(default_factory=list)
+    layers: bool = True
 
     @property
     def best(self) -> int:
@@ -54,7 +59,8 @@ class Matched:
     def told(self) -> str:
         """What held-out images say, in words."""
         (_, first), (last, _) = self.looks[0], self.looks[-1]
-        return f"{first:.4g} -> {dict(self.looks)[self.best]:.4g} at step {self.best} of {last}"
+        told = f"{first:.4g} -> {dict(self.looks)[self.best]:.4g} at step {self.best} of {last}"
+        return told + ("" if self.layers else ", without the outputs of layers, which led astray")
 
 
 class Matching:
@@ -63,7 +69,9 @@ class Matching:
     What is lowered is the mean squared difference of the outputs, of classes their scores before softmax (Ba and
     Caruana 2014), as a share of the variance of the teacher's, of several tensors the mean; and the mean of the same
     over the outputs of layers, at the channels that the student still has, which tell the weights before them more than
-    the end of the network does; these count less and less, and nothing in the end.
+    the end of the network does; these count less and less, and nothing in the end. A narrow student that cannot have
+    such outputs is led astray by them: where it is far away behind a tenth of the steps, these are taken again with the
+    outputs alone, which go on where they come nearer.
     Steps are Adam's (Kingma and Ba 2015), whose length hardly depends on the gradient's, times rate x rms(tensor), so
     that one rate serves all networks (as in Adafactor, Shazeer and Stern 2018, section 8); it rises over the first
     twentieth of the steps and falls along a cosine to 0. Norms use their running statistics and dropout is off, so that
@@ -90,26 +98,36 @@ class Matching:
         self._masks = {name: mask.to(self._trained[name].device) for name, mask in (masks or {}).items()}
         self._step, self._epoch, self._served = 0, 0, 0  # served: batches of the epoch
         self.found, self._best = Matched(), self._weights()
+        self._trial = max(1, round(TRIAL * options.steps)) if self._places else 0  # the step at which it ends; 0: none
+        self._start = self._now() | {"layers": False} | dict.fromkeys(("network", "best"), student.state_dict())
+        self._tried: Saved | None = None  # what the trial with layers came to; empty once one loss is chosen
 
     def run(
         self, batches: Batches, on_step: Callable[[int, float], None], save: Callable[[Saved], None]
     ) -> fx.GraphModule:
         """The network with the weights that diverged least on held-out images, those at the start among them.
 
-        on_step: is told the steps done and the least divergence. save: is given, behind each look, what `load` goes on
-        from. Raises ConvergenceError where the outputs are not finite from the start.
+        on_step: is told the steps done, which stand still in a second trial, and the least divergence. save: is given,
+        behind each look, what `load` goes on from. Raises ConvergenceError where the outputs are not finite from the
+        start.
         """
         steps = self._options.steps
         if not self.found.looks:
-            self._look(save)
+            self._look()
+            save(self._state())
         inputs = self._inputs(batches)
         with evaluating(self.network, training_outputs=True), evaluating(self._original, training_outputs=True):
             while self._step < steps:
                 self._descend(next(inputs))
                 self._step += 1
-                if self._step * LOOKS // steps > (self._step - 1) * LOOKS // steps:
-                    self._look(save)
-                on_step(self._step, min(value for _, value in self.found.looks))
+                if self._step == self._trial or self._step * LOOKS // steps > (self._step - 1) * LOOKS // steps:
+                    self._look()
+                    if self._step == self._trial:
+                        self._choose()
+                        inputs = self._inputs(batches)
+                    save(self._state())
+                done = self._step if self._tried is None else max(self._step, self._trial)
+                on_step(done, min(value for _, value in self.found.looks))
         self.network.load_state_dict(self._best)
         for name, parameter in self.network.named_parameters():
             parameter.grad = None
@@ -117,10 +135,8 @@ class Matching:
         return self.network
 
     def load(self, saved: Saved) -> None:
-        self._step, self._epoch, self._served = saved["step"], saved["epoch"], saved["served"]
-        self.found, self._best = Matched(saved["looks"]), saved["best"]
-        self.network.load_state_dict(saved["network"])
-        self._optimizer.load_state_dict(saved["optimizer"])
+        self._go_to(saved["now"])
+        self._tried = saved["tried"]
 
     def _inputs(self, batches: Batches) -> Iterator[Any]:
         """From the batch of the present step on, epoch after epoch; none before it is read."""
@@ -142,9 +158,10 @@ class Matching:
             expected, *theirs = self._teacher(inputs)
         found, *ours = self._student(inputs)
         loss, left = mean_relative_error(found, expected), 1 - self._step / self._options.steps
-        for one, other, (dim, kept) in zip(ours, theirs, self._places, strict=True):
-            other = other if kept is None else other.index_select(dim, kept)
-            loss = loss + left * relative_error(one, other, dim) / len(ours)
+        if self.found.layers:
+            for one, other, (dim, kept) in zip(ours, theirs, self._places, strict=True):
+                other = other if kept is None else other.index_select(dim, kept)
+                loss = loss + left * relative_error(one, other, dim) / len(ours)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for name, parameter in self._trained.items():
@@ -159,24 +176,49 @@ class Matching:
             part["lr"] = rate * part["size"]
         self._optimizer.step()
 
-    def _look(self, save: Callable[[Saved], None]) -> None:
+    def _look(self) -> None:
         value = self._group.share(self._judge(self.network))
         if not math.isfinite(value) and not self.found.looks:
             raise ConvergenceError("match: the outputs are not finite; check the checkpoint and the data for NaN")
         self.found.looks.append((self._step, value if math.isfinite(value) else math.inf))
         if self.found.best == self._step:
             self._best = self._weights()
-        save(
-            {
-                "step": self._step,
-                "epoch": self._epoch,
-                "served": self._served,
-                "looks": self.found.looks,
-                "best": self._best,
-                "network": self.network.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-            }
-        )
+
+    def _choose(self) -> None:
+        """Behind a trial with the outputs of layers may begin one without; behind that, the better one goes on."""
+        (_, first), *_, (_, last) = self.found.looks
+        if self._tried is not None:
+            (_, other) = self._tried["looks"][-1]
+            if not last < NEARER * other:
+                self._go_to(self._tried)
+            self._tried = {}
+        elif last > ASTRAY * first:
+            self._tried = copy.deepcopy(self._now())
+            self._go_to(self._start | {"looks": self.found.looks[:1]})
+        else:
+            self._tried = {}
+
+    def _state(self) -> Saved:
+        return {"now": self._now(), "tried": self._tried}
+
+    def _now(self) -> Saved:
+        """All that changes from step to step, not copied."""
+        return {
+            "step": self._step,
+            "epoch": self._epoch,
+            "served": self._served,
+            "looks": self.found.looks,
+            "layers": self.found.layers,
+            "best": self._best,
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def _go_to(self, saved: Saved) -> None:
+        self._step, self._epoch, self._served = saved["step"], saved["epoch"], saved["served"]
+        self.found, self._best = Matched(list(saved["looks"]), saved["layers"]), saved["best"]
+        self.network.load_state_dict(saved["network"])
+        self._optimizer.load_state_dict(saved["optimizer"])
 
     def _weights(self) -> Mapping[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}

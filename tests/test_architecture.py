@@ -67,7 +67,15 @@ FLOORS = [
     ["data.registry"],
     ["data.own"],
     ["models", "data"],
-    ["models.plain", "models.images", "models.scenes", "models.weights", "data.augmentation", "data.reading"],
+    [
+        "models.plain",
+        "models.images",
+        "models.scenes",
+        "models.weights",
+        "data.augmentation",
+        "data.reading",
+        "data.stored",
+    ],
     ["models.parts"],
     ["jobs"],
     # tensors in, tensors out

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from compresskit.data.dataset import DataSet, generator
 from compresskit.data.memory import Examples, InMemory, assemble
-from compresskit.data.oddities import are_whole, count_classes, is_one_hot, shortened
 from compresskit.data.reading.arrays import Reader, opened
 from compresskit.data.reading.numbers import check_channels, finite, numbers, plain, whole
 from compresskit.data.reading.regular import at_home
+from compresskit.data.stored.oddities import are_whole, count_classes, is_one_hot, shortened
 from compresskit.errors import DataError
 from compresskit.options import option
 

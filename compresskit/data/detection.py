@@ -13,10 +13,10 @@ from torch import Tensor
 
 from compresskit.data.dataset import AnySet, DataSet, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
-from compresskit.data.normalization import Normalization
-from compresskit.data.oddities import shortened
 from compresskit.data.reading.regular import reading, regular
 from compresskit.data.reading.voc import listed
+from compresskit.data.stored.normalization import Normalization
+from compresskit.data.stored.oddities import shortened
 from compresskit.errors import DataError
 from compresskit.numerics.boxes import as_difficult
 from compresskit.options import option

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from compresskit.data.dataset import digest, generator, shares
-from compresskit.data.normalization import Normalization
 from compresskit.data.reading.images import decode
 from compresskit.data.reading.regular import regular
+from compresskit.data.stored.normalization import Normalization
 from compresskit.errors import DataError
 
 Key = tuple[list[int], list[int] | None]  # samples of a batch, and the seeds of their augmentation

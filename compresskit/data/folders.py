@@ -15,9 +15,9 @@ from compresskit.data.augmentation.augmix import AugMix
 from compresskit.data.augmentation.auto_augment import Policy
 from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
-from compresskit.data.normalization import Normalization
-from compresskit.data.oddities import shortened
 from compresskit.data.reading.regular import at_home, reading
+from compresskit.data.stored.normalization import Normalization
+from compresskit.data.stored.oddities import shortened
 from compresskit.errors import DataError
 from compresskit.options import option
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from compresskit.data.augmentation.augment import Augment
 from compresskit.data.dataset import AnySet, DataSet, corrupt, digest, generator, partition, shares
-from compresskit.data.normalization import AsStored, Normalization, Served, identity, measure
-from compresskit.data.oddities import class_notes, constant_notes
+from compresskit.data.stored.normalization import AsStored, Normalization, Served, identity, measure
+from compresskit.data.stored.oddities import class_notes, constant_notes
 from compresskit.errors import DataError
 from compresskit.options import option
 from compresskit.shapes import Shape

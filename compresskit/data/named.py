@@ -8,8 +8,8 @@ from torch import Tensor
 
 from compresskit.data.dataset import DataSet
 from compresskit.data.memory import Examples, InMemory, assemble
-from compresskit.data.normalization import Normalization
 from compresskit.data.reading.regular import at_home, reading
+from compresskit.data.stored.normalization import Normalization
 from compresskit.errors import DataError
 from compresskit.options import option
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from compresskit.data.dataset import AnySet, DataSet, digest, generator, partition
 from compresskit.data.files import FileSplit, sizes
-from compresskit.data.normalization import Normalization
 from compresskit.data.reading.images import read_mask
 from compresskit.data.reading.regular import at_home, reading
 from compresskit.data.reading.voc import listed
+from compresskit.data.stored.normalization import Normalization
 from compresskit.errors import DataError
 from compresskit.options import option
 

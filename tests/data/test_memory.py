@@ -3,7 +3,7 @@ import torch
 
 from compresskit.data.augmentation.augment import Augment
 from compresskit.data.memory import Examples, InMemory, MemorySplit, assemble
-from compresskit.data.normalization import Normalization, identity
+from compresskit.data.stored.normalization import Normalization, identity
 from compresskit.errors import DataError
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import torch
 from torchvision import datasets
 
 from compresskit.data.named import CIFAR10, CIFAR100, MNIST, FashionMNIST
-from compresskit.data.normalization import measure
+from compresskit.data.stored.normalization import measure
 from compresskit.errors import DataError
 
 CPU = torch.device("cpu")

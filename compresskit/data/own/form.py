@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from compresskit.data.oddities import shortened
 from compresskit.data.own.targets import OWN, Targets
+from compresskit.data.stored.oddities import shortened
 from compresskit.errors import DataError
 
 Place = str | int | None  # of a value in a sample: its key, or its number in a tuple

@@ -9,7 +9,7 @@ from compresskit.data.augmentation import augmix
 from compresskit.data.augmentation.augment import Augment
 from compresskit.data.augmentation.augmix import LEVELS, OPERATIONS, AugMix
 from compresskit.data.memory import Examples, MemorySplit
-from compresskit.data.normalization import measure
+from compresskit.data.stored.normalization import measure
 
 
 def images(count: int = 32, size: int = 33) -> torch.Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compresskit.data.normalization import Normalization
+from compresskit.data.stored.normalization import Normalization
 from compresskit.graph.format.table import to_table
 from compresskit.graph.trace import trace
 from compresskit.passes.fold.ends import with_normalisation, with_probabilities

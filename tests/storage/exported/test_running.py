@@ -5,7 +5,7 @@ import zipfile
 import pytest
 import torch
 
-from compresskit.data.normalization import Normalization
+from compresskit.data.stored.normalization import Normalization
 from compresskit.errors import CheckpointError, RecipeError
 from compresskit.storage.exported.metadata import read_metadata
 from compresskit.storage.exported.running import Exported, open_exported

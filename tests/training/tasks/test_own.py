@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from compresskit.data.memory import Examples, MemorySplit
-from compresskit.data.normalization import identity
 from compresskit.data.own.targets import OWN, Targets
+from compresskit.data.stored.normalization import identity
 from compresskit.distributed import Group
 from compresskit.errors import RecipeError
 from compresskit.graph.trace import trace

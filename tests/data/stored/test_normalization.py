@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from compresskit.data.normalization import identity, measure
+from compresskit.data.stored.normalization import identity, measure
 
 CPU = torch.device("cpu")
 

@@ -27,6 +27,7 @@ from torch import fx, nn
 
 from compresskit.commands.recipe import load_recipe
 from compresskit.data.dataset import DataSet
+from compresskit.data.layout import load_set
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.channels.walk import find_channels
 from compresskit.graph.counting import count
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=NETWORKS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    data: DataSet = load_recipe(arguments.recipe, arguments.overrides).section("data").load(0)
+    data: DataSet = load_set(load_recipe(arguments.recipe, arguments.overrides).section("data"), 0)
     network = load(arguments.checkpoint).network
     result: dict[str, Any] = {"bench": "prune", "python": platform.python_version(), "torch": torch.__version__}
     result["original"] = accuracy(network, data)

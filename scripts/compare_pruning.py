@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from compresskit.commands.recipe import load_recipe
+from compresskit.data.layout import load_set
 from compresskit.graph.channels.cut import cut
 from compresskit.graph.counting import count
 from compresskit.graph.shapes import evaluating
@@ -46,7 +47,7 @@ class Bench:
     """One network, its data, and what all methods share."""
 
     def __init__(self, recipe: Path, checkpoint: Path, overrides: list[str]) -> None:
-        self.data = load_recipe(recipe, overrides).section("data").load(0)
+        self.data = load_set(load_recipe(recipe, overrides).section("data"), 0)
         self.network = load(checkpoint).network
         self.shape = self.data.input_shape
         self.plan: Plan = plan(self.network, self.shape, Reconstruct(keep="50%"))

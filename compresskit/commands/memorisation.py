@@ -12,6 +12,7 @@ from compresskit.commands.jobs.job import Job, attempt
 from compresskit.commands.result import Table
 from compresskit.commands.session import Session
 from compresskit.commands.train.section import Memorisation
+from compresskit.data.layout import load_set
 from compresskit.errors import RecipeError
 from compresskit.storage.run_folder import slug
 from compresskit.training.loop import History
@@ -73,7 +74,7 @@ def memorisation_jobs(
 def _noisy(current: Session, level: float) -> Session:
     """The session with that share of the labels corrupted."""
     noisy = replace(current.recipe.section("data"), label_noise=level)
-    return replace(current, data=noisy.load(current.recipe.seed))
+    return replace(current, data=load_set(noisy, current.recipe.seed))
 
 
 def _folder(current: Session, level: float, number: int, name: str, trial: int) -> Path:

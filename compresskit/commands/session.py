@@ -21,6 +21,7 @@ from compresskit.commands.parents import (
 )
 from compresskit.commands.recipe import Recipe, load_recipe
 from compresskit.data.dataset import DataSet, Split
+from compresskit.data.layout import load_set
 from compresskit.distributed import Group, connect, device_kind, device_name
 from compresskit.errors import CheckpointError
 from compresskit.graph.doors.entry import entry_of
@@ -278,7 +279,7 @@ def trial_folder(current: Session, trial: int, trials: int) -> Path:
 
 def load_data(recipe: Recipe, progress: Progress) -> DataSet:
     """The recipe's data, with what is odd about them said."""
-    data: DataSet = recipe.section("data").load(recipe.seed)
+    data = load_set(recipe.section("data"), recipe.seed)
     for note in data.notes:
         progress.note(note)
     return data

@@ -89,6 +89,9 @@ class Source(Protocol):
     @property
     def kind(self) -> str: ...
 
+    @property
+    def channels_last(self) -> bool: ...
+
     def load(self, seed: int) -> DataSet: ...
 
 
@@ -103,6 +106,7 @@ class AnySet:
     # classes, the true one included (Zhang et al. 2017, as ExpandNets does); validation and test stay clean
     label_noise: Annotated[float, Ge(0), Lt(1)] = 0.0
     limit: Annotated[int, Ge(1)] | None = None  # train on a fixed random subset of so many samples, for smoke runs
+    channels_last: bool = False  # layout of batches in memory, in all verbs: quicker for most convolutions
 
 
 def partition(count: int, options: AnySet) -> tuple[Tensor, Tensor]:

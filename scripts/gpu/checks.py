@@ -60,6 +60,8 @@ def checks() -> Iterator[Check]:
     yield train("vit", "vit")
     yield train("bfloat16", precision="bfloat16", tolerance=ROUNDED)
     yield replace(train("float16", precision="float16", tolerance=ROUNDED), device_only=True)
+    sections = {"train": TRAIN | {"precision": "bfloat16"}, "data": DATA | {"channels_last": True}}
+    yield Check("train, bfloat16, channels last", "train", "resnet", sections, "losses", ROUNDED)
     yield train("compiled", "cnn", compile=True)
     yield train("layerwise rates", layerwise_rates={"metric": "alpha"})
     yield train("gradient confusion", "cnn", gradient_confusion={"pairs": 10})

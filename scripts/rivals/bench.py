@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from compresskit.cli.app import app
 from compresskit.commands.recipe import load_recipe
 from compresskit.data.dataset import Split
+from compresskit.data.layout import load_set
 from compresskit.errors import RecipeError
 from compresskit.graph.counting import count
 from compresskit.graph.shapes import evaluating
@@ -42,7 +43,7 @@ class Bench:
         self.recipe, self.checkpoint, self.overrides = recipe, checkpoint, tuple(overrides)
         self._sections = load_recipe(recipe, overrides, require=SECTIONS)
         self.name, self.label = self._sections.name, self._sections.description or self._sections.name
-        self.data = self._sections.section("data").load(self._sections.seed)
+        self.data = load_set(self._sections.section("data"), self._sections.seed)
         if self.data.validation is None:
             raise SystemExit(f"{recipe}: data.validation is missing: rivals' settings are judged on these images")
         self._trained = load(checkpoint)

@@ -7,7 +7,7 @@ A page holds blocks of
 
     <!-- table
     raw: NAME
-    title: how the title of the report's table begins
+    title: of the report's table, or how it begins where no other begins so
     columns: {column of the report's table: heading}
     document: {heading: {first cell of a row: the document's figure}}
     -->
@@ -48,11 +48,12 @@ def with_tables(page: str) -> str:
 
 
 def table(asked: Mapping[str, Any]) -> str:
-    """A table in Markdown. Raises KeyError for a raw file, a table or a column that there is not."""
+    """A table in Markdown. Raises KeyError for a raw file, a table or a column that there is not, or several tables."""
     raw = json.loads((PAGES / "raw" / f"{asked['raw']}.json").read_text())
     found = [one for one in raw["tables"] if one["title"].startswith(asked["title"])]
-    if not found:
-        raise KeyError(f"{asked['raw']}: no table begins with {asked['title']!r}")
+    found = [one for one in found if one["title"] == asked["title"]] or found
+    if len(found) != 1:
+        raise KeyError(f"{asked['raw']}: {len(found) or 'no'} tables begin with {asked['title']!r}")
     rows, columns = found[0]["rows"], list[str]()
     for name in found[0]["columns"]:  # of several of one name, the second is `name (2)`
         again = sum(column.partition(" (")[0] == name for column in columns)

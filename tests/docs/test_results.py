@@ -66,6 +66,15 @@ def test_of_columns_of_one_name_each_can_be_asked_for(kept):
     assert "| 2-4 | 3 | 4 | 0.9 |" in with_tables(page)
 
 
+def test_a_whole_title_is_meant_where_another_begins_so(kept):
+    raw = json.loads(kept.read_text())
+    longer = raw["tables"][0] | {"title": raw["tables"][0]["title"] + " and more", "rows": []}
+    kept.write_text(json.dumps(raw | {"tables": [longer, *raw["tables"]]}))
+    assert "| 2-4 |" in with_tables(PAGE)
+    with pytest.raises(KeyError, match="2 tables begin with 'netw'"):
+        with_tables(PAGE.replace("title: networks", "title: netw"))
+
+
 @pytest.mark.parametrize(("old", "new"), [("title: networks", "title: nets"), ("accuracy, fused", "accuracy")])
 def test_what_is_not_there_is_said(kept, old, new):
     with pytest.raises(KeyError, match="one: "):

@@ -50,7 +50,7 @@ def solve_rows(cxx: Tensor, cyx: Tensor, variance: Tensor, support: Tensor, coun
     sizes = support.sum(1)
     ridged = count <= PLENTY * (sizes + 1)
     shift = _shift(cxx, cyx, variance, support, ridged & (sizes > 0), count)
-    shifts = CUT * diagonal.sum() + shift * ridged
+    shifts = CUT * diagonal.clamp(min=0).sum() + shift * ridged  # rounding leaves inputs that are constant below 0
     weight = torch.zeros_like(cyx)
     for rows in _batches(support):  # (supports, rows of each)
         first = rows[:, 0]

@@ -56,6 +56,16 @@ def test_equals_numpy_on_each_row(monkeypatch, room):
     assert found.shift == 0
 
 
+def test_moments_of_constant_inputs_are_rounding():
+    """As centring leaves them where all inputs are constant: some are below zero, and so is their sum."""
+    found = torch.tensor([-5e-15, 1e-16, 2e-16, -3e-15], dtype=torch.float64).diag()
+    found[1, 2] = found[2, 1] = 4e-15
+    cross, support = torch.full((2, 4), 1e-17, dtype=torch.float64), torch.ones(2, 4, dtype=torch.bool)
+    solved = solve_rows(found, cross, torch.tensor([1.0, 0.0], dtype=torch.float64), support, 1000)
+    assert bool(solved.weight.isfinite().all())
+    assert bool((solved.error <= torch.tensor([1.0, 0.0])).all())
+
+
 def test_equal_supports_are_factorised_once(monkeypatch):
     sizes = []
     cholesky = torch.linalg.cholesky_ex

@@ -85,10 +85,10 @@ def _prepared(exported: Checkpoint, path: Path, options: Options, result: Result
     inputs = batch_of(exported)
     if options.layout == "grouped":
         put_groups(exported, inputs, path, result)
-    if options.fold_norms or options.quantize:
-        put_norms_away(exported, inputs, result)
-    if options.out.suffix in (".py", *STATES):
+    if options.out.suffix != ".pt":  # which may be trained further
         put_factors_together(exported, inputs, result)
+    if options.fold_norms or options.quantize:  # into whole layers: norms stand behind factors, too
+        put_norms_away(exported, inputs, result)
     if options.with_preprocessing:
         inputs = put_normalisation_inside(exported, inputs, result)
     if options.probabilities:

@@ -24,6 +24,7 @@ from tests.commands.test_bad_input import refused
 from tests.sparse import block_mask, scattered
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+NEEDS_ONNX = pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are optional")
 
 
 def checkpoint(degree: int = 4) -> Checkpoint:
@@ -190,7 +191,7 @@ def test_onnx_says_what_to_install(call, model, monkeypatch):
     refused(outcome, 2, "needs onnxscript, not installed here; install compresskit[onnx]")
 
 
-@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are optional")
+@NEEDS_ONNX
 @pytest.mark.filterwarnings("ignore")  # of libraries that are not pinned
 @pytest.mark.parametrize("layout", ["masked", "grouped"])
 def test_onnx(call, model, layout):
@@ -279,7 +280,7 @@ def test_several_inputs_are_arguments_of_a_program(call, of_two, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are optional")
+@NEEDS_ONNX
 @pytest.mark.filterwarnings("ignore")  # of libraries that are not pinned
 def test_weights_that_an_onnx_file_cannot_hold_lie_beside_it(call, model, monkeypatch):
     monkeypatch.setattr(onnx, "LARGEST", 1000)
@@ -302,7 +303,7 @@ def test_weights_that_an_onnx_file_cannot_hold_lie_beside_it(call, model, monkey
     assert [path.name for path in Path("moved").iterdir()] == ["net.onnx"]
 
 
-@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are optional")
+@NEEDS_ONNX
 @pytest.mark.filterwarnings("ignore")  # of libraries that are not pinned
 def test_several_inputs_have_names_in_onnx(call, of_two):
     from onnxruntime import InferenceSession
@@ -386,14 +387,38 @@ def test_source_that_torch_alone_runs(call, model, tmp_path):
     refused(call("export", model, "--out", "net.py"), 1, "net.safetensors: it exists already", "--force")
 
 
-def test_expanded_layers_are_multiplied_back_in_source(call, tmp_path):
+@pytest.fixture
+def expanded(tmp_path: Path) -> Path:
+    """An expanded convolution with a batch norm behind it."""
     torch.manual_seed(0)
     branches = [((8, (1, 1)), (8, (3, 3)), (6, (1, 1)))]
-    net = nn.Sequential(Expanded("Conv2d", 2, 6, branches, True, (3, 3), (1, 1), (1, 1), (1, 1), mode="sequential"))
-    network = trace(net, (2, 6, 6)).eval()
+    layer = Expanded("Conv2d", 2, 6, branches, True, (3, 3), (1, 1), (1, 1), (1, 1), mode="sequential")
+    norm = nn.BatchNorm2d(6)
+    nn.init.uniform_(norm.running_mean)
+    network = trace(nn.Sequential(layer, norm, nn.ReLU()), (2, 6, 6)).eval()
     save(Checkpoint(network, {"kind": "net"}, (2, 6, 6), "regression", {}, []), tmp_path / "model.pt")
-    outcome = call("export", "model.pt", "--out", "net.py", "--json")
+    return tmp_path / "model.pt"
+
+
+@pytest.mark.parametrize("suffix", [".py", ".pt2", ".safetensors", ".pth", pytest.param(".onnx", marks=NEEDS_ONNX)])
+def test_expanded_layers_are_multiplied_back(call, expanded, suffix):
+    outcome = call("export", expanded, "--out", f"net{suffix}", "--json")
     assert outcome.status == 0, outcome.err
-    checks = json.loads(outcome.out)["checks"]
-    assert 0 < checks["expanded layers multiplied back"] < 1e-5
-    assert checks["net.py read back"] == 0
+    report = json.loads(outcome.out)
+    assert 0 < report["checks"]["expanded layers multiplied back"] < 1e-5
+    assert report["checks"][f"net{suffix} read back"] < 1e-5
+    assert report["figures"][0]["after"] == [2 * 6 * 9 + 6 + 12]
+
+
+def test_an_expanded_checkpoint_stays_one(call, expanded):
+    assert call("export", expanded, "--out", "other.pt").status == 0
+    assert any(isinstance(layer, Expanded) for layer in load(Path("other.pt")).network.modules())
+
+
+def test_norms_behind_expanded_layers_are_folded(call, expanded):
+    outcome = call("export", expanded, "--out", "net.py", "--fold-norms", "--json")
+    assert outcome.status == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert report["skipped"] == {}
+    assert 0 < report["checks"]["norms folded"] < 1e-5
+    assert "BatchNorm" not in Path("net.py").read_text()

@@ -14,6 +14,7 @@ from compresskit.graph.shapes import is_part
 
 Batch = Tensor | tuple[Tensor, ...]
 Read = Callable[[Any], Any]
+ONE_SIZE = "forward makes a difference between batch sizes, and a file takes any"
 
 
 def arguments_of(batch: Any) -> tuple[Tensor, ...]:
@@ -54,6 +55,7 @@ def converting(path: Path, what: str) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
+        why = ONE_SIZE if "Constraints violated (batch)" in str(cause) else first_line(cause)
         raise UnsupportedModelError(
-            f"{path}: torch cannot write this network as {what} ({first_line(cause)}); write .py instead"
+            f"{path}: torch cannot write this network as {what} ({why}); write .py instead"
         ) from error

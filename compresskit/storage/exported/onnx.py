@@ -16,7 +16,7 @@ from torch.nn import functional
 from compresskit.errors import RecipeError, UnsupportedModelError, first_line
 from compresskit.graph.format.structure import in_structure
 from compresskit.storage.atomic import atomic_write
-from compresskit.storage.exported.batches import Batch, Read, any_batch, arguments_of, converting, separated
+from compresskit.storage.exported.batches import ONE_SIZE, Batch, Read, any_batch, arguments_of, converting, separated
 from compresskit.storage.exported.metadata import as_texts, own_keys
 
 LARGEST = 2**31 - 2**26  # bytes of weights in the file itself: one of Protobuf's has at most 2 GiB
@@ -40,6 +40,7 @@ def write_onnx(network: fx.GraphModule, inputs: Batch, path: Path, told: dict[st
                     _in_order(separated(network, inputs)), arguments, temporary, dynamo=True,
                     dynamic_shapes=any_batch(arguments), external_data=apart, verbose=False,
                 )  # fmt: skip
+                _check_batches(temporary)
             tell(temporary, told or {}, data.name)
             data.unlink(missing_ok=True)  # of a file that this one replaces
             if apart:
@@ -63,6 +64,15 @@ def _in_order(network: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(whole, lambda reader, whole=whole: reader is not whole)
     made.recompile()
     return made.eval()
+
+
+def _check_batches(path: Path) -> None:
+    """Raises ValueError where torch.onnx, which does not say so, wrote a file for batches of one size."""
+    import onnx
+
+    inputs = onnx.load(path, load_external_data=False).graph.input
+    if not all(one.type.tensor_type.shape.dim[0].dim_param for one in inputs):
+        raise ValueError(ONE_SIZE)
 
 
 def _read_back(written: Path, path: Path) -> Read:

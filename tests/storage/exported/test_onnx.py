@@ -72,6 +72,8 @@ def test_what_onnxruntime_does_not_run_leaves_the_file_that_was_there(tmp_path):
     [
         (write_onnx, lambda x: torch.median(x, 1)[0], "as ONNX (No ONNX function found for "),
         (write_program, lambda x: x.view(4, -1, 4).flatten(0, 1), "as a program ("),
+        (write_onnx, lambda x: torch.cat(x.chunk(2)), "as ONNX (forward makes a difference between batch sizes"),
+        (write_program, lambda x: torch.cat(x.chunk(2)), "as a program (forward makes a difference between batch"),
     ],
 )
 def test_what_torch_does_not_convert(write, call, message, tmp_path):

@@ -12,6 +12,7 @@ from compresskit.graph.doors.entry import Entry
 from compresskit.graph.doors.exported import exported
 from compresskit.graph.doors.forms import keep_forms
 from compresskit.graph.doors.owned import own_layers
+from compresskit.graph.doors.parametrised import how_plain
 from compresskit.graph.doors.prepared import prepared
 from compresskit.graph.doors.self_check import check_eval, check_training
 from compresskit.graph.doors.symbolic import replace_calls, symbolic, training_trace, trains_alike, writes_shared
@@ -54,11 +55,11 @@ def trace(
         network = source.through_fx()
     except UnsupportedModelError as refusal:
         if shape is None:
-            raise
+            raise UnsupportedModelError(f"{refusal}{how_plain(module)}") from refusal
         try:
             network = source.through_export()
         except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{error} (and {refusal})") from error
+            raise UnsupportedModelError(f"{error} (and {refusal}){how_plain(module)}") from error
     _set_modes(network, module)
     network.meta["entry"].seconds = time.monotonic() - started
     return network

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.nn import utils
+from torch.nn.utils import parametrizations
 
 from compresskit.errors import UnsupportedModelError
 from compresskit.graph.layers.stochastic_depth import StochasticDepth
@@ -209,6 +211,26 @@ def test_a_layer_with_a_hook_is_refused():
     net[0].register_forward_hook(lambda module, inputs, output: output + 1)
     with pytest.raises(UnsupportedModelError, match="^0: it has a forward hook"):
         trace(net)
+
+
+@pytest.mark.parametrize("shape", [None, (4,)])
+@pytest.mark.parametrize(
+    ("norm", "call"),
+    [
+        (parametrizations.weight_norm, 'parametrize.remove_parametrizations(layer, "weight")'),
+        (parametrizations.spectral_norm, 'parametrize.remove_parametrizations(layer, "weight")'),
+        (utils.spectral_norm, "remove_spectral_norm(layer)"),
+    ],
+)
+def test_weights_that_are_computed_in_forward_are_refused_with_the_way_out(norm, call, shape):
+    net = nn.Sequential(norm(nn.Linear(4, 4)), nn.ReLU(), norm(nn.Linear(4, 2)))
+    with pytest.raises(UnsupportedModelError) as told:
+        trace(net, shape)
+    assert str(told.value).endswith(f"once they are loaded, call torch.nn.utils.{call} for 0, 2")
+    for layer in (net[0], net[2]):
+        eval(f"utils.{call}", {"utils": utils, "layer": layer})
+    inputs = torch.randn(3, 4)
+    torch.testing.assert_close(trace(net, shape)(inputs), net(inputs))
 
 
 @pytest.mark.parametrize("name", ["self", "class", "None"])

@@ -121,6 +121,16 @@ def check_sharp(path: Path, inside: bool) -> None:
     assert (last.op_type == "Softmax") == inside
 
 
+@WITH_ONNX
+@OF_OTHERS
+def test_a_metric_that_fails_leaves_the_file_that_was_there(call, model, tmp_path):
+    (tmp_path / "my_metric.py").write_text("def wrong(outputs, targets):\n    raise ValueError('no idea')\n")
+    Path("net.onnx").write_text("before")
+    given = ["--quantize", "int8", "--recipe", "digits.yaml", "report.metrics=['my_metric:wrong']", "--force"]
+    refused(call("export", model, "--out", "net.onnx", *given), 2, "report.metrics: wrong raised", "no idea")
+    assert Path("net.onnx").read_text() == "before"
+
+
 def test_what_is_refused(call, model, monkeypatch, tmp_path):
     quantize = ["--quantize", "int8"]
     refused(call("export", model, "--out", "n.pt2", *quantize, "--recipe", "digits.yaml"), 2, "it is for .onnx files")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 def started(
     folder: Path, *arguments: str, before: tuple[str, ...] = (), program: str = PROGRAM, **streams
 ) -> subprocess.Popen:
+    """Told of hang-ups, even if whoever runs the tests has said `nohup`."""
     command = [*before, program, *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment(), **({"stderr": subprocess.PIPE} | streams))
+    streams = {"stderr": subprocess.PIPE} | streams
+    heard = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=folder, env=environment(), preexec_fn=heard, **streams)
 
 
 def ended(process: subprocess.Popen) -> str:

@@ -20,6 +20,11 @@ class Split(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether all samples are at hand, and none is read when it is served."""
+        ...
+
     def __len__(self) -> int: ...
 
     def sample(self, count: int) -> "Split":

@@ -51,6 +51,8 @@ class WorkerSplit:
     the network gets of them, there.
     """
 
+    in_memory = False
+
     def __init__(
         self, reader: Dataset[Any], count: int, ready: Callable[[Any, torch.device], Any], workers: int, identity: str
     ) -> None:

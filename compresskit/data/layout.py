@@ -29,6 +29,11 @@ class ChannelsLast:
         """The split's: what is served is the same."""
         return self.split.fingerprint
 
+    @property
+    def in_memory(self) -> bool:
+        """See Split."""
+        return self.split.in_memory
+
     def __len__(self) -> int:
         return len(self.split)
 

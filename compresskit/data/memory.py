@@ -60,6 +60,8 @@ class Examples(NamedTuple):
 class MemorySplit:
     """Split held as tensors. served: how each input is; augment: of the one input that is of images."""
 
+    in_memory = True
+
     def __init__(self, examples: Examples, served: Served | tuple[Served, ...], augment: Augment | None = None) -> None:
         self._examples = examples
         self._served = served if isinstance(served, tuple) else (served,)

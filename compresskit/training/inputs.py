@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, fx
 
 from compresskit.data.dataset import DataSet, Split
-from compresskit.data.memory import MemorySplit
 from compresskit.errors import DataError, RecipeError
 from compresskit.graph.shapes import Tokens, tokens
 from compresskit.shapes import shapes_of
@@ -65,7 +64,7 @@ def _which(place: int, data: DataSet) -> str:
 
 
 def _batches(part: Split) -> Iterator[tuple[Tensor, ...]]:
-    few = part if isinstance(part, MemorySplit) else part.sample(LOOKED_AT)
+    few = part if part.in_memory else part.sample(LOOKED_AT)
     for inputs, _ in few.batches(_BATCH, torch.device("cpu")):
         yield inputs if isinstance(inputs, tuple) else (inputs,)
 

@@ -1,6 +1,7 @@
 """What embeddings look up: tokens as they are stored, of every type and source, or a line that says why not."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from compresskit.data.arrays import Arrays
+from compresskit.data.layout import ChannelsLast
 from compresskit.data.own.factory import Factory
 from compresskit.errors import DataError, RecipeError
 from compresskit.graph.trace import trace
@@ -112,8 +114,10 @@ def test_a_set_in_memory_is_looked_at_as_a_whole(arrays):
     stored = np.tile(STORED, (3 * LOOKED_AT // 60, 1))
     for place in (0, len(stored) - 1):
         stored[place, 0] = 40
-        with pytest.raises(DataError, match="the data hold 40"):
-            check_inputs(trace(Words()), arrays(stored, tokens=True))
+        data = arrays(stored, tokens=True)
+        for train in (data.train, ChannelsLast(data.train)):  # the layout of images beside them changes nothing
+            with pytest.raises(DataError, match="the data hold 40"):
+                check_inputs(trace(Words()), replace(data, train=train))
         stored[place, 0] = 0
 
 

@@ -128,6 +128,8 @@ class Stream:
 class StreamSplit:
     """Split of samples that come one behind the other; every process goes through all of them."""
 
+    in_memory = False
+
     def __init__(self, samples: Stream) -> None:
         self._samples = samples
         self.fingerprint = digest(samples.identity, samples.labels)

@@ -9,12 +9,13 @@ turn, with the same weights, and must give the same loss before a time counts.
 import argparse
 import copy
 import json
-import platform
 import statistics
 import time
+from contextlib import nullcontext
 
 import torch
 import torchvision
+from machine import machine
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -22,19 +23,20 @@ from compresskit.data.dataset import Split
 from compresskit.data.layout import ChannelsLast
 from compresskit.data.memory import Examples, MemorySplit
 from compresskit.data.stored.normalization import identity
+from compresskit.training.trainer import AUTOCAST
 
 NETS = ("mobilenet_v2", "efficientnet_b0", "densenet121", "resnet18")
-AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 def seconds(net: nn.Module, split: Split, batch_size: int, device: torch.device, precision: str) -> tuple[float, float]:
     """The loss of the first step, and the median time of the others."""
+    cast = nullcontext() if precision == "float32" else torch.autocast(device.type, AUTOCAST[precision])
     net = copy.deepcopy(net).to(device).train()
     optimizer, losses, times = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9), list[float](), list[float]()
     for inputs, targets in split.batches(batch_size, device, seed=0, drop_last=True):
         began = time.perf_counter()
         optimizer.zero_grad()
-        with torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "float32"):
+        with cast:
             loss = cross_entropy(net(inputs), targets)
         loss.backward()
         optimizer.step()
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help="of the square images")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--precision", choices=AUTOCAST, default="float32")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     device, size = torch.device(arguments.device), arguments.batch_size
@@ -83,9 +85,7 @@ def main() -> None:
         "batch_size": size,
         "side": arguments.side,
         "precision": arguments.precision,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **machine(device),
     }
     print(json.dumps(report))
 

@@ -8,7 +8,6 @@ before a time counts.
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from machine import machine
 from torch import fx, nn
 from torchvision import transforms
 
@@ -93,9 +93,7 @@ def main() -> None:
         "images_per_second": {name: round(rate) for name, rate in rates.items()},
         "ratio": {name: round(rates["compresskit"] / rate, 2) for name, rate in rates.items() if name != "compresskit"},
         "batch_size": arguments.batch_size,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **machine(device),
     }
     print(json.dumps(report))
 

@@ -14,7 +14,7 @@ from compresskit.commands.analyses import analyse, draw_learning_curves
 from compresskit.commands.figures import Figures, compared
 from compresskit.commands.jobs.job import Job, attempts
 from compresskit.commands.parents import MODEL, not_finite
-from compresskit.commands.result import Result, Table
+from compresskit.commands.result import Result, Table, counted
 from compresskit.commands.session import Progress, Session, Start, trial_folder
 from compresskit.commands.teacher import teacher_for, teacher_notes
 from compresskit.commands.train.section import FreshTraining
@@ -281,7 +281,7 @@ def _result(current: Session, options: Training, trials: list[Trial]) -> Result:
     batch = current.recipe.report.latency_batch
     result.figures = compared(before, [trial.after for trial in trials], batch, current.device)
     result.checks = {"model.pt read back": max(trial.reloaded for trial in trials)}
-    result.tables = [Table(f"{current.verb}: {options.epochs} epoch{'s' if options.epochs > 1 else ''}", columns, rows)]
+    result.tables = [Table(f"{current.verb}: {counted(options.epochs, 'epoch')}", columns, rows)]
     if current.data.validation is None:
         result.notes.append(ON_TEST_SET)
     result.notes += teacher_notes(options)

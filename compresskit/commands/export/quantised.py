@@ -10,7 +10,7 @@ from compresskit.commands.evaluate.exported import metrics_of, timed
 from compresskit.commands.export.inputs import BATCH
 from compresskit.commands.export.network import difference
 from compresskit.commands.export.picture import draw
-from compresskit.commands.result import Result, Table
+from compresskit.commands.result import Result, Table, counted
 from compresskit.commands.session import Session
 from compresskit.storage.atomic import atomic_write
 from compresskit.storage.checkpoint import Checkpoint
@@ -46,7 +46,7 @@ def quantise(
     columns = [f"test {name}" for name in metrics]
     times = [f"ms, batch {batch}" for batch in _TIMED]
     threads = torch.get_num_threads()
-    title = f"float32 and int8, on the cpu, {threads} thread{'s' if threads > 1 else ''}"
+    title = f"float32 and int8, on the cpu, {counted(threads, 'thread')}"
     result.tables.append(Table(title, ("", *columns, "bytes", *times), rows))
     with atomic_write(out) as temporary:
         copyfile(eight, temporary)

@@ -122,8 +122,7 @@ class Matching:
                 self._step += 1
                 if self._step == self._trial or self._step * LOOKS // steps > (self._step - 1) * LOOKS // steps:
                     self._look()
-                    if self._step == self._trial:
-                        self._choose()
+                    if self._step == self._trial and self._choose():
                         inputs = self._inputs(batches)
                     save(self._state())
                 done = self._step if self._tried is None else max(self._step, self._trial)
@@ -184,19 +183,19 @@ class Matching:
         if self.found.best == self._step:
             self._best = self._weights()
 
-    def _choose(self) -> None:
-        """Behind a trial with the outputs of layers may begin one without; behind that, the better one goes on."""
+    def _choose(self) -> bool:
+        """Behind a trial with the outputs of layers may begin one without; behind that, the better one goes on. Whether
+        it is another one than before."""
         (_, first), *_, (_, last) = self.found.looks
-        if self._tried is not None:
-            (_, other) = self._tried["looks"][-1]
-            if not last < NEARER * other:
-                self._go_to(self._tried)
-            self._tried = {}
-        elif last > ASTRAY * first:
+        tried, self._tried = self._tried, {}
+        if tried is None and last > ASTRAY * first:
             self._tried = copy.deepcopy(self._now())
             self._go_to(self._start | {"looks": self.found.looks[:1]})
-        else:
-            self._tried = {}
+            return True
+        if tried is not None and not last < NEARER * tried["looks"][-1][1]:
+            self._go_to(tried)
+            return True
+        return False
 
     def _state(self) -> Saved:
         return {"now": self._now(), "tried": self._tried}

@@ -36,11 +36,11 @@ def write_onnx(network: fx.GraphModule, inputs: Batch, path: Path, told: dict[st
     with atomic_write(path) as temporary, without_log():
         try:
             with converting(path, "ONNX"):
-                torch.onnx.export(
+                program = torch.onnx.export(
                     _in_order(separated(network, inputs)), arguments, temporary, dynamo=True,
                     dynamic_shapes=any_batch(arguments), external_data=apart, verbose=False,
                 )  # fmt: skip
-                _check_batches(temporary)
+                _check_batches(program)
             tell(temporary, told or {}, data.name)
             data.unlink(missing_ok=True)  # of a file that this one replaces
             if apart:
@@ -66,12 +66,9 @@ def _in_order(network: fx.GraphModule) -> fx.GraphModule:
     return made.eval()
 
 
-def _check_batches(path: Path) -> None:
-    """Raises ValueError where torch.onnx, which does not say so, wrote a file for batches of one size."""
-    import onnx
-
-    inputs = onnx.load(path, load_external_data=False).graph.input
-    if not all(one.type.tensor_type.shape.dim[0].dim_param for one in inputs):
+def _check_batches(program: Any) -> None:
+    """Raises ValueError where torch.onnx, which does not say so, wrote a program for batches of one size."""
+    if any(isinstance(one.shape[0], int) for one in program.model.graph.inputs):
         raise ValueError(ONE_SIZE)
 
 
